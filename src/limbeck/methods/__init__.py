@@ -1,0 +1,14 @@
+"""The methods: one paper, one file."""
+
+from limbeck.methods.adversarial import adversarial
+from limbeck.methods.at import at
+from limbeck.methods.ban import ban
+from limbeck.methods.dml import dml
+from limbeck.methods.fitnets import fitnets
+from limbeck.methods.kd import kd
+from limbeck.methods.logits import logits
+from limbeck.methods.ls import ls
+from limbeck.methods.plain import plain
+from limbeck.methods.rkd import rkd
+
+__all__ = ["adversarial", "at", "ban", "dml", "fitnets", "kd", "logits", "ls", "plain", "rkd"]

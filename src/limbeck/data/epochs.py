@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """Return a CPU generator that depends on ``key`` alone, whatever was drawn before it."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def share() -> tuple[int, int]:
+    """Return this process's rank and the number of processes, (0, 1) without ``torch.distributed``."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class Epochs(ABC):
+    """Batches of one view after another, in an order that depends on nothing but (seed, view).
+
+    A *view* is one epoch: each ``iter()`` serves the next one. A view is a stream of positions, cut into batches. The
+    stream is one lap over ``ids`` (a permutation seeded by (seed, view, lap) where ``shuffle``), or as many laps as
+    ``batches`` asks for. An iterator takes its place when its first batch is asked for, so iterators
+    that are made and never used (Lightning makes some) skip nothing.
+
+    ``batch_size`` is the global batch. Where ``torch.distributed`` is initialised, rank r of w takes the positions
+    r::w of every batch, so that w processes see what one would. Then
+
+    * a training loader (``shuffle``) drops what is left of its last batch after division by w, and the whole of it if
+      that leaves a process fewer than two samples, which batch normalisation could not use;
+    * an evaluation loader drops nothing: shares may differ by one sample, and a last batch smaller than w joins the
+      one before it.
+
+    Args:
+        targets: class of every sample, int64 (N,); -100 marks a sample without a label.
+        batch_size: samples in a batch, over all processes.
+        shuffle: permute every lap. Also marks the loader as one for training (see above).
+        seed: of the order and, in the subclasses, of the augmentation.
+        drop_last: drop the last batch of a view if it is incomplete.
+        batches: batches in a view, instead of one lap. All of them are complete.
+        ids: rows of ``targets`` to serve, int64 (M,); all by default.
+    """
+
+    def __init__(
+        self,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+        batches: int | None,
+        ids: Tensor | None,
+    ) -> None:
+        if targets.dtype != torch.int64 or targets.ndim != 1:
+            raise TypeError(f"expected targets as int64 (N,), got {targets.dtype} {tuple(targets.shape)}")
+        ids = torch.arange(len(targets)) if ids is None else ids
+        if len(ids) == 0:
+            raise ValueError("expected at least one sample, got an empty data set")
+        if ids.dtype != torch.int64 or int(ids.min()) < 0 or int(ids.max()) >= len(targets):
+            raise ValueError(f"expected ids as int64 in 0..{len(targets) - 1}, got {ids.dtype} {ids.tolist()[:8]}")
+        if batch_size < 1 or (batches is not None and batches < 1):
+            raise ValueError(f"expected batch_size and batches of at least 1, got {batch_size} and {batches}")
+        if drop_last and batches is None and len(ids) < batch_size:
+            raise ValueError(f"drop_last leaves nothing of {len(ids)} samples: lower batch_size ({batch_size})")
+        self.targets = targets
+        self.ids = ids.cpu()
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.batches = batches
+        self._move(0, 0)
+
+    @abstractmethod
+    def _serve(self, view: int, first: int) -> Iterator[Batch]:
+        """Yield the batches ``first``, ``first + 1``, ... of a view, this process's share of each."""
+
+    @abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """Serve batches on ``device`` from now on; returns the loader itself."""
+
+    @abstractmethod
+    def plain(self) -> Self:
+        """Return a loader of the same samples once, in order and without augmentation."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Serve one view, from where the loader stands; see ``set_epoch`` and ``load_state_dict``."""
+        if not self._fresh or self._batch >= len(self):
+            self._move(self._view + 1, 0)
+        view, first = self._view, self._batch
+        self._fresh = False
+        self._turn = turn = object()  # an abandoned iterator that goes on later must not move the loader
+        for done, batch in enumerate(self._serve(view, first), start=first + 1):
+            if self._turn is turn:
+                self._batch = done
+            yield batch
+
+    def __len__(self) -> int:
+        """Batches in a view; the same for every process."""
+        if self.batches is not None:
+            return self.batches
+        full, rest = divmod(len(self.ids), self.batch_size)
+        if rest == 0 or self.drop_last:
+            return full
+        world = share()[1]
+        if self.shuffle:
+            return full + (rest >= (2 * world if full else world))
+        return full + (rest >= world or not full)
+
+    @property
+    def view(self) -> int:
+        """The view being served, or to be served next where none is."""
+        return self._view
+
+    def set_epoch(self, view: int) -> None:
+        """Let the next ``iter()`` serve ``view``; a place loaded in the middle of that very view is kept."""
+        if not (self._fresh and view == self._view):
+            self._move(view, 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the view and how many of its batches were handed out (by this process: the count is the same in all)."""
+        return {"view": self._view, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next ``iter()`` go on after the batches that ``state`` counts."""
+        if not {"view", "batch"} <= state.keys():
+            raise ValueError(f"expected a state with 'view' and 'batch', got {sorted(state)}")
+        self._move(int(state["view"]), int(state["batch"]))
+
+    def with_seed(self, seed: int) -> Self:
+        """Return a loader of the same samples (memory is shared) at view 0 of another seed."""
+        other = self._copy()
+        other.seed = seed
+        return other
+
+    def labelled(self) -> Self:
+        """Return a loader of the labelled samples alone, with as many batches a view as this one has."""
+        targets = self.targets.cpu()[self.ids]
+        if bool((targets >= 0).all()):
+            return self._copy()
+        if bool((targets < 0).all()):
+            raise ValueError("expected at least one labelled sample, got none")
+        other = self._copy()
+        other.ids, other.batches = self.ids[targets >= 0], len(self)
+        return other
+
+    def example(self, count: int = 8) -> Tensor:
+        """Return the inputs (count, C, H, W) of samples spread over the set, not augmented."""
+        other = self.plain()
+        spread = torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids))).long()
+        other.ids, other.batch_size, other.drop_last, other.batches = self.ids[spread], len(spread), False, None
+        return next(other._serve(0, 0))[0]
+
+    def _move(self, view: int, batch: int) -> None:
+        self._view, self._batch = view, batch
+        self._fresh, self._turn = True, object()
+
+    def _copy(self) -> Self:
+        other = copy.copy(self)
+        other._move(0, 0)
+        return other
+
+    def _span(self, index: int, world: int) -> tuple[int, int]:
+        """Start and stop of a batch in the view's stream of positions, over all processes."""
+        start, count = index * self.batch_size, len(self.ids)
+        stop = start + self.batch_size
+        if self.batches is not None:
+            return start, stop
+        if self.shuffle or self.drop_last:
+            stop = min(stop, count)
+            return start, stop - (stop - start) % world
+        return start, count if index == len(self) - 1 else stop
+
+    def _plan(self, view: int, first: int) -> Iterator[list[tuple[int, Tensor]]]:
+        """Yield, batch by batch from ``first`` on, this process's ids, grouped by the lap they belong to."""
+        rank, world = share()
+        if self.shuffle and (self.batch_size % world or len(self) == 0):
+            raise ValueError(
+                f"expected a batch_size divisible by the {world} processes and at least one sample for each, got "
+                f"batch_size {self.batch_size} and {len(self.ids)} samples"
+            )
+        count = len(self.ids)
+        orders: dict[int, Tensor] = {}
+        for index in range(first, len(self)):
+            start, stop = self._span(index, world)
+            laps = range(start // count, (stop - 1) // count + 1)
+            orders = {lap: orders[lap] if lap in orders else self._order(view, lap) for lap in laps}
+            at = torch.arange(start + rank, stop, world)
+            pieces = [(lap, orders[lap][at[at // count == lap] % count]) for lap in laps]
+            yield [piece for piece in pieces if len(piece[1])]
+
+    def _order(self, view: int, lap: int) -> Tensor:
+        if not self.shuffle:
+            return self.ids
+        return self.ids[torch.randperm(len(self.ids), generator=generator("order", self.seed, view, lap))]

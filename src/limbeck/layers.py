@@ -1,0 +1,231 @@
+"""What layers a network has, and which of the student's belongs to which of the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.frozen import bare, frozen
+from limbeck.task import Task, classification
+from limbeck.trace import locate
+
+Shape = tuple[int, ...]
+Pair = tuple[str, str]
+"""A student's layer and the teacher's that it learns from."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One submodule as it ran: its path, class, shapes for the example, and parameters with those inside it."""
+
+    path: str
+    kind: str
+    shape: Shape
+    input_shape: Shape
+    parameters: int
+
+
+def layers(net: nn.Module, example: Any, task: Task = classification) -> list[Layer]:
+    """Return the submodules in the order in which they finish, with the shapes they have for ``example``.
+
+    The network runs once, in eval mode and without gradients, and is left as it was. A submodule that does not return
+    a tensor, or that is not called, is left out; of one that is called several times, the last call counts.
+
+    Args:
+        net: Any network.
+        example: A batch of inputs, (N, ...), or a dict of them.
+        task: How inputs are fed.
+    """
+    view = bare(frozen(net))
+    found: dict[str, Layer] = {}
+    handles = [module.register_forward_hook(_note(path, found)) for path, module in view.named_modules() if path]
+    try:
+        with torch.no_grad():
+            task.feed(view, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(found.values())
+
+
+def stages(net: nn.Module, example: Any, task: Task = classification) -> list[Layer]:
+    """Return the layers worth matching, from shallow to deep.
+
+    Of a network with feature maps, the last layer at each resolution; of one with token sequences, its blocks; of a
+    multi-layer perceptron, its hidden layers, as the input of the linear layer that follows.
+    """
+    table = layers(net, example, task)
+    return _map_stages(table) or _token_blocks(net, table) or _hidden(table)
+
+
+def pairs(student: nn.Module, teacher: nn.Module, example: Any, task: Task = classification) -> list[Pair]:
+    """Pair the stages of two networks.
+
+    Feature maps of equal resolution belong together; where none are equal, and for tokens and hidden layers, stages pair
+    by their depth, from the deepest up.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        example: A batch of inputs, (N, ...).
+        task: How inputs are fed.
+
+    Returns:
+        Pairs (student's path, teacher's path), from shallow to deep.
+    """
+    of_student, of_teacher = stages(student, example, task), stages(teacher, example, task)
+    equal = _by_resolution(of_student, of_teacher)
+    return [(s.path, t.path) for s, t in equal or _by_depth(of_student, of_teacher)]
+
+
+def paired(
+    student: nn.Module,
+    teacher: nn.Module,
+    named: Sequence[Pair] | None,
+    example: Any | None,
+    task: Task = classification,
+    *,
+    maps: bool = False,
+) -> list[Pair]:
+    """Return the pairs a method was given, checked, or else those that `pairs` finds.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        named: The pairs that the user named.
+        example: A batch of inputs, needed where none were named; where it is given, shapes are checked too.
+        task: How inputs are fed.
+        maps: The method needs feature maps (N, C, H, W).
+
+    Raises:
+        ValueError: A layer does not exist or is no feature map, or there is nothing to pair by.
+    """
+    if named is None:
+        if example is None:
+            raise ValueError(
+                "layers are paired by running an example: pass example=inputs (a batch of inputs), "
+                "or name the pairs, layers=[('student.layer', 'teacher.layer')]"
+            )
+        named = pairs(student, teacher, example, task)
+    checked = [(str(s), str(t)) for s, t in named]
+    for s, t in checked:
+        locate(bare(student), s)
+        locate(bare(teacher), t)
+    if maps and example is not None:
+        _check_maps("student", student, [s for s, _ in checked], example, task)
+        _check_maps("teacher", teacher, [t for _, t in checked], example, task)
+    if not checked:
+        raise ValueError("found no layers to pair: name them, layers=[('student.layer', 'teacher.layer')]")
+    return checked
+
+
+def embedding(net: nn.Module, example: Any | None = None, task: Task = classification) -> str:
+    """Return the path of a network's embedding: the input of its last linear layer.
+
+    With an example it is the last that runs, otherwise the last that is registered.
+
+    Raises:
+        ValueError: The network has no linear layer.
+    """
+    if example is None:
+        linear = [path for path, module in bare(net).named_modules() if isinstance(module, nn.Linear)]
+    else:
+        linear = [layer.path for layer in layers(net, example, task) if layer.kind == "Linear"]
+    if not linear:
+        raise ValueError(
+            f"{type(bare(net)).__name__} has no linear layer whose input could serve as embedding: name a layer, "
+            "layer='pool' (`limbeck layers` lists them)"
+        )
+    return f"{linear[-1].removeprefix('_orig_mod.')}:in"
+
+
+def shape_at(net: nn.Module, path: str, example: Any, task: Task = classification) -> Shape:
+    """Return the shape of what ``path`` shows for an example."""
+    with torch.no_grad():
+        view = frozen(net)
+        inputs = {"inputs": example}
+        trace = Task(loss=task.loss, output=task.output, inputs=lambda batch: batch["inputs"]).look(
+            view, inputs, [path] if path else []
+        )
+    return tuple(trace[path].shape)
+
+
+def _note(path: str, found: dict[str, Layer]) -> Any:
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            first = next((value for value in inputs if isinstance(value, Tensor)), None)
+            size = sum(p.numel() for p in module.parameters())
+            found.pop(path, None)  # the last call decides the order
+            found[path] = Layer(
+                path, type(module).__name__, tuple(output.shape), () if first is None else tuple(first.shape), size
+            )
+
+    return note
+
+
+def _map_stages(table: list[Layer]) -> list[Layer]:
+    """The last layer to finish at each resolution: the outermost module there, since the inner ones finish first."""
+    maps = [layer for layer in table if len(layer.shape) == 4]
+    ends = [
+        layer
+        for layer, following in zip(maps, [*maps[1:], None], strict=True)
+        if following is None or following.shape[2:] != layer.shape[2:]
+    ]
+    wide = [layer for layer in ends if layer.shape[2] * layer.shape[3] > 1]
+    return wide or ends
+
+
+def _token_blocks(net: nn.Module, table: list[Layer]) -> list[Layer]:
+    """The members of the longest list of modules of one class whose outputs are (N, L, D)."""
+    tokens = {layer.path: layer for layer in table if len(layer.shape) == 3}
+    lists: dict[tuple[str, str], list[Layer]] = {}
+    for path, _ in bare(net).named_modules():
+        parent, _, last = path.rpartition(".")
+        if path in tokens and last.isdigit():
+            lists.setdefault((parent, tokens[path].kind), []).append(tokens[path])
+    return max(lists.values(), key=len, default=[])
+
+
+def _hidden(table: list[Layer]) -> list[Layer]:
+    linear = [layer for layer in table if layer.kind == "Linear" and len(layer.input_shape) == 2]
+    return [
+        Layer(f"{layer.path}:in", "input", layer.input_shape, layer.input_shape, layer.parameters)
+        for layer in linear[1:]
+    ]
+
+
+def _by_resolution(student: list[Layer], teacher: list[Layer]) -> list[tuple[Layer, Layer]]:
+    if not all(len(layer.shape) == 4 for layer in (*student, *teacher)):
+        return []
+    deepest = {layer.shape[2:]: layer for layer in teacher}
+    return [(layer, deepest[layer.shape[2:]]) for layer in student if layer.shape[2:] in deepest]
+
+
+def _by_depth(student: list[Layer], teacher: list[Layer]) -> list[tuple[Layer, Layer]]:
+    """Pair the i-th of n with the one at the same relative depth; the deepest always meet."""
+    few, many = (student, teacher) if len(student) <= len(teacher) else (teacher, student)
+    partners = [many[round((index + 1) * len(many) / len(few)) - 1] for index in range(len(few))]
+    return list(zip(few, partners, strict=True) if few is student else zip(partners, few, strict=True))
+
+
+def _check_maps(who: str, net: nn.Module, paths: Sequence[str], example: Any, task: Task) -> None:
+    for path in paths:
+        shape = shape_at(net, path, example, task)
+        if len(shape) != 4:
+            raise ValueError(
+                f"this method compares feature maps (N, C, H, W), but the {who}'s {path!r} has shape {shape}: "
+                "name a convolutional layer, or use a method for outputs and embeddings (kd, rkd)"
+            )
+
+
+def table_of(student: nn.Module, teacher: nn.Module, example: Any, task: Task = classification) -> Mapping[str, Any]:
+    """Return what `limbeck layers` prints: both networks' layers and the pairs between them."""
+    return {
+        "student": layers(student, example, task),
+        "teacher": layers(teacher, example, task),
+        "pairs": pairs(student, teacher, example, task),
+    }

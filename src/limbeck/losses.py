@@ -1,0 +1,12 @@
+"""Every pure loss, by name: student first, teacher second, then targets."""
+
+from limbeck.methods.adversarial import absolute_error as absolute_error
+from limbeck.methods.at import attention as attention
+from limbeck.methods.fitnets import hint as hint
+from limbeck.methods.kd import soft_cross_entropy as soft_cross_entropy
+from limbeck.methods.kd import soft_target as soft_target
+from limbeck.methods.logits import logit_regression as logit_regression
+from limbeck.methods.ls import label_smoothing as label_smoothing
+from limbeck.methods.rkd import rkd_angle as rkd_angle
+from limbeck.methods.rkd import rkd_distance as rkd_distance
+from limbeck.task import cross_entropy as cross_entropy

@@ -1,0 +1,255 @@
+"""The algorithm box of a paper: who plays, and how one batch is played."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from limbeck.frozen import as_teachers
+from limbeck.objective import Loss, Objective, Scene
+from limbeck.task import Batch, Task, classification
+
+Make = Callable[[list[nn.Parameter]], Optimizer]
+"""Makes an optimizer of a list of parameters."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """``player`` descends the weighted sum of ``losses``.
+
+    With ``step=False`` its gradients wait for its next turn. A plain tensor among the losses has weight 1.
+    """
+
+    player: str
+    losses: Mapping[str, Loss | Tensor]
+    step: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.losses:
+            raise ValueError(f"{self.player!r} has nothing to learn from: every term of its objective has weight 0")
+        losses = {name: loss if isinstance(loss, Loss) else Loss(loss) for name, loss in self.losses.items()}
+        object.__setattr__(self, "losses", losses)
+
+    @property
+    def terms(self) -> dict[str, Loss]:
+        """Each loss with its weight."""
+        return self.losses  # type: ignore[return-value]  # __post_init__ saw to it
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum, a scalar."""
+        # not sum(): its leading 0 would be one more node of the graph
+        first, *rest = (loss.weighted for loss in self.terms.values())
+        for loss in rest:
+            first = first + loss
+        return first
+
+
+class Method(nn.Module, ABC):
+    """A way to train: its players, and how they play one batch.
+
+    The code after a ``yield`` in `step` is the code after that update.
+    """
+
+    task: Task = classification
+
+    @abstractmethod
+    def players(self) -> dict[str, list[nn.Module]]:
+        """Return who learns: the modules of each player, which has one optimizer."""
+
+    @abstractmethod
+    def step(self, batch: Batch, progress: float) -> Iterator[Turn]:
+        """Play one batch at ``progress`` in [0, 1], turn by turn."""
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks that training is for, by name, the one to ship first.
+
+        By default the first module of the first player; adapters and critics stay behind.
+        """
+        player, (network, *_) = next(iter(self.players().items()))
+        return {player: network}
+
+
+class Distill(Method):
+    """Offline distillation: the student follows an objective in sight of frozen teachers.
+
+    Args:
+        student: The network to train.
+        teachers: One network, several by role (``{"teacher": a, "second": b}`` are `T` and ``T.of("second")``), or none.
+            They are frozen unless they are `Frozen` already.
+        objective: The weighted sum to descend.
+        task: How batches are fed and measured.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: nn.Module | Mapping[str, nn.Module] | None,
+        objective: Objective,
+        task: Task = classification,
+    ) -> None:
+        super().__init__()
+        self.student, self.objective, self.task = student, objective, task
+        self.teachers = nn.ModuleDict(as_teachers(teachers))
+        known = {"student", "input", "target", *self.teachers}
+        if unknown := objective.roles() - known:
+            raise ValueError(f"the objective reads {sorted(unknown)}, but only {sorted(known)} are there")
+
+    def players(self) -> dict[str, list[nn.Module]]:
+        """Return the student with the adapters of its objective."""
+        return {"student": [self.student, self.objective]}
+
+    def scene(self, batch: Batch, progress: float = 0.0) -> Scene:
+        """Return what the objective sees of a batch; only networks that it reads are run."""
+        scene: dict[str, Any] = {"progress": progress, "input": self.task.inputs(batch)}
+        roles = self.objective.roles()
+        if "target" in roles:
+            scene["target"] = self.task.target(batch)
+        for role, teacher in self.teachers.items():
+            if role in roles:
+                scene[role] = self.task.look(teacher, batch, self.objective.paths(role))
+        scene["student"] = self.task.look(self.student, batch, self.objective.paths("student"))
+        return scene
+
+    def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
+        """Let the student descend the objective."""
+        yield Turn("student", self.objective(self.scene(batch, progress)))
+
+
+def parameters(method: Method, trains: Collection[nn.Module] | None = None) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters that each player trains, each once.
+
+    Args:
+        method: The method.
+        trains: Only parameters of these modules; all by default.
+
+    Raises:
+        ValueError: A player has nothing to train, or two players share a parameter.
+    """
+    allowed = None if trains is None else {id(p) for module in trains for p in module.parameters()}
+    owner: dict[int, str] = {}
+    players: dict[str, list[nn.Parameter]] = {}
+    for player, modules in method.players().items():
+        own = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+        if shared := [owner[key] for key in own if key in owner]:
+            raise ValueError(
+                f"the players {shared[0]!r} and {player!r} share parameters, so one's update would undo the other's. "
+                "Give each its own network: copy.deepcopy(net), with a fresh initialisation"
+            )
+        owner |= dict.fromkeys(own, player)
+        players[player] = [p for key, p in own.items() if allowed is None or key in allowed]
+    if idle := [player for player, own_parameters in players.items() if not own_parameters]:
+        raise ValueError(f"{idle} have no parameter that requires a gradient: nothing would train")
+    return players
+
+
+def optimizers(method: Method, make: Make | Mapping[str, Make]) -> dict[str, Optimizer]:
+    """Return one optimizer for each player.
+
+    Args:
+        method: The method.
+        make: Makes an optimizer of a list of parameters; or one such function for each player.
+
+    Example:
+        >>> from limbeck import kd
+        >>> method = kd(nn.Linear(4, 2), nn.Linear(4, 2))
+        >>> list(optimizers(method, lambda params: torch.optim.SGD(params, 0.05)))
+        ['student']
+    """
+    return assign(parameters(method), make)
+
+
+def assign(players: Mapping[str, list[nn.Parameter]], make: Make | Mapping[str, Make]) -> dict[str, Optimizer]:
+    """Make the optimizer of each player's parameters."""
+    if isinstance(make, Mapping) and (missing := sorted(players.keys() - make.keys())):
+        raise ValueError(f"no optimizer for the players {missing}: got {sorted(make)}")
+    return {name: (make[name] if isinstance(make, Mapping) else make)(own) for name, own in players.items()}
+
+
+def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], progress: float = 0.0) -> dict[str, float]:
+    """Play one batch in your own loop.
+
+    Args:
+        method: The method.
+        batch: ``(inputs, targets)`` on the method's device.
+        optimizers: One for each player, as `limbeck.optimizers` makes them.
+        progress: How far training is, in [0, 1], for weights that change.
+
+    Returns:
+        For each player and term, ``player/term`` raw, ``player/term.weighted``, and ``player/loss``, their sum.
+
+    Raises:
+        FloatingPointError: A term is NaN or infinite.
+    """
+    logs: dict[str, Tensor] = {}
+    turns = descend(method, batch, optimizers, progress, waiting=set())
+    for turn in turns:
+        logs |= log(turn)
+    values = dict(zip(logs, torch.stack([v.float() for v in logs.values()]).tolist(), strict=True))  # one transfer
+    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise FloatingPointError(f"{broken[0]!r} is {values[broken[0]]}: lower the learning rate or its weight")
+    return values
+
+
+def descend(
+    method: Method,
+    batch: Batch,
+    optimizers: Mapping[str, Optimizer],
+    progress: float,
+    waiting: set[str],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    update: Callable[[Optimizer], bool] = lambda optimizer: bool(optimizer.step()) or True,
+) -> Iterator[Turn]:
+    """Play one batch: for each turn, descend its loss, then hand it on.
+
+    Args:
+        method: The method.
+        batch: The batch.
+        optimizers: One for each player.
+        progress: In [0, 1].
+        waiting: The players whose gradients wait for an update; changed in place, so that a caller who accumulates
+            over batches passes the same set again.
+        backward: How a loss is differentiated.
+        update: How a player steps; returns False to let its gradients wait for the next batch.
+    """
+    for turn in method.step(batch, progress):
+        if turn.player not in optimizers:
+            raise ValueError(f"no optimizer for the player {turn.player!r}: got {sorted(optimizers)}")
+        optimizer = optimizers[turn.player]
+        if turn.player not in waiting:
+            optimizer.zero_grad()
+            waiting.add(turn.player)
+        with _undisturbed([optimizers[other] for other in waiting if other != turn.player]):
+            backward(turn.total)
+        if turn.step and update(optimizer):
+            waiting.discard(turn.player)
+        yield turn
+
+
+@contextmanager
+def _undisturbed(others: list[Optimizer]) -> Iterator[None]:
+    """Keep the waiting gradients of other players free of what this player's loss sends them."""
+    held = [(p, p.grad) for other in others for group in other.param_groups for p in group["params"]]
+    for parameter, _ in held:
+        parameter.grad = None
+    yield
+    for parameter, grad in held:
+        parameter.grad = grad
+
+
+def log(turn: Turn) -> dict[str, Tensor]:
+    """Return what is logged of a turn: each term raw and weighted, and their sum, detached."""
+    logs = {}
+    for name, loss in turn.terms.items():
+        logs[f"{turn.player}/{name}"] = loss.value.detach()
+        logs[f"{turn.player}/{name}.weighted"] = loss.weighted.detach()
+    logs[f"{turn.player}/loss"] = turn.total.detach()
+    return logs

@@ -1,0 +1,133 @@
+"""FitNets: hints for thin deep nets.
+
+Romero, Ballas, Ebrahimi Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550;
+official code adri-romsor/FitNets (Theano).
+
+We train the paper's two stages; RepDistiller and mdistiller train a single joint one under this name. The soft term is
+their cross-entropy without T², written with our canonical reduction: λ/T² times `soft_cross_entropy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.frozen import frozen
+from limbeck.layers import layers, pairs, shape_at
+from limbeck.method import Distill
+from limbeck.methods.kd import soft_cross_entropy
+from limbeck.nets.connectors import regressor
+from limbeck.numerics import full_precision, same_shape
+from limbeck.objective import S, T, on
+from limbeck.paper import Paper
+from limbeck.stage import Stage, linear
+from limbeck.task import Task, classification
+
+PAPER = Paper(
+    key="romero2015fitnets",
+    title="FitNets: Hints for Thin Deep Nets",
+    authors="Romero, Adriana and Ballas, Nicolas and Ebrahimi Kahou, Samira and Chassang, Antoine and Gatta, Carlo "
+    "and Bengio, Yoshua",
+    venue="ICLR",
+    year=2015,
+    arxiv="1412.6550",
+    matches="a hidden layer, then softened outputs",
+    teacher="frozen network",
+)
+
+
+@full_precision
+def hint(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
+    """Squared error of a regressed guided layer against its hint.
+
+    Args:
+        student: r(v_g(x)), any shape (N, ...).
+        teacher: u_h(x), of the same shape.
+        reduction: ``"mean"`` over all elements, independent of the map's size; ``"paper"``: ½ Σ ‖u_h − r(v_g)‖², mean over
+            samples, which is C·H·W/2 times the former.
+    """
+    same_shape("hint and regressed guided layer", student, teacher)
+    if reduction == "mean":
+        return F.mse_loss(student, teacher)
+    if reduction == "paper":
+        return 0.5 * (student - teacher).square().sum() / len(student)
+    raise ValueError(f"reduction must be 'mean' or 'paper', got {reduction!r}")
+
+
+_hint = hint  # the paper gives its name to the layer too
+
+
+def fitnets(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    hint: str | None = None,
+    guided: str | None = None,
+    temperature: float = 3.0,
+    soft: Callable[[float], float] | float = linear(4.0, 1.0),
+    reduction: str = "paper",
+    hint_share: float = 0.5,
+    example: Tensor,
+    task: Task = classification,
+) -> Iterator[Stage]:
+    """Train the student's lower half to predict the teacher's middle layer, then all of it with soft targets.
+
+    Stage 1, up to the guided layer and without labels: ½ ‖u_h(x) − r(v_g(x))‖². Stage 2: CE(y, z_s) + λ CE(p_t^T, p_s^T).
+
+    With batch norm and skip connections the hint gains little, often less than `kd`; it is for nets that hardly train.
+
+    Args:
+        student: The network to train.
+        teacher: The network to learn from.
+        hint: The teacher's layer to learn from; by default the middle pair of `limbeck.pairs`.
+        guided: The student's layer that learns; likewise.
+        temperature: T of stage 2; 3 as in the authors' configurations.
+        soft: λ, a number or a function of progress; from 4 to 1 linearly, as in the authors' code for CIFAR. It weighs
+            the cross-entropy without T².
+        reduction: That of stage 1's loss, see `limbeck.losses.hint`; the paper's.
+        hint_share: Stage 1's part of the epochs; a half is ours, the authors trained each until it stopped improving.
+        example: A batch of inputs, (N, ...), from which the regressor gets its shape.
+        task: How batches are fed and measured.
+    """
+    guided, hint = _places(student, teacher, guided, hint, example, task)
+    predicted = S[guided].via(_regressor(student, teacher, guided, hint, example, task))
+    learn_hint = Distill(student, teacher, on(_hint, predicted, T[hint], name="hint", reduction=reduction), task)
+    upto = _upto(student, guided, example, task)
+    yield Stage(learn_hint, hint_share, trains=[*upto, learn_hint.objective], name="hint")
+
+    without_t2 = on(soft_cross_entropy, S, T, name="soft", temperature=temperature)
+    weight = soft if callable(soft) else linear(soft, soft)
+    everything = task.hard + (lambda progress: weight(progress) / temperature**2) * without_t2
+    yield Stage(Distill(student, teacher, everything, task), 1 - hint_share, name="knowledge")
+
+
+def _places(
+    student: nn.Module, teacher: nn.Module, guided: str | None, hint: str | None, example: Tensor, task: Task
+) -> tuple[str, str]:
+    """The named layers, or the middle pair."""
+    if guided is not None and hint is not None:
+        return guided, hint
+    found = pairs(student, teacher, example, task)
+    if not found:
+        raise ValueError("found no layers to pair: name them, hint='teacher.layer', guided='student.layer'")
+    middle = found[(len(found) - 1) // 2]
+    return guided or middle[0], hint or middle[1]
+
+
+def _regressor(
+    student: nn.Module, teacher: nn.Module, guided: str, hint: str, example: Tensor, task: Task
+) -> nn.Module:
+    shapes = shape_at(student, guided, example, task), shape_at(teacher, hint, example, task)
+    with torch.no_grad():
+        target = task.look(frozen(teacher), (example, None), [hint])[hint]
+    return regressor(*shapes, rectified=bool((target >= 0).all()))
+
+
+def _upto(student: nn.Module, guided: str, example: Tensor, task: Task) -> list[nn.Module]:
+    """The student's modules that have finished once the guided layer has: those that the hint can teach."""
+    path = guided.split(":")[0]
+    finished = [layer.path for layer in layers(student, example, task)]
+    return [student.get_submodule(done) for done in finished[: finished.index(path) + 1]]

@@ -1,0 +1,59 @@
+"""Label smoothing: the control that tells regularisation from knowledge.
+
+Szegedy, Vanhoucke, Ioffe, Shlens, Wojna, "Rethinking the Inception Architecture for Computer Vision", CVPR 2016,
+arXiv 1512.00567, section 7.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.method import Distill
+from limbeck.numerics import full_precision
+from limbeck.objective import S, Y, on
+from limbeck.paper import Paper
+from limbeck.task import UNLABELLED, Task, classification
+
+PAPER = Paper(
+    key="szegedy2016rethinking",
+    title="Rethinking the Inception Architecture for Computer Vision",
+    authors="Szegedy, Christian and Vanhoucke, Vincent and Ioffe, Sergey and Shlens, Jon and Wojna, Zbigniew",
+    venue="CVPR",
+    year=2016,
+    arxiv="1512.00567",
+    matches="smoothed labels",
+    teacher="nobody",
+)
+
+
+@full_precision
+def label_smoothing(student: Tensor, targets: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy with smoothed labels, q'(k) = (1 − ε) δ_ky + ε/K, mean over the labelled samples.
+
+    It is distillation at T = 1 from a uniform teacher. The uniform part covers the true class too, as in the paper
+    and in torch; Tf-KD's code spreads ε over the K − 1 wrong classes, which is ours at ε·K/(K − 1).
+
+    Args:
+        student: Logits, (N, K).
+        targets: Class indices, (N); -100 is "no label".
+        smoothing: ε in [0, 1].
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing must lie in [0, 1], got {smoothing}")
+    loss = F.cross_entropy(student, targets, ignore_index=UNLABELLED, label_smoothing=smoothing)
+    return torch.where((targets != UNLABELLED).any(), loss, 0.0)
+
+
+def ls(student: nn.Module, *, smoothing: float = 0.1, task: Task = classification) -> Distill:
+    """Train the student on smoothed labels: what a gain must beat before it is called knowledge.
+
+    L = (1 − ε) CE(y, z_s) + ε CE(uniform, z_s).
+
+    Args:
+        student: The network to train.
+        smoothing: ε; 0.1 as in the paper's section 7.
+        task: How batches are fed and measured.
+    """
+    return Distill(student, None, on(label_smoothing, S, Y, name="smoothed", smoothing=smoothing), task)

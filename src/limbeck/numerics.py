@@ -1,0 +1,53 @@
+"""What every loss does about precision, in one place."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
+    """Let a loss compute in float32 at least: half-precision arguments are widened, autocast is off inside.
+
+    Float64 stays float64. Softmax, norms and squares of features at 1e4 overflow or lose their meaning in
+    float16 (65504 at most) and bfloat16 (8 bits).
+    """
+
+    @functools.wraps(loss)
+    def widened(*args: P.args, **kwargs: P.kwargs) -> R:
+        wide = tuple(_widen(value) for value in args)
+        wide_options = {name: _widen(value) for name, value in kwargs.items()}
+        device = next((value.device.type for value in wide if isinstance(value, Tensor)), "cpu")
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return loss(*wide, **wide_options)  # type: ignore[arg-type]
+        return loss(*wide, **wide_options)  # type: ignore[arg-type]
+
+    return widened
+
+
+def _widen(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+        return value.float()
+    if isinstance(value, (tuple, list)):
+        return type(value)(_widen(entry) for entry in value)
+    return value
+
+
+def same_shape(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise a ValueError unless both tensors have the same shape.
+
+    ``name`` is what they are, for the message; broadcasting would silently train a wrong loss.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{name}: student and teacher must have the same shape, "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )

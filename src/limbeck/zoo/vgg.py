@@ -1,0 +1,84 @@
+"""VGG with batch norm for 32x32 images.
+
+Very Deep Convolutional Networks for Large-Scale Image Recognition. Karen Simonyan, Andrew Zisserman. ICLR 2015,
+arXiv 1409.1556.
+
+The form of the distillation literature's CIFAR-100 table (Tian et al., arXiv 1910.10699). It differs from the paper:
+batch norm after every convolution, global average pooling and a single linear layer in place of the three wide ones, and
+for images below 64 pixels three max poolings, so that the last two blocks see the same resolution. ``vgg8`` (one
+convolution a block) is that table's own.
+
+Places: ``block0`` ... ``block4`` (each after its last ReLU; the input of that ReLU is the pre-activation), ``pool0`` ...
+``pool3``, ``pool``, ``fc``.
+
+Letters: N images, C channels, H x W pixels, K classes.
+"""
+
+from torch import Tensor, nn
+
+from limbeck.zoo._parts import kaiming_fan_out, reset_layers
+
+# Convolutions in each of the five blocks; their widths are 64, 128, 256, 512, 512. 11 to 19 are the paper's A, B, D, E.
+BLOCKS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+
+
+class VGG(nn.Module):
+    """A VGG with batch norm and one linear layer.
+
+    Args:
+        depth: 8, 11, 13, 16 or 19.
+        num_classes: K.
+        in_channels: channels of the images.
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"vgg: expected a depth of 8, 11, 13, 16 or 19, got {depth}")
+        convolutions = BLOCKS[depth]
+        self.block0 = _block(in_channels, 64, convolutions[0])
+        self.pool0 = nn.MaxPool2d(2)
+        self.block1 = _block(64, 128, convolutions[1])
+        self.pool1 = nn.MaxPool2d(2)
+        self.block2 = _block(128, 256, convolutions[2])
+        self.pool2 = nn.MaxPool2d(2)
+        self.block3 = _block(256, 512, convolutions[3])
+        self.pool3 = nn.MaxPool2d(2)
+        self.block4 = _block(512, 512, convolutions[4])
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start afresh: He's normal (fan-out) for convolutions, a normal of 0.01 for the linear layer."""
+        reset_layers(self)
+        kaiming_fan_out(self)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images ``(N, C, H, W)``, at least 8 x 8, to logits ``(N, K)``."""
+        large = x.shape[2] >= 64
+        x = self.pool0(self.block0(x))
+        x = self.pool1(self.block1(x))
+        x = self.pool2(self.block2(x))
+        x = self.block3(x)
+        if large:
+            x = self.pool3(x)
+        x = self.block4(x)
+        logits: Tensor = self.fc(self.pool(x).flatten(1))
+        return logits
+
+
+def _block(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for _ in range(convolutions):
+        layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+        in_channels = channels
+    return nn.Sequential(*layers)
