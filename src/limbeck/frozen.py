@@ -58,8 +58,9 @@ class Frozen(nn.Module):
         return torch.func.functional_call(self.net, buffers, args, kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
-        self.net._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        self.net._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def frozen(net: nn.Module, mode: Mode = "eval") -> Frozen:

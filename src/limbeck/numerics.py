@@ -27,8 +27,8 @@ def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
         device = next((value.device.type for value in wide if isinstance(value, Tensor)), "cpu")
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                return loss(*wide, **wide_options)  # type: ignore[arg-type]
-        return loss(*wide, **wide_options)  # type: ignore[arg-type]
+                return loss(*wide, **wide_options)
+        return loss(*wide, **wide_options)
 
     return widened
 

@@ -165,7 +165,7 @@ def on(loss: Callable[..., Tensor], *sources: Source, name: str | None = None, *
         >>> from limbeck.losses import soft_target
         >>> objective = 0.9 * on(soft_target, S, T, temperature=4.0)
     """
-    name = name or getattr(loss, "__name__", type(loss).__name__.lower())
+    name = name or str(getattr(loss, "__name__", type(loss).__name__.lower()))
     return Objective([(1.0, Term(loss, sources, options, name))])
 
 

@@ -51,7 +51,7 @@ def logits(output: Any) -> Tensor:
         if len(tensors) == 1:
             return next(iter(tensors.values()))
     if isinstance(output, tuple) and "logits" in getattr(output, "_fields", ()):  # GoogLeNetOutputs, InceptionOutputs
-        return output.logits  # type: ignore[attr-defined]
+        return output.logits  # type: ignore[attr-defined, no-any-return]
     raise TypeError(
         f"expected the network to return logits, got {describe(output)}. "
         "Say where they are: Task(output=lambda out: out['scores'])"

@@ -34,7 +34,7 @@ PAPER = Paper(
 
 @full_precision
 def absolute_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean |z_s − z_t| over all elements."""
+    """Mean |z_s − z_t| over all elements."""
     return F.l1_loss(student, teacher)
 
 

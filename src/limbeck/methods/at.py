@@ -94,8 +94,10 @@ def at(
         task: How batches are fed and measured.
     """
     pairs = paired(student, teacher, layers, example, task, maps=True)
-    transfer = sum(on(_attention, S[s], T[t], name=f"attention.{s}", power=power) for s, t in pairs)
-    return Distill(student, teacher, task.hard + attention * transfer, task)
+    objective = task.hard
+    for s, t in pairs:
+        objective += attention * on(_attention, S[s], T[t], name=f"attention.{s}", power=power)
+    return Distill(student, teacher, objective, task)
 
 
 def _pool(maps: Tensor, grid: tuple[int, int]) -> Tensor:

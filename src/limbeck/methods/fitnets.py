@@ -9,7 +9,7 @@ their cross-entropy without T², written with our canonical reduction: λ/T² ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def fitnets(
     hint: str | None = None,
     guided: str | None = None,
     temperature: float = 3.0,
-    soft: Callable[[float], float] | float = linear(4.0, 1.0),
+    soft: tuple[float, float] = (4.0, 1.0),
     reduction: str = "paper",
     hint_share: float = 0.5,
     example: Tensor,
@@ -85,7 +85,7 @@ def fitnets(
         hint: The teacher's layer to learn from; by default the middle pair of `limbeck.pairs`.
         guided: The student's layer that learns; likewise.
         temperature: T of stage 2; 3 as in the authors' configurations.
-        soft: λ, a number or a function of progress; from 4 to 1 linearly, as in the authors' code for CIFAR. It weighs
+        soft: λ at the start and at the end of stage 2, linear between; 4 and 1 as in the authors' code for CIFAR. It weighs
             the cross-entropy without T².
         reduction: That of stage 1's loss, see `limbeck.losses.hint`; the paper's.
         hint_share: Stage 1's part of the epochs; a half is ours, the authors trained each until it stopped improving.
@@ -99,8 +99,7 @@ def fitnets(
     yield Stage(learn_hint, hint_share, trains=[*upto, learn_hint.objective], name="hint")
 
     without_t2 = on(soft_cross_entropy, S, T, name="soft", temperature=temperature)
-    weight = soft if callable(soft) else linear(soft, soft)
-    everything = task.hard + (lambda progress: weight(progress) / temperature**2) * without_t2
+    everything = task.hard + linear(soft[0] / temperature**2, soft[1] / temperature**2) * without_t2
     yield Stage(Distill(student, teacher, everything, task), 1 - hint_share, name="knowledge")
 
 

@@ -118,7 +118,7 @@ def _relative_distances(embeddings: Tensor) -> Tensor:
 
 
 def _cosines(embeddings: Tensor) -> Tensor:
-    """cos ∠(e_j − e_i, e_k − e_i) at [i, j, k]: ⟨e_j − e_i, e_k − e_i⟩ = G_jk − G_ij − G_ik + G_ii, (N, N, N)."""
+    """Cos ∠(e_j − e_i, e_k − e_i) at [i, j, k]: ⟨e_j − e_i, e_k − e_i⟩ = G_jk − G_ij − G_ik + G_ii, (N, N, N)."""
     gram = _gram(embeddings)
     squares = _squared_distances(gram)
     norms = gram.diagonal()

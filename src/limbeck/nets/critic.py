@@ -36,4 +36,4 @@ class Critic(nn.Module):
 def judged_by(critic: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Return ``critic`` as it is now, as a function whose gradients reach its input but not its weights."""
     weights = {name: p.detach() for name, p in critic.named_parameters()}
-    return lambda logits: torch.func.functional_call(critic, weights, (logits,))  # type: ignore[no-any-return]
+    return lambda logits: torch.func.functional_call(critic, weights, (logits,))

@@ -12,8 +12,8 @@ name            layers  paper      here         source of the widths
 ==============  ======  =========  ===========  ====================================================================
 fitnet1         11      250 K      251,194      a public port; the paper's multiplications (30 M) agree
 fitnet2         11      862 K      864,154      a public port; the paper's multiplications (108 M) agree
-fitnet3         13      1.6 M      1,505,946    a public port; 6 % below the paper, see below
-fitnet4         19      2.5 M      2,548,594    the authors' yaml; the paper's multiplications (382 M) agree
+fitnet3         13      1.6 M      1,506,138    a public port; 6 % below the paper, see below
+fitnet4         19      2.5 M      2,548,602    the authors' yaml; the paper's multiplications (382 M) agree
 fitnet-teacher  5       about 9 M  9,046,330    pylearn2's maxout cifar10.yaml; the multiplications (725 M) agree
 ==============  ======  =========  ===========  ====================================================================
 
