@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 Role = Literal["teacher", "baseline", "distilled", "control"]
 
-HEADER = ("network", "parameters", "MACs", "latency", "accuracy, %", "difference to the plain student, points")
+HEADER = ("network", "params", "MACs", "latency", "accuracy", "vs plain student")
+
+LEGEND = (
+    "Accuracy in percent, mean ± standard deviation over seeds. Difference to the plain student over the same seeds "
+    "in percentage points, with its 95 % interval."
+)
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,10 @@ def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=Text(title) if title else None, caption=LEGEND, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title_justify = table.caption_justify = "left"
     for index, heading in enumerate(HEADER):
-        table.add_column(heading, justify="right" if index else "left")
+        table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for cells in rows(candidates):
         table.add_row(*map(Text, cells))  # Text: a name in [brackets] is no markup
     return table
