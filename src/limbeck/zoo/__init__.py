@@ -79,6 +79,7 @@ _PATTERNS = {
     "PACKAGE.MODULE:FACTORY": "your own function or class that returns a network",
 }
 
+_LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
 _LARGEST = 224  # pixels a side, the size at which torchvision's and timm's networks all work
 # what torch and model code raise for a shape that they cannot take
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError)
@@ -88,7 +89,7 @@ def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 3
     """Make a network from its name.
 
     ===========================  ==================================================================================
-    ``resnet8x4``, ``vgg8``      one of limbeck's own: :func:`names` lists them
+    ``resnet8x4``, ``vgg8``      one of limbeck's own: `names` lists them
     ``wrn-16-2``                 wide ResNet, any depth 6n + 4 and any width
     ``mlp-800-800``              multilayer perceptron with these hidden widths
     ``torchvision:resnet18``     ``torchvision.models.get_model``
@@ -98,21 +99,21 @@ def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 3
     ===========================  ==================================================================================
 
     After the name, ``@FILE`` loads weights (``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``), ``@pretrained`` takes
-    torchvision's or timm's own, and ``@random`` says that an untrained network is meant, for a control. Without any of them
-    the network is fresh. Except for factories, it is run once on two blank samples, so that a shape that it cannot
-    take is an error here.
+    torchvision's or timm's own, and ``@random`` says that an untrained network is meant, for a control. Without any of
+    them the network is fresh. Except for factories, it is run once on two blank samples, so that a shape that it
+    cannot take is an error here.
 
     Args:
-        name: as above.
-        num_classes: number of classes of the data.
-        shape: of one sample, ``(C, H, W)`` for images; ``mlp`` takes any.
+        name: As above.
+        num_classes: Number of classes of the data.
+        shape: Of one sample, ``(C, H, W)`` for images; ``mlp`` takes any.
 
     Returns:
         The network, in training mode, on torch's default device.
 
     Raises:
-        ValueError: an unknown name, a shape that the network cannot take, or weights that do not fit.
-        TypeError: the factory is none, or returns something else than a module.
+        ValueError: An unknown name, a shape that the network cannot take, or weights that do not fit.
+        TypeError: The factory is none, or returns something else than a module.
 
     Example:
         >>> net = network("mlp-32", num_classes=10, shape=(1, 8, 8))
@@ -120,14 +121,13 @@ def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 3
         torch.Size([2, 10])
     """
     base, weights = split_name(name)
-    source, colon, rest = base.partition(":")
+    source, colon, model = base.partition(":")
+    library = _LIBRARIES.get(source) if colon else None
     pretrained = weights == "pretrained"
-    if pretrained and source not in ("torchvision", "timm"):
+    if pretrained and library is None:
         raise ValueError(f"{name}: only torchvision's and timm's networks come pretrained; give a file, {base}@FILE")
-    if colon and source == "torchvision":
-        net = _build_checked(base, from_torchvision(rest, num_classes, pretrained), shape)
-    elif colon and source == "timm":
-        net = _build_checked(base, from_timm(rest, num_classes, pretrained), shape)
+    if library is not None:
+        net = _build_checked(base, library(model, num_classes, pretrained), shape)
     elif colon:
         net = from_factory(base, num_classes, shape)
     else:
@@ -153,7 +153,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def names() -> list[str]:
-    """Return every fixed name and every pattern that :func:`network` knows."""
+    """Return every fixed name and every pattern that `network` knows."""
     return [name for name, _ in describe()]
 
 
@@ -166,7 +166,7 @@ def _from_zoo(name: str, num_classes: int) -> Build:
     wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
     if wide:
         make = partial(WideResNet, int(wide[1]), int(wide[2]))
-        return lambda shape: make(num_classes=num_classes, in_channels=_image(name, shape)[0])
+        return lambda shape: make(num_classes=num_classes, in_channels=_image(shape)[0])
     if re.fullmatch(r"mlp(-\d+)+", name):
         hidden = [int(width) for width in name.split("-")[1:]]
         return lambda shape: MLP(hidden, num_classes, in_features=torch.Size(shape).numel())
@@ -175,7 +175,7 @@ def _from_zoo(name: str, num_classes: int) -> Build:
     entry = _ZOO[name]
 
     def build(shape: Shape) -> nn.Module:
-        channels, height, width = _image(name, shape)
+        channels, height, width = _image(shape)
         if entry.sized:
             return entry.make(num_classes=num_classes, in_channels=channels, size=(height, width))
         return entry.make(num_classes=num_classes, in_channels=channels)
@@ -183,7 +183,7 @@ def _from_zoo(name: str, num_classes: int) -> Build:
     return build
 
 
-def _image(name: str, shape: Shape) -> tuple[int, int, int]:
+def _image(shape: Shape) -> tuple[int, int, int]:
     if len(shape) != 3:
         raise ValueError(f"expected images of shape (C, H, W), got {tuple(shape)}; an mlp-64-64 takes any shape")
     return shape[0], shape[1], shape[2]

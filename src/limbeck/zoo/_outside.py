@@ -24,11 +24,12 @@ def from_torchvision(model: str, num_classes: int, pretrained: bool) -> Build:
         weights = models.get_model_weights(model).DEFAULT
         _same_classes(f"torchvision:{model}@pretrained", len(weights.meta.get("categories", ())), num_classes)
 
+    options: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
+    if not pretrained and "weights_backbone" in _parameters(models.get_model_builder(model)):
+        options["weights_backbone"] = None  # detectors and segmenters would download it unasked
+
     def build(_: Shape) -> nn.Module:
-        if pretrained:
-            net: nn.Module = models.get_model(model, weights="DEFAULT")
-        else:
-            net = models.get_model(model, num_classes=num_classes)
+        net: nn.Module = models.get_model(model, **options)
         return net
 
     return build
@@ -55,7 +56,7 @@ def from_timm(model: str, num_classes: int, pretrained: bool) -> Build:
 
 
 def from_factory(name: str, num_classes: int, shape: Shape) -> nn.Module:
-    """Call the user's ``package.module:factory``; see :func:`limbeck.zoo.network` for what it is given."""
+    """Call the user's ``package.module:factory``; see `limbeck.zoo.network` for what it is given."""
     path, _, attribute = name.partition(":")
     factory = _find(name, path, attribute)
     if isinstance(factory, nn.Module) or not callable(factory):
@@ -69,12 +70,14 @@ def from_factory(name: str, num_classes: int, shape: Shape) -> nn.Module:
 
 
 def _find(name: str, path: str, attribute: str) -> object:
+    if not all(part.isidentifier() for part in [*path.split("."), attribute]):
+        raise ValueError(f"{name}: expected package.module:factory, as models.small:make_net")
     try:
         with _importable_cwd():
             module = importlib.import_module(path)
-    except (ModuleNotFoundError, ValueError) as error:
+    except ModuleNotFoundError as error:
         # an import that fails inside the user's module is the user's to see, unchanged
-        if isinstance(error, ModuleNotFoundError) and not f"{path}.".startswith(f"{error.name}."):
+        if not f"{path}.".startswith(f"{error.name}."):
             raise
         raise ValueError(f"{name}: no module {path!r} (looked in {os.getcwd()} and sys.path)") from error
     try:

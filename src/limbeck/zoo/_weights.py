@@ -18,12 +18,12 @@ def load_weights(net: nn.Module, file: str, name: str) -> None:
     prefixes ``module.`` and ``_orig_mod.`` are taken off when every key has them.
 
     Args:
-        net: takes the weights, in place; untouched if they do not fit.
-        file: path of a ``.safetensors``, ``.pt``, ``.pth`` or ``.ckpt`` file.
-        name: what the user called the network, for errors.
+        net: Takes the weights, in place; untouched if they do not fit.
+        file: Path of a ``.safetensors``, ``.pt``, ``.pth`` or ``.ckpt`` file.
+        name: What the user called the network, for errors.
 
     Raises:
-        ValueError: the file is missing, cannot be read or does not fit; the text lists what is wrong.
+        ValueError: The file is missing, cannot be read or does not fit; the text lists what is wrong.
     """
     state = _without_prefixes(_read(file, name), net.state_dict())
     problem = _mismatch(state, net.state_dict())
@@ -68,26 +68,29 @@ def _read_torch(path: Path, name: str) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{name}: expected a dictionary of tensors in {path}, got {type(content).__name__}")
-    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
+    stranger = _no_tensor(content)
+    if stranger:
         raise ValueError(
-            f"{name}: expected a dictionary of tensors in {path}, or one with them under 'state_dict' or 'model'; "
-            f"these are no tensors: {_some(strangers)}"
+            f"{name}: expected a dictionary of tensors in {path}, or one with them under 'state_dict' or 'model', "
+            f"got {stranger}"
         )
     return dict(content)
 
 
+def _no_tensor(content: object) -> str:
+    """Say what in ``content`` keeps it from being a dictionary of tensors; empty if it is one."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    return f"other things under {_some(others)}" if others else ""
+
+
 def _without_prefixes(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    wrapped = True
-    while wrapped:
-        wrapped = False
-        for prefix in PREFIXES:
-            common = bool(state) and all(key.startswith(prefix) for key in state)
-            if common and not all(key.startswith(prefix) for key in expected):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-                wrapped = True
+    for prefix in PREFIXES:
+        common = bool(state) and all(key.startswith(prefix) for key in state)
+        if common and not all(key.startswith(prefix) for key in expected):
+            # again: a compiled network may lie inside DistributedDataParallel, or the other way round
+            return _without_prefixes({key.removeprefix(prefix): value for key, value in state.items()}, expected)
     return state
 
 

@@ -11,7 +11,7 @@ the maxout linear layer and the softmax layer. Parameters at 10 classes, three c
 name            layers  paper      here         source of the widths
 ==============  ======  =========  ===========  ====================================================================
 fitnet1         11      250 K      251,194      a public port; the paper's multiplications (30 M) agree
-fitnet2         11      862 K      864,154      a public port; the paper's multiplications (108 M) agree
+fitnet2         11      862 K      864,122      a public port; the paper's multiplications (108 M) agree
 fitnet3         13      1.6 M      1,506,138    a public port; 6 % below the paper, see below
 fitnet4         19      2.5 M      2,548,602    the authors' yaml; the paper's multiplications (382 M) agree
 fitnet-teacher  5       about 9 M  9,046,330    pylearn2's maxout cifar10.yaml; the multiplications (725 M) agree
@@ -19,8 +19,9 @@ fitnet-teacher  5       about 9 M  9,046,330    pylearn2's maxout cifar10.yaml; 
 
 Not confirmed:
 
-- The widths of fitnet1 to fitnet3 were not seen in the authors' own code, which publishes only the 19-layer net. For fitnet3 the
-  paper's two figures (1.6 M parameters, 392 M multiplications) fit a first stage of 64, 64, 64, 64 rather than the 32, 48, 64, 64 used here.
+- The widths of fitnet1 to fitnet3 were not seen in the authors' own code, which publishes only the
+  19-layer net. For fitnet3 the paper's two figures (1.6 M parameters, 392 M multiplications) fit a first stage of
+  64, 64, 64, 64 rather than the 32, 48, 64, 64 used here.
 - The linear maxout layer has 500 units. Both public yaml files give it five pieces; the figures of the paper's table
   come out only with two, so two is the default here and ``pieces=5`` gives the yaml's.
 
@@ -28,8 +29,8 @@ Differs from the code: the last 8x8 max pooling is global, the same for 32x32 im
 variance unless ``irange`` is given (their uniform ±0.005 shrinks the signal about twenty times a layer); norm
 constraints and the smaller learning rate of the convolutions are left to the training loop.
 
-Places: ``stage1.0`` ... ``stage3.5`` (each a maxout convolution's output), ``pool1`` ... ``pool3``, ``fc1``, ``fc``; for the
-teacher ``features.0`` ... ``features.5`` (convolutions and poolings in turn), ``fc1``, ``fc``.
+Places: ``stage1.0`` ... ``stage3.5`` (each a maxout convolution's output), ``pool1`` ... ``pool3``, ``fc1``,
+``fc``; for the teacher ``features.0`` ... ``features.5`` (convolutions and poolings in turn), ``fc1``, ``fc``.
 
 Letters: N images, C channels, H x W pixels, K classes.
 """
@@ -58,7 +59,8 @@ class MaxoutConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, channels, H', W')``."""
-        return self.conv(x).unflatten(1, (-1, 2)).amax(2)
+        largest: Tensor = self.conv(x).unflatten(1, (-1, 2)).amax(2)
+        return largest
 
 
 class MaxoutLinear(nn.Module):
@@ -71,7 +73,8 @@ class MaxoutLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, in_features)`` to ``(N, units)``."""
-        return self.linear(x).unflatten(1, (-1, self.pieces)).amax(2)
+        largest: Tensor = self.linear(x).unflatten(1, (-1, self.pieces)).amax(2)
+        return largest
 
 
 class FitNet(nn.Module):
@@ -80,9 +83,9 @@ class FitNet(nn.Module):
     Args:
         which: 1, 2, 3 or 4, the paper's number.
         num_classes: K.
-        in_channels: channels of the images.
-        pieces: linear pieces of the maxout linear layer (2; see the file's docstring).
-        irange: draw all weights uniformly from ±irange (the authors: 0.005); None keeps the variance.
+        in_channels: Channels of the images.
+        pieces: Linear pieces of the maxout linear layer (2; see the file's docstring).
+        irange: Draw all weights uniformly from ±irange (the authors: 0.005); None keeps the variance.
     """
 
     def __init__(
@@ -126,10 +129,10 @@ class FitNetTeacher(nn.Module):
 
     Args:
         num_classes: K.
-        in_channels: channels of the images.
+        in_channels: Channels of the images.
         size: H and W, which set the first linear layer's width.
-        pieces: linear pieces of the maxout linear layer (2; see the file's docstring).
-        irange: draw all weights uniformly from ±irange (the authors: 0.005); None keeps the variance.
+        pieces: Linear pieces of the maxout linear layer (2; see the file's docstring).
+        irange: Draw all weights uniformly from ±irange (the authors: 0.005); None keeps the variance.
     """
 
     def __init__(

@@ -17,18 +17,16 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from limbeck.zoo._parts import reset_layers
-
 
 class MLP(nn.Module):
     """Linear layers with ReLU between them; the input is flattened.
 
     Args:
-        hidden: widths of the hidden layers, from the first to the last.
+        hidden: Widths of the hidden layers, from the first to the last.
         num_classes: K.
         in_features: D, the number of values in one sample (784 for MNIST).
-        dropout: probability for hidden units (0; Hinton's teacher 0.5).
-        input_dropout: probability for inputs (0; Hinton's teacher 0.2).
+        dropout: Probability for hidden units (0; Hinton's teacher 0.5).
+        input_dropout: Probability for inputs (0; Hinton's teacher 0.2).
     """
 
     def __init__(
@@ -54,11 +52,6 @@ class MLP(nn.Module):
             width = units
         layers[f"fc{len(hidden) + 1}"] = nn.Linear(width, num_classes)
         self.layers = nn.Sequential(layers)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start afresh with torch's defaults."""
-        reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map samples ``(N, ...)`` of D values each to logits ``(N, K)``."""

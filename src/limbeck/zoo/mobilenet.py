@@ -18,7 +18,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from limbeck.zoo._parts import kaiming_fan_out, reset_layers
+from limbeck.zoo._parts import reset_he
 
 # Channels at width 1, repeats, stride of the first repeat: the paper's table 2, but for the second row's stride (2 there).
 STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
@@ -45,10 +45,10 @@ class MobileNetV2(nn.Module):
     """A narrow MobileNetV2 for small images.
 
     Args:
-        width: factor on all channels but the last convolution's; 0.5 in the literature's table.
-        expand: expansion of the inverted residuals, the paper's t; 6.
+        width: Factor on all channels but the last convolution's; 0.5 in the literature's table.
+        expand: Expansion of the inverted residuals, the paper's t; 6.
         num_classes: K.
-        in_channels: channels of the images.
+        in_channels: Channels of the images.
     """
 
     def __init__(self, width: float = 0.5, expand: int = 6, num_classes: int = 10, in_channels: int = 3) -> None:
@@ -72,8 +72,7 @@ class MobileNetV2(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start afresh: He's normal (fan-out) for convolutions, a normal of 0.01 for the linear layer."""
-        reset_layers(self)
-        kaiming_fan_out(self)
+        reset_he(self)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 

@@ -4,20 +4,21 @@ Improved Knowledge Distillation via Teacher Assistant. Seyed-Iman Mirzadeh, Mehr
 Akihiro Matsukawa, Hassan Ghasemzadeh. AAAI 2020, arXiv 1902.03393; layers as in the authors' code
 (imirzadeh/Teacher-Assistant-Knowledge-Distillation, ``plain_cnn_cifar.py``).
 
-3x3 convolutions with batch norm and ReLU, 2x2 max pooling after each stage, and one or two linear layers on the flattened map.
+3x3 convolutions with batch norm and ReLU, 2x2 max pooling after each stage, and one or two linear layers on the
+flattened map.
 The authors use wider nets for CIFAR-100 than for CIFAR-10 under one name; here ``plane2`` ... ``plane10`` are
 always the CIFAR-10 ones and ``plane2-cifar100`` ... ``plane10-cifar100`` the others, whatever the number of classes.
 Initialisation: torch's default, as theirs.
 
-Places: ``features.stage1``, ``features.pool1``, ... (stages after their last ReLU), ``relu`` (the hidden linear layer, if any),
-``fc``.
+Places: ``features.stage1``, ``features.pool1``, ... (stages after their last ReLU), ``hidden`` (a linear layer
+and its ReLU, if any), ``fc``.
 
 Letters: N images, C channels, H x W pixels, K classes.
 """
 
 from torch import Tensor, nn
 
-from limbeck.zoo._parts import reset_layers
+from limbeck.zoo._parts import convolutions
 
 # Widths of the convolutions, stage by stage, and of the hidden linear layer (0: none).
 CIFAR10 = {
@@ -40,10 +41,10 @@ class Plane(nn.Module):
     """A plain convolutional network.
 
     Args:
-        depth: number of convolutions: 2, 4, 6, 8 or 10.
-        wide: the authors' CIFAR-100 widths in place of their CIFAR-10 ones.
+        depth: Number of convolutions: 2, 4, 6, 8 or 10.
+        wide: The authors' CIFAR-100 widths in place of their CIFAR-10 ones.
         num_classes: K.
-        in_channels: channels of the images.
+        in_channels: Channels of the images.
         size: H and W, which set the first linear layer's width.
     """
 
@@ -69,32 +70,15 @@ class Plane(nn.Module):
         self.features = nn.Sequential()
         channels = in_channels
         for index, widths in enumerate(stages, start=1):
-            self.features.add_module(f"stage{index}", _stage(channels, widths))
+            self.features.add_module(f"stage{index}", convolutions(channels, widths))
             if index <= pools:
                 self.features.add_module(f"pool{index}", nn.MaxPool2d(2))
             channels = widths[-1]
         flat = channels * height * width
-        self.hidden = nn.Linear(flat, hidden) if hidden else None
-        self.relu = nn.ReLU() if hidden else None
+        self.hidden = nn.Sequential(nn.Linear(flat, hidden), nn.ReLU()) if hidden else nn.Identity()
         self.fc = nn.Linear(hidden or flat, num_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start afresh with torch's defaults."""
-        reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to logits ``(N, K)``."""
-        x = self.features(x).flatten(1)
-        if self.hidden is not None and self.relu is not None:
-            x = self.relu(self.hidden(x))
-        logits: Tensor = self.fc(x)
+        logits: Tensor = self.fc(self.hidden(self.features(x).flatten(1)))
         return logits
-
-
-def _stage(in_channels: int, widths: tuple[int, ...]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in widths:
-        layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
-        in_channels = channels
-    return nn.Sequential(*layers)

@@ -8,7 +8,8 @@ one linear layer; ``depth = 6n + 2``. ``resnet8x4`` and ``resnet32x4`` are the w
 literature's CIFAR-100 table (Tian et al., Contrastive Representation Distillation, arXiv 1910.10699).
 
 Differs from the paper: where the shape changes, the shortcut is a 1x1 convolution with batch norm (the paper's CIFAR
-nets pad with zeros, its option A), as in the literature's table; so resnet20 has 0.28 M parameters at 100 classes, not 0.27 M.
+nets pad with zeros, its option A), as in the literature's table; so
+resnet20 has 0.28 M parameters at 100 classes, not 0.27 M.
 
 Places: ``conv1``, ``layer1``, ``layer2``, ``layer3`` (all stages after their last ReLU), ``pool``, ``fc``. The input of
 ``layer1.2.relu2`` is the pre-activation of that block.
@@ -18,7 +19,7 @@ Letters: N images, C channels, H x W pixels, K classes.
 
 from torch import Tensor, nn
 
-from limbeck.zoo._parts import kaiming_fan_out, reset_layers
+from limbeck.zoo._parts import reset_he
 
 
 class BasicBlock(nn.Module):
@@ -42,18 +43,18 @@ class BasicBlock(nn.Module):
         """Map ``(N, C, H, W)`` to ``(N, channels, H / stride, W / stride)``."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        out = self.relu2(out + self.shortcut(x))
-        return out
+        active: Tensor = self.relu2(out + self.shortcut(x))
+        return active
 
 
 class ResNet(nn.Module):
     """A CIFAR ResNet of basic blocks.
 
     Args:
-        depth: number of weight layers, ``6n + 2``.
-        widths: channels of the stem and of the three stages; 16, 16, 32, 64 as in the paper's section 4.2.
+        depth: Number of weight layers, ``6n + 2``.
+        widths: Channels of the stem and of the three stages; 16, 16, 32, 64 as in the paper's section 4.2.
         num_classes: K.
-        in_channels: channels of the images.
+        in_channels: Channels of the images.
     """
 
     def __init__(
@@ -80,8 +81,7 @@ class ResNet(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start afresh: He's normal (fan-out) for convolutions, torch's default for the rest."""
-        reset_layers(self)
-        kaiming_fan_out(self)
+        reset_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to logits ``(N, K)``."""

@@ -19,8 +19,6 @@ Letters: N images, C channels, H x W pixels, K classes.
 import torch
 from torch import Tensor, nn
 
-from limbeck.zoo._parts import reset_layers, shuffle
-
 
 class ShuffleUnitV1(nn.Module):
     """A bottleneck of grouped 1x1 convolutions with a channel shuffle; with stride 2 it appends its pooled input."""
@@ -44,22 +42,22 @@ class ShuffleUnitV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, channels, H / stride, W / stride)``."""
-        out = shuffle(self.relu1(self.bn1(self.conv1(x))), self.groups)
+        out = _shuffle(self.relu1(self.bn1(self.conv1(x))), self.groups)
         out = self.relu2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         out = out + x if self.pool is None else torch.cat([out, self.pool(x)], dim=1)
-        out = self.relu3(out)
-        return out
+        active: Tensor = self.relu3(out)
+        return active
 
 
 class ShuffleNetV1(nn.Module):
     """ShuffleNet V1 with grouped convolutions.
 
     Args:
-        groups: groups of the 1x1 convolutions; 3.
-        widths: channels of the three stages; 240, 480, 960, the paper's for three groups.
+        groups: Groups of the 1x1 convolutions; 3.
+        widths: Channels of the three stages; 240, 480, 960, the paper's for three groups.
         num_classes: K.
-        in_channels: channels of the images.
+        in_channels: Channels of the images.
     """
 
     def __init__(
@@ -78,11 +76,6 @@ class ShuffleNetV1(nn.Module):
         self.layer3 = _stage_v1(widths[1], widths[2], 4, groups)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[2], num_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start afresh with torch's defaults, as the literature's code does."""
-        reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to logits ``(N, K)``."""
@@ -102,7 +95,7 @@ class ShuffleUnitV2(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to the same shape."""
         passed, worked = x.chunk(2, dim=1)
-        return shuffle(torch.cat([passed, self.branch(worked)], dim=1), 2)
+        return _shuffle(torch.cat([passed, self.branch(worked)], dim=1), 2)
 
 
 class ShuffleDownV2(nn.Module):
@@ -122,16 +115,16 @@ class ShuffleDownV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(N, C, H, W)`` to ``(N, channels, H / 2, W / 2)``."""
-        return shuffle(torch.cat([self.left(x), self.right(x)], dim=1), 2)
+        return _shuffle(torch.cat([self.left(x), self.right(x)], dim=1), 2)
 
 
 class ShuffleNetV2(nn.Module):
     """ShuffleNet V2.
 
     Args:
-        widths: channels of the three stages and of the last convolution; 116, 232, 464, 1024 is the paper's size 1x.
+        widths: Channels of the three stages and of the last convolution; 116, 232, 464, 1024 is the paper's size 1x.
         num_classes: K.
-        in_channels: channels of the images.
+        in_channels: Channels of the images.
     """
 
     def __init__(
@@ -152,11 +145,6 @@ class ShuffleNetV2(nn.Module):
         self.relu2 = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[3], num_classes)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start afresh with torch's defaults, as the literature's code does."""
-        reset_layers(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)`` to logits ``(N, K)``."""
@@ -165,6 +153,12 @@ class ShuffleNetV2(nn.Module):
         x = self.relu2(self.bn2(self.conv2(x)))
         logits: Tensor = self.fc(self.pool(x).flatten(1))
         return logits
+
+
+def _shuffle(x: Tensor, groups: int) -> Tensor:
+    """Deal the channels of ``x``, (N, C, H, W), out over ``groups`` hands."""
+    samples, channels, height, width = x.shape
+    return x.reshape(samples, groups, channels // groups, height, width).transpose(1, 2).flatten(1, 2)
 
 
 def _stage_v1(in_channels: int, channels: int, units: int, groups: int) -> nn.Sequential:

@@ -16,7 +16,7 @@ Letters: N images, C channels, H x W pixels, K classes.
 
 from torch import Tensor, nn
 
-from limbeck.zoo._parts import kaiming_fan_out, reset_layers
+from limbeck.zoo._parts import convolutions, reset_he
 
 # Convolutions in each of the five blocks; their widths are 64, 128, 256, 512, 512. 11 to 19 are the paper's A, B, D, E.
 BLOCKS = {
@@ -34,31 +34,30 @@ class VGG(nn.Module):
     Args:
         depth: 8, 11, 13, 16 or 19.
         num_classes: K.
-        in_channels: channels of the images.
+        in_channels: Channels of the images.
     """
 
     def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
         if depth not in BLOCKS:
             raise ValueError(f"vgg: expected a depth of 8, 11, 13, 16 or 19, got {depth}")
-        convolutions = BLOCKS[depth]
-        self.block0 = _block(in_channels, 64, convolutions[0])
+        counts = BLOCKS[depth]
+        self.block0 = convolutions(in_channels, [64] * counts[0])
         self.pool0 = nn.MaxPool2d(2)
-        self.block1 = _block(64, 128, convolutions[1])
+        self.block1 = convolutions(64, [128] * counts[1])
         self.pool1 = nn.MaxPool2d(2)
-        self.block2 = _block(128, 256, convolutions[2])
+        self.block2 = convolutions(128, [256] * counts[2])
         self.pool2 = nn.MaxPool2d(2)
-        self.block3 = _block(256, 512, convolutions[3])
+        self.block3 = convolutions(256, [512] * counts[3])
         self.pool3 = nn.MaxPool2d(2)
-        self.block4 = _block(512, 512, convolutions[4])
+        self.block4 = convolutions(512, [512] * counts[4])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512, num_classes)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start afresh: He's normal (fan-out) for convolutions, a normal of 0.01 for the linear layer."""
-        reset_layers(self)
-        kaiming_fan_out(self)
+        reset_he(self)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
@@ -74,11 +73,3 @@ class VGG(nn.Module):
         x = self.block4(x)
         logits: Tensor = self.fc(self.pool(x).flatten(1))
         return logits
-
-
-def _block(in_channels: int, channels: int, convolutions: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(convolutions):
-        layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
-        in_channels = channels
-    return nn.Sequential(*layers)

@@ -15,7 +15,7 @@ Letters: N images, C channels, H x W pixels, K classes.
 
 from torch import Tensor, nn
 
-from limbeck.zoo._parts import kaiming_fan_out, reset_layers
+from limbeck.zoo._parts import reset_he
 
 
 class PreActBlock(nn.Module):
@@ -39,19 +39,19 @@ class PreActBlock(nn.Module):
         active = self.relu1(self.bn1(x))
         out = self.relu2(self.bn2(self.conv1(active)))
         out = self.conv2(self.dropout(out))
-        out = out + (x if self.shortcut is None else self.shortcut(active))
-        return out
+        total: Tensor = out + (x if self.shortcut is None else self.shortcut(active))
+        return total
 
 
 class WideResNet(nn.Module):
     """A wide residual network.
 
     Args:
-        depth: number of layers, ``6n + 4``.
-        widen: the paper's k, times 16, 32 and 64 channels.
+        depth: Number of layers, ``6n + 4``.
+        widen: The paper's k, times 16, 32 and 64 channels.
         num_classes: K.
-        in_channels: channels of the images.
-        dropout: probability between the two convolutions of a block (0; the paper tries 0.3).
+        in_channels: Channels of the images.
+        dropout: Probability between the two convolutions of a block (0; the paper tries 0.3).
     """
 
     def __init__(
@@ -75,8 +75,7 @@ class WideResNet(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start afresh: He's normal (fan-out) for convolutions, a zero bias for the linear layer."""
-        reset_layers(self)
-        kaiming_fan_out(self)
+        reset_he(self)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
