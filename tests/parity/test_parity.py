@@ -1,0 +1,463 @@
+"""Our losses against independent public implementations: the same numbers, or a reason why not.
+
+A golden vector holds inputs and the loss and gradients that a peer's own code gave for them. `PARITY` maps a vector's
+method and params to our call, with the constant factor between the two reductions. `DEFECTS` lists what peers compute
+that is no constant multiple of ours: there the defect, applied by hand, must give the peer's number, and ours must differ.
+
+Another folder of vectors of the same format: ``pytest tests/parity --golden DIR``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from limbeck import losses
+
+OWN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One case of an index.json, with its tensors in ``dtype``."""
+
+    case: dict[str, Any]
+    folder: Path
+    dtype: torch.dtype = torch.float64
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return load_file(self.folder / self.case["file"])
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """The peer's arguments; those it was differentiated by require a gradient."""
+        read = {name: self.tensors[entry["tensor"]] for name, entry in self.case["inputs"].items()}
+        read = {name: x.to(self.dtype) if x.is_floating_point() else x for name, x in read.items()}
+        return {name: x.requires_grad_(name in self.case["expected"]["grads"]) for name, x in read.items()}
+
+    @property
+    def method(self) -> str:
+        return self.case["method"]
+
+    @property
+    def text(self) -> str:
+        """What the params do not tell: the recorded reduction and formula, in words."""
+        return f"{self.case['reduction']} {self.case['formula']}"
+
+    def get(self, param: str, default: Any = None) -> Any:
+        return self.case["params"].get(param, default)
+
+    @property
+    def student(self) -> Tensor:
+        return next(x for name, x in self.inputs.items() if name.startswith("student_"))
+
+    @property
+    def teacher(self) -> Tensor:
+        return next(x for name, x in self.inputs.items() if name.startswith("teacher_"))
+
+    @property
+    def labels(self) -> Tensor:
+        return self.inputs["labels"]
+
+    @property
+    def temperature(self) -> float:
+        return float(self.get("temperature", 1))
+
+    @property
+    def classes(self) -> int:
+        return self.student.shape[-1]
+
+    @property
+    def share(self) -> float:
+        """The weight of the peer's distillation term; the labels have the rest."""
+        return self.get("kd_weight", self.get("alpha", self.get("distil_weight", 1.0)))
+
+    @property
+    def hard(self) -> Tensor | float:
+        """The labels' term, weighted; without one, 0."""
+        weight = self.get("ce_weight", 1 - self.share)
+        return weight * losses.cross_entropy(self.student, self.labels) if weight else 0.0
+
+    def __str__(self) -> str:
+        return self.case["id"]
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """The peers' value is ``factor`` · ``ours``, plus the weighted labels where they mix them in (`Vector.hard`)."""
+
+    ours: Callable[[Vector], Tensor]
+    factor: Callable[[Vector], float]
+    why: str
+
+    def __call__(self, vector: Vector) -> Tensor:
+        return self.factor(vector) * self.ours(vector) + vector.hard
+
+
+def per_class(v: Vector) -> float:
+    """Ours sums over the K classes; ``mean_over_elements`` divides by them too."""
+    return {"batchmean": 1.0, "mean_over_elements": 1 / v.classes}[v.get("reduction", "batchmean")]
+
+
+def per_square_of_temperature(v: Vector) -> float:
+    """Ours always has T²; a peer with scale ``1`` has not."""
+    return {"T^2": 1.0, "1": v.temperature**-2}[v.get("scale", "T^2")]
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each sample divided by its length."""
+    return x / x.flatten(1).norm(dim=1).view(-1, *[1] * (x.ndim - 1))
+
+
+def embeddings(v: Vector) -> tuple[Tensor, Tensor]:
+    """What the relations are between: mmrazor and sseung normalise the embeddings first."""
+    pair = v.student, v.teacher
+    return tuple(F.normalize(x) for x in pair) if v.get("l2_normalize") else pair
+
+
+def features(v: Vector) -> tuple[Tensor, Tensor]:
+    """What is compared to the hint: mmrazor normalises, lenscloth regresses by a 1x1 convolution."""
+    student = F.conv2d(v.student, v.inputs["aux_conv_weight"]) if v.get("regressor") else v.student
+    return (unit(student), unit(v.teacher)) if v.get("normalize") else (student, v.teacher)
+
+
+def maps(v: Vector) -> tuple[Tensor, Tensor]:
+    """Features on one grid: where sizes differ, RepDistiller and mdistiller pool the features, ours pools their maps."""
+    grid = [min(sizes) for sizes in zip(v.student.shape[2:], v.teacher.shape[2:], strict=True)]
+    return tuple(x if list(x.shape[2:]) == grid else F.adaptive_avg_pool2d(x, grid) for x in (v.student, v.teacher))
+
+
+PARITY: dict[str, Row] = {
+    "kd_hinton": Row(
+        lambda v: losses.soft_target(v.student, v.teacher, v.temperature),
+        lambda v: per_class(v) * per_square_of_temperature(v),
+        "ours is the sum over classes with T²; some divide by K, some leave T² out",
+    ),
+    "kd_hinton_with_ce": Row(
+        lambda v: losses.soft_target(v.student, v.teacher, v.temperature),
+        lambda v: v.share * per_square_of_temperature(v),
+        "ours, weighted, beside the labels; those that divide the soft term alone by K are DEFECTS",
+    ),
+    "kd_soft_ce": Row(
+        lambda v: losses.soft_cross_entropy(v.student, v.teacher, v.temperature),
+        lambda v: per_class(v) * per_square_of_temperature(v),
+        "ours is the sum over classes with T²; TinyBERT divides by K, all but mmrazor leave T² out",
+    ),
+    "dml": Row(
+        lambda v: losses.soft_target(v.student, v.teacher, v.temperature),
+        per_class,
+        "KL(peer ‖ self) is `soft_target` at T = 1 with the peer in the teacher's place",
+    ),
+    "label_smoothing": Row(
+        lambda v: losses.label_smoothing(
+            v.student,
+            v.labels,
+            v.get("smoothing") * (v.classes / (v.classes - 1) if "K-1" in v.get("convention", "") else 1),
+        ),
+        lambda v: 1.0,
+        "ours spreads ε over all K classes; Tf-KD's ε over the K − 1 wrong ones is ours at ε·K/(K − 1)",
+    ),
+    "logits_mse": Row(
+        lambda v: losses.logit_regression(v.student / v.temperature, v.teacher / v.temperature),
+        lambda v: v.share * 2 * per_class(v),
+        "ours is ½ the sum over classes: 2 for a peer's missing ½, 2/K for its mean over elements",
+    ),
+    "fitnet_hint": Row(
+        lambda v: losses.hint(*features(v)),
+        lambda v: {"mean_over_elements": 1, "batchmean": v.teacher[0].numel()}[
+            v.get("reduction", "mean_over_elements")
+        ],
+        "ours is the mean over elements; mmrazor sums over C·H·W",
+    ),
+    "at": Row(
+        lambda v: losses.attention(*maps(v), power=v.get("p", 2)),
+        lambda v: v.get("beta", 1.0) / (2 if v.get("reduction", "").endswith("/2") else 1),
+        "ours is the mean over positions and samples; sseung has the paper's β/2 before it",
+    ),
+    "rkd_distance": Row(
+        lambda v: losses.rkd_distance(*embeddings(v)),
+        lambda v: v.get("weight", 1.0),
+        "both are the mean over all N² entries",
+    ),
+    "rkd_angle": Row(
+        lambda v: losses.rkd_angle(*embeddings(v)),
+        lambda v: v.get("weight", 1.0),
+        "both are the mean over all N³ entries",
+    ),
+    "rkd": Row(
+        lambda v: v.get("w_d") * losses.rkd_distance(*embeddings(v)) + v.get("w_a") * losses.rkd_angle(*embeddings(v)),
+        lambda v: 1.0,
+        "both are the weighted sum of the two",
+    ),
+}
+
+
+# --- theirs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What a peer computes that is no constant multiple of ours; ``theirs`` applies it by hand."""
+
+    reason: str
+    applies: Callable[[Vector], bool]
+    theirs: Callable[[Vector], Tensor]
+    gradient_only: bool = False  # the loss is ours
+
+
+def mean_square(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square().mean()
+
+
+def softened(v: Vector) -> tuple[Tensor, Tensor]:
+    return F.log_softmax(v.student / v.temperature, -1), F.log_softmax(v.teacher / v.temperature, -1)
+
+
+def weighted_soft_labels(v: Vector) -> Tensor:
+    def hard(z: Tensor) -> Tensor:
+        return F.cross_entropy(z, v.labels, reduction="none").detach()
+
+    weights = 1 - torch.exp(-hard(v.student) / (hard(v.teacher) + 1e-7))
+    samples = zip(v.student, v.teacher, strict=True)
+    each = [losses.soft_cross_entropy(s[None], t[None], v.temperature) for s, t in samples]
+    return (weights * torch.stack(each)).mean()
+
+
+def mutual_with_epsilons(v: Vector) -> Tensor:
+    own, peer, eps = v.student.softmax(-1), v.teacher.softmax(-1), v.get("eps")
+    return (peer * torch.log(eps + peer / (own + eps))).sum(-1).mean()
+
+
+def symmetric(v: Vector) -> Tensor:
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return losses.soft_target(a, b, temperature=v.temperature)
+
+    return (kl(v.student, v.teacher) + kl(v.teacher, v.student)) / 2
+
+
+def signed_attention(v: Vector) -> Tensor:
+    q_s, q_t = (x.pow(v.get("p")).mean(1).flatten(1) for x in maps(v))
+    return mean_square(F.normalize(q_s), F.normalize(q_t))
+
+
+def attention_with_epsilon(v: Vector) -> Tensor:
+    q_s, q_t = (x.abs().pow(v.get("p")).sum(1).flatten(1) for x in maps(v))
+    return mean_square(*(q / (q.norm(dim=1, keepdim=True) + v.get("eps")) for q in (q_s, q_t)))
+
+
+def attention_norms(v: Vector) -> Tensor:
+    squares = [losses.attention(s[None], t[None], v.get("p")) for s, t in zip(*maps(v), strict=True)]
+    positions = maps(v)[0][0, 0].numel()
+    return (positions * torch.stack(squares)).clamp(min=torch.finfo(v.dtype).tiny).sqrt().mean()
+
+
+def attention_with_channels(v: Vector) -> Tensor:
+    return losses.attention(*(x.flatten(1, 2).unsqueeze(1) for x in maps(v)), power=v.get("p"))
+
+
+def relative_distances(x: Tensor, floor: float, diagonal: float | None, eps: float = 0.0) -> Tensor:
+    """Distances over their mean; ``floor`` on the squares; the mean leaves the diagonal out if that is set to 0."""
+    d = (x[:, None] - x[None]).square().sum(-1).clamp(min=floor).sqrt()
+    if diagonal is not None:
+        d = d.masked_fill(torch.eye(len(x), dtype=torch.bool), diagonal)
+    return d / (d[d > 0].mean() + eps)
+
+
+def distances_with_epsilons(v: Vector) -> Tensor:
+    psi = (relative_distances(x, v.get("clamp"), diagonal=0.0, eps=v.get("eps")) for x in embeddings(v))
+    return v.get("weight", 1.0) * F.smooth_l1_loss(*psi)
+
+
+def angle_of(s: Tensor, t: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+    """The angles by all N² sides; a zero side has cosine 0, and the gradient that ``normalize`` gives it."""
+    sides = (normalize(x[None] - x[:, None]) for x in (s, t))
+    return F.smooth_l1_loss(*(side @ side.transpose(1, 2) for side in sides))
+
+
+def distances_with_diagonal(v: Vector) -> Tensor:
+    s, t = embeddings(v)
+    distance = F.smooth_l1_loss(*(relative_distances(x, 1e-12, diagonal=None, eps=1e-8) for x in (s, t)))
+    angle = angle_of(s, t, lambda side: side / side.square().sum(2, keepdim=True).clamp(min=1e-12).sqrt())
+    return v.get("w_d") * distance + v.get("w_a") * angle
+
+
+def angles_with_exploding_gradient(v: Vector) -> Tensor:
+    s, t = embeddings(v)
+    angle = angle_of(s, t, lambda side: F.normalize(side, dim=2))
+    if v.method == "rkd_angle":
+        return v.get("weight", 1.0) * angle
+    return v.get("w_d") * losses.rkd_distance(s, t) + v.get("w_a") * angle
+
+
+def has_duplicates(x: Tensor) -> bool:
+    return len(x.unique(dim=0)) < len(x)
+
+
+DEFECTS = [
+    Defect(
+        "nn.KLDivLoss() divides by the classes too, the labels' term does not: the soft share is 1/K of what it says",
+        lambda v: v.method == "kd_hinton_with_ce" and v.get("reduction") == "mean_over_elements",
+        lambda v: v.share * losses.soft_target(v.student, v.teacher, v.temperature) / v.classes + v.hard,
+    ),
+    Defect(
+        "KD_Lib's default 'KD' is a mean squared error between probabilities, times T²",
+        lambda v: v.get("loss_fn") == "MSELoss on softmax probabilities",
+        lambda v: v.share * v.temperature**2 * mean_square(*(p.exp() for p in softened(v))) + v.hard,
+    ),
+    Defect(
+        "KD_Lib's TAKD takes the mean squared error between log-probabilities, times T²",
+        lambda v: v.get("loss_fn") == "MSELoss on log-softmax",
+        lambda v: v.share * v.temperature**2 * mean_square(*softened(v)) + v.hard,
+    ),
+    Defect(
+        "WSLD is another method: it weighs each sample's soft loss by how far the student is behind on the label",
+        lambda v: v.method == "kd_soft_ce" and "exp(-CE_s" in v.text,
+        weighted_soft_labels,
+    ),
+    Defect(
+        "the authors' two epsilons inside the logarithm change the value where a probability is small",
+        lambda v: v.method == "dml" and v.get("eps") is not None,
+        mutual_with_epsilons,
+    ),
+    Defect(
+        "sseung trains both networks on one symmetric divergence instead of each on its own KL",
+        lambda v: v.method == "dml" and bool(v.get("symmetric")),
+        symmetric,
+    ),
+    Defect(
+        "RepDistiller and mdistiller raise features, not their absolute values, to the power: odd ones keep the sign",
+        lambda v: v.method == "at" and v.get("p", 2) % 2 == 1 and "|f|" not in v.text,
+        signed_attention,
+    ),
+    Defect(
+        "AberHu adds 1e-6 to the norm; we divide by the larger of norm and 1e-12",
+        lambda v: v.method == "at" and v.get("eps") is not None,
+        attention_with_epsilon,
+    ),
+    Defect(
+        "torchdistill's 'paper' mode is equation 2 to the letter: the norm of the difference, not its mean square",
+        lambda v: v.method == "at" and v.get("reduction") == "batchmean_of_norms",
+        attention_norms,
+    ),
+    Defect(
+        "KD_Lib never averages the channels out, so it has no attention map",
+        lambda v: v.method == "at" and "no channel reduction" in v.text,
+        attention_with_channels,
+    ),
+    Defect(
+        "KD_Lib clamps squared distances at 1e-10, not 1e-12, and adds 1e-7 to their mean",
+        lambda v: v.method == "rkd_distance" and v.get("eps") is not None,
+        distances_with_epsilons,
+    ),
+    Defect(
+        "sseung keeps the diagonal at 1e-6 > 0, so that the mean distance, plus 1e-8, runs over N² entries, not N (N − 1)",
+        lambda v: v.method == "rkd" and "COUNTED" in v.text,
+        distances_with_diagonal,
+    ),
+    Defect(
+        "F.normalize of the zero side between duplicates multiplies its gradient by 1e12; ours has none there",
+        lambda v: v.method in ("rkd", "rkd_angle") and "COUNTED" not in v.text and has_duplicates(v.student),
+        angles_with_exploding_gradient,
+        gradient_only=True,
+    ),
+]
+
+
+# --- the runs ---------------------------------------------------------------------------------------------------------
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
+    given = metafunc.config.getoption("--golden")
+    folder = Path(given) if given else OWN
+    index = folder / "index.json"
+    if not index.is_file():
+        raise pytest.UsageError(f"--golden {folder}: no index.json there")
+    cases = json.loads(index.read_text())["cases"]
+    if metafunc.function is test_a_defect_makes_a_difference:
+        cases = [case for case in cases if case["input_set"] == "A" and defects(Vector(case, folder))]
+    metafunc.parametrize("case", [Vector(case, folder) for case in cases], ids=[case["id"] for case in cases])
+
+
+def defects(vector: Vector) -> list[Defect]:
+    return [defect for defect in DEFECTS if defect.applies(vector)]
+
+
+def row(case: Vector, foreign: bool) -> Row:
+    if case.method in PARITY:
+        return PARITY[case.method]
+    if foreign:
+        pytest.skip("not in limbeck yet")
+    return pytest.fail(f"{case}: PARITY has no row for the method {case.method!r}, so nothing tests this vector")
+
+
+def differentiate(loss: Tensor, vector: Vector) -> dict[str, Tensor]:
+    names = list(vector.case["expected"]["grads"])
+    if not names:
+        return {}
+    inputs = [vector.inputs[name] for name in names]
+    return dict(zip(names, torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True), strict=True))
+
+
+def off(vector: Vector, loss: Tensor, tolerance: dict[str, float | None], *, loss_only: bool = False) -> str:
+    """What differs from the recorded numbers, in words; empty if nothing does."""
+    expected = vector.case["expected"]
+    value, theirs = loss.item(), vector.tensors[expected["loss"]].item()
+    gradients = differentiate(loss, vector)
+    if not all(x.isfinite().all() for x in (loss, *gradients.values())):
+        return f"{vector}: loss {value} or its gradient is not finite"
+    if tolerance["loss_rtol"] is not None and math.isfinite(theirs):
+        allowed = tolerance["loss_atol"] + tolerance["loss_rtol"] * abs(theirs)
+        if not abs(value - theirs) <= allowed:
+            return f"{vector}: loss {value!r}, theirs {theirs!r}, differ by more than {allowed:.1e}"
+    unchecked = vector.case["gradient_check"] in ("skip", "none") or tolerance["grad_rel_to_max"] is None
+    for name, ours in {} if loss_only or unchecked else gradients.items():
+        theirs = vector.tensors[expected["grads"][name]].to(ours.dtype)
+        allowed = tolerance["grad_atol"] + tolerance["grad_rel_to_max"] * theirs.abs().max().item()
+        if not (worst := (ours - theirs).abs().max().item()) <= allowed:
+            return f"{vector}: ∂loss/∂{name} differs by {worst:.1e}, more than {allowed:.1e}"
+    return ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_loss_and_gradients(case: Vector, dtype: torch.dtype, pytestconfig: pytest.Config) -> None:
+    ours = row(case, foreign=bool(pytestconfig.getoption("--golden")))
+    vector = Vector(case.case, case.folder, dtype)
+    if vector.method.startswith("rkd") and len(vector.student) == 1:
+        with pytest.raises(ValueError, match="at least 2 samples"):  # the peers give 0 or NaN
+            ours(vector)
+        return
+    as_computed = str(dtype).endswith(vector.case["compute_dtype"])
+    tolerance = vector.case["tolerance"]["same_dtype_as_computed" if as_computed else "library_in_float32"]
+    found = defects(vector)
+    assert len(found) <= 1, f"{vector}: several defects apply: {[defect.reason for defect in found]}"
+    if found and math.isfinite(vector.tensors["expected_loss"].item()):
+        assert not (message := off(vector, found[0].theirs(vector), tolerance)), message
+    if not found or found[0].gradient_only:
+        assert not (message := off(vector, ours(vector), tolerance, loss_only=bool(found))), message
+
+
+def test_a_defect_makes_a_difference(case: Vector) -> None:
+    tolerance = case.case["tolerance"]["same_dtype_as_computed"]
+    assert off(case, PARITY[case.method](case), tolerance), f"{case}: the peer agrees with us after all"
+
+
+def test_every_vector_of_ours_is_there() -> None:
+    files = {case["file"] for case in json.loads((OWN / "index.json").read_text())["cases"]}
+    assert files == {path.name for path in OWN.glob("*.safetensors")}
