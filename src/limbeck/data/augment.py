@@ -1,13 +1,13 @@
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-RECIPES = ("default", "none", "crop", "crop-flip", "cutout")
 
 
 class Augment(Protocol):
@@ -88,20 +88,42 @@ class Cutout:
         return (lines >= first) & (lines < first + self.size)
 
 
-def recipe(augment: str, *, default: str, cutout: int) -> tuple[Augment, ...]:
-    """Return the augmentations that go by a name.
+class Normalise:
+    """Turn uint8 pixels into (pixel / 255 - mean) / std, as one multiplication and one addition.
 
     Args:
-        augment: one of ``RECIPES``.
-        default: what "default" stands for.
-        cutout: side of the cut-out square in pixels.
+        mean: of every channel, of pixels scaled to [0, 1].
+        std: likewise.
     """
-    if augment not in RECIPES:
-        raise ValueError(f"expected augment to be one of {', '.join(RECIPES)}, got {augment!r}")
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"expected as many positive std as mean, got {tuple(mean)} and {tuple(std)}")
+        self.scale = torch.tensor([1 / (255 * s) for s in std])[:, None, None]
+        self.shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])[:, None, None]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return float32 (N, C, H, W) of uint8 ``images``."""
+        return images.to(torch.float32).mul_(self.scale).add_(self.shift)
+
+    def to(self, device: torch.device | str) -> Normalise:
+        """Return the same for images on ``device``."""
+        other = copy.copy(self)
+        other.scale, other.shift = self.scale.to(device), self.shift.to(device)
+        return other
+
+
+def recipe(augment: str, side: int) -> tuple[Augment, ...]:
+    """Return the augmentations that go by a name, for images whose shorter side has ``side`` pixels."""
+    jitter = PadCrop(max(1, side // 14))  # 2 of MNIST's 28 pixels: Hinton et al. 2015, section 3
+    crop = PadCrop(max(1, side // 8))  # 4 of CIFAR's 32 pixels: He et al. 2016, section 4.2
+    cutout = Cutout(side // 2)  # 16 of CIFAR-10's 32 pixels: DeVries and Taylor 2017, section 4.3
     recipes: dict[str, tuple[Augment, ...]] = {
         "none": (),
-        "crop": (PadCrop(2),),  # a jitter of two pixels, for digits, which must not be mirrored
-        "crop-flip": (PadCrop(4), Flip()),  # the CIFAR standard since He et al. 2016, section 4.2
-        "cutout": (PadCrop(4), Flip(), Cutout(cutout)),
+        "crop": (jitter,),  # for digits, which must not be mirrored
+        "crop-flip": (crop, Flip()),
+        "cutout": (crop, Flip(), cutout),
     }
-    return recipes[default if augment == "default" else augment]
+    if augment not in recipes:
+        raise ValueError(f"expected augment to be one of default, {', '.join(recipes)}, got {augment!r}")
+    return recipes[augment]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,10 +15,19 @@ if TYPE_CHECKING:
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
+Piece = tuple[int, Tensor]
+"""A lap and the ids that a batch takes from it."""
+
+
+def seed_of(*key: int | str) -> int:
+    """Return a seed that depends on ``key`` alone, on every machine."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def generator(*key: int | str) -> torch.Generator:
     """Return a CPU generator that depends on ``key`` alone, whatever was drawn before it."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def share() -> tuple[int, int]:
@@ -83,19 +92,20 @@ class Epochs(ABC):
         self.seed = seed
         self.drop_last = drop_last
         self.batches = batches
+        self.augmented = True
+        self._view: int
+        self._batch: int
+        self._fresh: bool
+        self._turn: object
         self._move(0, 0)
 
     @abstractmethod
-    def _serve(self, view: int, first: int) -> Iterator[Batch]:
-        """Yield the batches ``first``, ``first + 1``, ... of a view, this process's share of each."""
+    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+        """Yield the batches that ``plan`` lists, augmented where ``augmented`` says so."""
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Serve batches on ``device`` from now on; returns the loader itself."""
-
-    @abstractmethod
-    def plain(self) -> Self:
-        """Return a loader of the same samples once, in order and without augmentation."""
+        """Return a loader that stands where this one does and serves its batches on ``device``."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Serve one view, from where the loader stands; see ``set_epoch`` and ``load_state_dict``."""
@@ -104,7 +114,7 @@ class Epochs(ABC):
         view, first = self._view, self._batch
         self._fresh = False
         self._turn = turn = object()  # an abandoned iterator that goes on later must not move the loader
-        for done, batch in enumerate(self._serve(view, first), start=first + 1):
+        for done, batch in enumerate(self._serve(view, self._plan(view, first)), start=first + 1):
             if self._turn is turn:
                 self._batch = done
             yield batch
@@ -158,16 +168,22 @@ class Epochs(ABC):
         other.ids, other.batches = self.ids[targets >= 0], len(self)
         return other
 
+    def plain(self) -> Self:
+        """Return a loader of the same samples once, in order and without augmentation."""
+        other = self._copy()
+        other.augmented, other.shuffle, other.drop_last, other.batches = False, False, False, None
+        return other
+
     def example(self, count: int = 8) -> Tensor:
-        """Return the inputs (count, C, H, W) of samples spread over the set, not augmented."""
-        other = self.plain()
-        spread = torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids))).long()
-        other.ids, other.batch_size, other.drop_last, other.batches = self.ids[spread], len(spread), False, None
-        return next(other._serve(0, 0))[0]
+        """Return the inputs (count, C, H, W) of samples spread over the set, not augmented; the same in every process."""
+        spread = torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids)), dtype=torch.float64).long()
+        inputs, _, _ = next(self.plain()._serve(0, [[(0, self.ids[spread])]]))
+        return inputs
 
     def _move(self, view: int, batch: int) -> None:
         self._view, self._batch = view, batch
-        self._fresh, self._turn = True, object()
+        self._fresh = True  # no batch was taken from here yet
+        self._turn = object()
 
     def _copy(self) -> Self:
         other = copy.copy(self)
@@ -185,15 +201,15 @@ class Epochs(ABC):
             return start, stop - (stop - start) % world
         return start, count if index == len(self) - 1 else stop
 
-    def _plan(self, view: int, first: int) -> Iterator[list[tuple[int, Tensor]]]:
+    def _plan(self, view: int, first: int) -> Iterator[list[Piece]]:
         """Yield, batch by batch from ``first`` on, this process's ids, grouped by the lap they belong to."""
         rank, world = share()
-        if self.shuffle and (self.batch_size % world or len(self) == 0):
+        count = len(self.ids)
+        if (self.shuffle and self.batch_size % world) or len(self) == 0 or count < world:
             raise ValueError(
                 f"expected a batch_size divisible by the {world} processes and at least one sample for each, got "
-                f"batch_size {self.batch_size} and {len(self.ids)} samples"
+                f"batch_size {self.batch_size} and {count} samples"
             )
-        count = len(self.ids)
         orders: dict[int, Tensor] = {}
         for index in range(first, len(self)):
             start, stop = self._span(index, world)

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
 
-from limbeck.data.augment import Augment
-from limbeck.data.epochs import Batch, Epochs, generator
+from limbeck.data.augment import Augment, Normalise
+from limbeck.data.epochs import Batch, Epochs, Piece, generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+Drawn = tuple[Augment, Tensor]
 
 
 @final
@@ -36,7 +38,6 @@ class Loader(Epochs):
         drop_last: drop an incomplete last batch.
         batches: batches in a view; by default, as many as one lap over the samples has.
         ids: rows of ``images`` to serve; all by default.
-        device: where images are kept and batches made; where ``images`` are by default.
 
     Example:
         >>> images, targets = torch.zeros(10, 1, 4, 4, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
@@ -59,14 +60,13 @@ class Loader(Epochs):
         drop_last: bool = False,
         batches: int | None = None,
         ids: Tensor | None = None,
-        device: torch.device | str | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise TypeError(f"expected images as uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
         if len(images) != len(targets):
             raise ValueError(f"expected a target for each of {len(images)} images, got {len(targets)}")
-        if not len(mean) == len(std) == images.shape[1] or min(std) <= 0:
-            raise ValueError(f"expected mean and positive std of {images.shape[1]} channels, got {mean} and {std}")
+        if len(mean) != images.shape[1]:
+            raise ValueError(f"expected a mean for each of {images.shape[1]} channels, got {tuple(mean)}")
         super().__init__(
             targets,
             batch_size=batch_size,
@@ -78,49 +78,39 @@ class Loader(Epochs):
         )
         self.images = images
         self.augment = tuple(augment)
-        # pixel / 255 - mean) / std as one multiplication and one addition
-        self._scale = torch.tensor([1 / (255 * s) for s in std])[None, :, None, None]
-        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])[None, :, None, None]
-        self.to(images.device if device is None else device)
+        self.normalise = Normalise(mean, std)
 
     def to(self, device: torch.device | str) -> Self:
-        """Keep the images on ``device`` and make batches there; returns the loader itself."""
-        self.images, self.targets = self.images.to(device), self.targets.to(device)
-        self._scale, self._shift = self._scale.to(device), self._shift.to(device)
-        return self
-
-    def plain(self) -> Self:
-        """Return a loader of the same samples once, in order and without augmentation."""
+        """Return a loader that stands where this one does, keeps its images on ``device`` and makes its batches there."""
         other = copy.copy(self)
-        other.augment, other.shuffle, other.drop_last, other.batches = (), False, False, None
-        other._move(0, 0)
+        other.images, other.targets = self.images.to(device), self.targets.to(device)
+        other.normalise = self.normalise.to(device)
         return other
 
-    def _serve(self, view: int, first: int) -> Iterator[Batch]:
-        drawn: dict[int, list[Tensor]] = {}
-        for pieces in self._plan(view, first):
+    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+        drawn: dict[int, list[Drawn]] = {}
+        for pieces in plan:
             drawn = {lap: drawn[lap] if lap in drawn else self._draw(view, lap) for lap, _ in pieces}
-            inputs = [self._look(ids, drawn[lap]) for lap, ids in pieces]
+            inputs = torch.cat([self._look(ids, drawn[lap]) for lap, ids in pieces])
             ids = torch.cat([ids for _, ids in pieces]).to(self.images.device)
-            yield inputs[0] if len(inputs) == 1 else torch.cat(inputs), self.targets[ids], ids
+            yield inputs, self.targets[ids], ids
 
-    def _draw(self, view: int, lap: int) -> list[Tensor]:
-        """Parameters of every augmentation for all samples, those not served too, so that ids index them."""
-        count = len(self.images)
+    def _draw(self, view: int, lap: int) -> list[Drawn]:
+        """Every augmentation with its parameters for all samples, those not served too, so that ids index them."""
         return [
-            step.draw(count, generator("augment", self.seed, view, lap, position))
-            for position, step in enumerate(self.augment)
+            (step, step.draw(len(self.images), generator("augment", self.seed, view, lap, position)))
+            for position, step in enumerate(self.augment if self.augmented else ())
         ]
 
-    def _look(self, ids: Tensor, drawn: list[Tensor]) -> Tensor:
+    def _look(self, ids: Tensor, drawn: list[Drawn]) -> Tensor:
         """Inputs of the samples ``ids``, augmented and normalised."""
         device = self.images.device
         images = self.images[ids.to(device)]
-        steps = [(step, drawn[i][ids].to(device)) for i, step in enumerate(self.augment)]
+        steps = [(step, parameters[ids].to(device)) for step, parameters in drawn]
         for step, parameters in steps:
             if step.on_pixels:
                 images = step.apply(images, parameters)
-        images = images.to(torch.float32).mul_(self._scale).add_(self._shift)
+        images = self.normalise(images)
         for step, parameters in steps:
             if not step.on_pixels:
                 images = step.apply(images, parameters)
