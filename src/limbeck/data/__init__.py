@@ -1,6 +1,7 @@
 """Data sets by name, as loaders of batches (inputs, targets, ids) that depend on nothing but seed, view and ids."""
 
 from limbeck.data.epochs import Epochs as Epochs
+from limbeck.data.files import FileLoader as FileLoader
 from limbeck.data.loader import Loader as Loader
 from limbeck.data.sets import Data as Data
 from limbeck.data.sets import describe as describe

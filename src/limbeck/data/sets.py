@@ -1,17 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from limbeck.data import digits
+from limbeck.data import cifar, digits, idx, imagefolder, parquet
 from limbeck.data.augment import recipe
 from limbeck.data.epochs import Epochs, generator
+from limbeck.data.files import MEAN, STD, FileLoader
 from limbeck.data.loader import Loader
-from limbeck.data.source import Part, Source
+from limbeck.data.source import Encoded, Part, Source, checked
 from limbeck.data.split import balanced, hold_out
 
 UNLABELLED = -100
@@ -79,10 +81,39 @@ class _Named:
     std: tuple[float, ...] = ()
 
 
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+
 _SETS = {
     "digits": _Named(
-        "scikit-learn's handwritten digits: 1,797, 8x8 grey; needs no files", lambda *_: digits.read(), "crop"
+        "scikit-learn's 1,797 handwritten digits, 8x8 grey, 10 classes; needs no files",
+        lambda *_: digits.read(),
+        augment="crop",
     ),
+    "mnist": _Named(
+        "MNIST: 70,000 handwritten digits, 28x28 grey, 10 classes; idx files",
+        partial(idx.read, "MNIST", classes=tuple("0123456789")),
+        augment="crop",
+        mean=(0.1307,),  # PyTorch's own example, examples/mnist/main.py; so computed from train
+        std=(0.3081,),
+    ),
+    "fashion-mnist": _Named(
+        "Fashion-MNIST: 70,000 pieces of clothing, 28x28 grey, 10 classes; idx files",
+        partial(idx.read, "FashionMNIST", classes=_FASHION),
+    ),
+    "cifar10": _Named(
+        "CIFAR-10: 60,000 photographs, 32x32, 10 classes; python, binary or parquet files",
+        partial(cifar.read, cifar.CIFAR10),
+        mean=(0.4914, 0.4822, 0.4465),  # computed from train, with the std of all its pixels
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": _Named(
+        "CIFAR-100: 60,000 photographs, 32x32, 100 classes; python, binary or parquet files",
+        partial(cifar.read, cifar.CIFAR100),
+        mean=(0.5071, 0.4867, 0.4408),  # RepDistiller (Tian et al. 2020), on which the field's tables were made
+        std=(0.2675, 0.2565, 0.2761),
+    ),
+    "imagefolder": _Named("a folder of your own: train/CLASS/IMAGE and val/ or test/ likewise", imagefolder.read),
+    "parquet": _Named("a folder of parquet files with images and labels, as Hugging Face keeps them", parquet.read),
 }
 
 
@@ -130,39 +161,83 @@ def load(
     if name not in _SETS:
         raise ValueError(f"expected a data set out of {', '.join(_SETS)}, got {name!r}")
     named = _SETS[name]
-    source = named.read(root, download)
-    train, val = source.train, source.val
-    if val is None:
-        kept, held = hold_out(train.targets, val_share, generator("val", split_seed))
-        train, val = train.take(kept), train.take(held)
+    source = checked(name, named.read(root, download))
+    train, val = _validation(source, val_share, split_seed)
     if samples is not None:
         train = train.take(balanced(train.targets, samples, generator("samples", split_seed), "samples")[1])
     if labels is not None:
-        train = _forget(train, balanced(train.targets, labels, generator("labels", split_seed), "labels")[0])
-    steps = recipe(named.augment if augment == "default" else augment, min(source.train.images.shape[-2:]))
-    mean, std = (named.mean, named.std) if named.mean else statistics(source.train.images)
+        rest, _ = balanced(train.targets, labels, generator("labels", split_seed), "labels")
+        train = replace(train, targets=train.targets.index_fill(0, rest, UNLABELLED))
+    mean, std = _normalisation(named, source.train.images)
+    make = partial(_loader, mean=mean, std=std, batch_size=batch_size, seed=seed, workers=workers, size=size)
+    return Data(
+        name=name,
+        train=make(train, augment=named.augment if augment == "default" else augment, shuffle=True),
+        val=make(val),
+        test=make(source.test),
+        classes=source.classes,
+        shape=_shape(source.train.images, size),
+        note=source.note,
+    )
 
-    def loader(part: Part, training: bool = False) -> Epochs:
+
+def _validation(source: Source, share: float, seed: int) -> tuple[Part, Part]:
+    """Train and validation: the official split, or a share held out from train."""
+    if source.val is not None:
+        return source.train, source.val
+    kept, held = hold_out(source.train.targets, share, generator("val", seed))
+    return source.train.take(kept), source.train.take(held)
+
+
+def _loader(
+    part: Part,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    seed: int,
+    workers: int,
+    size: int,
+    augment: str = "none",
+    shuffle: bool = False,
+) -> Epochs:
+    if isinstance(part.images, Tensor):
         return Loader(
             part.images,
             part.targets,
             batch_size=batch_size,
             mean=mean,
             std=std,
-            augment=steps if training else (),
-            shuffle=training,
+            augment=recipe(augment, min(part.images.shape[-2:])),
+            shuffle=shuffle,
             seed=seed,
         )
-
-    return Data(
-        name,
-        loader(train, training=True),
-        loader(val),
-        loader(source.test),
-        source.classes,
-        tuple(source.train.images.shape[1:]),
-        source.note,
+    return FileLoader(
+        part.images,
+        part.targets,
+        batch_size=batch_size,
+        augment=augment,
+        size=size,
+        workers=workers,
+        mean=mean,
+        std=std,
+        shuffle=shuffle,
+        seed=seed,
     )
+
+
+def _shape(images: Tensor | Encoded, size: int) -> tuple[int, int, int]:
+    if isinstance(images, Encoded):
+        return 3, size, size
+    _, channels, height, width = images.shape
+    return channels, height, width
+
+
+def _normalisation(named: _Named, images: Tensor | Encoded) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std: ImageNet's for large images, the ones known for the set, or else computed from all of train."""
+    if isinstance(images, Encoded):
+        return MEAN, STD
+    return (named.mean, named.std) if named.mean else statistics(images)
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -175,8 +250,3 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     std = (shares * (levels - mean[:, None]) ** 2).sum(1).sqrt()
     std[std == 0] = 1.0  # a constant channel carries nothing to scale
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _forget(part: Part, rows: Tensor) -> Part:
-    """``part`` without the labels of ``rows``."""
-    return Part(part.images, part.targets.index_fill(0, rows, UNLABELLED))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,25 +22,39 @@ SMALL = 96
 
 @dataclass(frozen=True)
 class Encoded:
-    """Image files, as bytes in memory or as paths, decoded one at a time."""
+    """Image files, as bytes in memory or as paths, decoded one at a time.
+
+    Args:
+        files: all of a split.
+        origin: where they come from, for errors.
+        rows: which of the files these images are; all by default.
+    """
 
     files: Sequence[bytes | str]
+    origin: str
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.files) if self.rows is None else len(self.rows)
 
-    def open(self, index: int) -> Image.Image:
-        """Return the image as PIL opens it: size and mode are known, pixels not yet decoded."""
-        import io
+    def take(self, rows: Tensor) -> Encoded:
+        """Return the images in ``rows``."""
+        return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
-        from PIL import Image, UnidentifiedImageError
+    def read(self, index: int) -> Image.Image:
+        """Return an image, decoded."""
+        from PIL import Image
 
-        file = self.files[index]
+        row = index if self.rows is None else int(self.rows[index])
+        file = self.files[row]
+        image: Image.Image
         try:
-            return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
-        except UnidentifiedImageError as error:
-            where = f"image {index}" if isinstance(file, bytes) else file
-            raise ValueError(f"expected an image file, got something else: {where}") from error
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                image.load()
+                return image
+        except (OSError, SyntaxError, ValueError) as error:  # PIL has a SyntaxError for a broken PNG
+            where = f"{self.origin}, image {row}" if isinstance(file, bytes) else file
+            raise ValueError(f"{where}: expected a whole image file, got {error}") from error
 
 
 @dataclass(frozen=True)
@@ -53,9 +69,8 @@ class Part:
 
     def take(self, rows: Tensor) -> Part:
         """Return the samples in ``rows``."""
-        if isinstance(self.images, Tensor):
-            return Part(self.images[rows], self.targets[rows])
-        return Part(Encoded([self.images.files[row] for row in rows.tolist()]), self.targets[rows])
+        images = self.images[rows] if isinstance(self.images, Tensor) else self.images.take(rows)
+        return Part(images, self.targets[rows])
 
 
 @dataclass(frozen=True)
@@ -83,46 +98,54 @@ def assemble(name: str, parts: dict[str, Part], classes: tuple[str, ...]) -> Sou
     return Source(parts["train"], val, test, classes, note)
 
 
-def in_memory(parts: dict[str, Part], label: str) -> dict[str, Part]:
+def checked(name: str, source: Source) -> Source:
+    """Return ``source`` if no split is empty and every target is one of its classes."""
+    for split, part in (("train", source.train), ("val", source.val), ("test", source.test)):
+        if part is None:
+            continue
+        if not len(part):
+            raise ValueError(f"{name}: expected at least one sample in the {split} split, got none")
+        low, high = int(part.targets.min()), int(part.targets.max())
+        if low < 0 or high >= len(source.classes):
+            raise ValueError(
+                f"{name}: expected labels in 0..{len(source.classes) - 1} for {len(source.classes)} classes, got "
+                f"{low}..{high} in the {split} split"
+            )
+    return source
+
+
+def in_memory(parts: dict[str, Part]) -> dict[str, Part]:
     """Decode all splits to pixels where every image has one and the same size of at most ``SMALL`` pixels a side.
 
     Returns:
         The splits with pixels (N, C, H, W), C = 1 where every image is grey and else 3; or ``parts`` as they
         were, where an image is too large or of another size.
     """
-    size: tuple[int, int] | None = None
     pixels: dict[str, Tensor] = {}
+    size: tuple[int, int] | None = None
     grey = True
     for split, part in parts.items():
         if not isinstance(part.images, Encoded) or not len(part):
             return parts
-        size = size or part.images.open(0).size
-        if max(size) > SMALL:
-            return parts
-        decoded = _decode(part.images, size, f"{label} {split}")
-        if decoded is None:
+        size = size or part.images.read(0).size
+        if max(size) > SMALL or (decoded := _decode(part.images, size)) is None:
             return parts
         pixels[split], all_grey = decoded
         grey = grey and all_grey
     channels = 1 if grey else 3
-    return {
-        split: Part(pixels[split][..., :channels].permute(0, 3, 1, 2).contiguous(), part.targets)
-        for split, part in parts.items()
-    }
+    return {split: replace(part, images=pixels[split][:, :channels].contiguous()) for split, part in parts.items()}
 
 
-def _decode(images: Encoded, size: tuple[int, int], label: str) -> tuple[Tensor, bool] | None:
-    """Pixels uint8 (N, H, W, 3) and whether all are grey; None where an image is of another size."""
-    import numpy as np
-
-    pixels = torch.empty((len(images), size[1], size[0], 3), dtype=torch.uint8)
+def _decode(images: Encoded, size: tuple[int, int]) -> tuple[Tensor, bool] | None:
+    """Pixels uint8 (N, 3, H, W) and whether all are grey; None where an image is of another size."""
+    pixels = torch.empty((len(images), 3, size[1], size[0]), dtype=torch.uint8)
     array, grey = pixels.numpy(), True
-    for index in track(range(len(images)), f"reading {label}"):
-        with images.open(index) as image:
-            if image.size != size:
-                return None
-            grey = grey and image.mode in ("1", "L")
-            array[index] = np.asarray(image.convert("RGB"))
+    for index in track(range(len(images)), f"reading {images.origin}"):
+        image = images.read(index)
+        if image.size != size:
+            return None
+        grey = grey and image.mode in ("1", "L")
+        array[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     return pixels, grey
 
 
@@ -137,16 +160,14 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
     yield from bar(items, description=label, console=Console(stderr=True), transient=True)
 
 
-def folder(name: str, root: str | None) -> Path:
-    """Return the data set's folder; raises where there is none."""
+def folder(name: str, root: str | Path | None) -> Path:
+    """Return the data set's folder; raises where none is given."""
     if root is None:
-        raise FileNotFoundError(f"{name} needs a folder to read from: pass --root DIR (root=...)")
+        raise ValueError(f"{name} needs a folder to read from: pass --root DIR (root=...)")
     return Path(root).expanduser()
 
 
-def missing(
-    name: str, wanted: Iterable[str], places: Sequence[Path], *, downloads: bool, detail: str = ""
-) -> FileNotFoundError:
+def missing(name: str, wanted: Iterable[str], places: Sequence[Path], *, downloads: bool) -> FileNotFoundError:
     """Return the error of a folder that does not hold the data set.
 
     Args:
@@ -154,18 +175,20 @@ def missing(
         wanted: names or patterns of the files looked for.
         places: folders they were looked for in, the user's root first.
         downloads: whether ``download=True`` is a remedy.
-        detail: what was found instead, where that is known.
     """
-    root = places[0]
-    if root.is_dir():
-        found = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
-        holds = f"holds {', '.join(found[:8])}" + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-        holds = holds if found else "is empty"
-    else:
-        holds = "is a file, not a folder" if root.exists() else "does not exist"
     remedy = "Pass the folder that holds them as --root DIR (root=...)"
     remedy += ", or let them be downloaded to it with --download (download=True)." if downloads else "."
     return FileNotFoundError(
-        f"{name}: looked for {', '.join(wanted)} in {', '.join(str(place) for place in places)}; "
-        f"{root} {holds}. {detail + '. ' if detail else ''}{remedy}"
+        f"{name}: looked for {', '.join(wanted)} in {', '.join(map(str, places))}; "
+        f"{places[0]} {_holds(places[0])}. {remedy}"
     )
+
+
+def _holds(root: Path) -> str:
+    """What lies in a folder, as the end of a sentence."""
+    if not root.is_dir():
+        return "is a file, not a folder" if root.exists() else "does not exist"
+    found = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
+    if not found:
+        return "is empty"
+    return f"holds {', '.join(found[:8])}" + (f" and {len(found) - 8} more" if len(found) > 8 else "")

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from limbeck.data.augment import Normalise
+from limbeck.data.epochs import Batch, Epochs, Piece, generator, seed_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from typing_extensions import Self
+
+    from limbeck.data.source import Encoded
+
+RECIPES = ("none", "crop", "crop-flip")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training images, as torchvision's pretrained networks expect them."""
+
+
+@final
+class FileLoader(Epochs):
+    """Batches from image files, decoded and augmented by worker processes; for images too large for memory.
+
+    Serves what ``Loader`` serves: (inputs float32 (B, 3, size, size), targets, ids), with an augmentation that depends on
+    (seed, view, id), and on the lap where a view has several. Grey images become RGB.
+
+    Args:
+        images: encoded images.
+        targets: classes, int64 (N,); -100 marks a sample without a label.
+        batch_size: samples in a batch, over all processes.
+        augment: none, crop (a random resized crop, Szegedy et al. 2015) or crop-flip; torchvision's defaults.
+        size: side of the inputs in pixels. Without augmentation they are the centre of an image resized to 8/7 of it.
+        workers: processes that decode; 0 decodes in this one.
+        mean: of every channel, of pixels scaled to [0, 1].
+        std: likewise.
+        shuffle: permute every view; marks a loader for training.
+        seed: of order and augmentation.
+        drop_last: drop an incomplete last batch.
+        batches: batches in a view; by default, as many as one lap over the samples has.
+        ids: rows of ``images`` to serve; all by default.
+    """
+
+    def __init__(
+        self,
+        images: Encoded,
+        targets: Tensor,
+        *,
+        batch_size: int,
+        augment: str = "none",
+        size: int = 224,
+        workers: int = 2,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        batches: int | None = None,
+        ids: Tensor | None = None,
+    ) -> None:
+        if augment not in RECIPES:
+            raise ValueError(
+                f"expected augment to be one of default, {', '.join(RECIPES)} for images as large or as unlike in size "
+                f"as these, got {augment!r}"
+            )
+        if len(images) != len(targets):
+            raise ValueError(f"expected a target for each of {len(images)} images, got {len(targets)}")
+        super().__init__(
+            targets,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            batches=batches,
+            ids=ids,
+        )
+        self.images = images
+        self.augment = augment
+        self.size = size
+        self.workers = workers
+        self.device = torch.device("cpu")
+        self.normalise = Normalise(mean, std)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return a loader that stands where this one does and normalises and serves its batches on ``device``."""
+        other = copy.copy(self)
+        other.device, other.targets = torch.device(device), self.targets.to(device)
+        other.normalise = self.normalise.to(device)
+        return other
+
+    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+        augment = self.augment if self.augmented else "none"
+        pixels = DataLoader(
+            _Pixels(self.images, transform(augment, self.size), self.seed, view),
+            batch_sampler=([(lap, row) for lap, ids in pieces for row in ids.tolist()] for pieces in plan),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=generator("workers"),  # its own, so that the user's stays untouched
+        )
+        for images, rows in pixels:
+            ids = rows.to(self.device)
+            yield self.normalise(images.to(self.device, non_blocking=True)), self.targets[ids], ids
+
+
+@dataclass(frozen=True)
+class _Pixels(Dataset[tuple[Tensor, int]]):
+    """Augmented pixels, uint8 (3, size, size), of (lap, id) with the id."""
+
+    images: Encoded
+    transform: Callable[[Image.Image], Tensor]
+    seed: int
+    view: int
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        lap, row = key
+        image = self.images.read(row).convert("RGB")
+        # torchvision draws from the global generator of the CPU, which is put back: it is the user's.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed_of("augment", self.seed, self.view, lap, row))
+            return self.transform(image), row
+
+
+def transform(augment: str, size: int) -> Callable[[Image.Image], Tensor]:
+    """Return torchvision's transform, from an image to uint8 (3, size, size), for a name out of ``RECIPES``."""
+    from torchvision.transforms import v2
+
+    steps = {
+        "none": [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)],
+        "crop": [v2.RandomResizedCrop(size)],
+        "crop-flip": [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()],
+    }
+    chain: Callable[[Image.Image], Tensor] = v2.Compose([*steps[augment], v2.PILToTensor()])
+    return chain
