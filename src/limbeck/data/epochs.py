@@ -42,8 +42,8 @@ class Epochs(ABC):
 
     A *view* is one epoch: each ``iter()`` serves the next one. A view is a stream of positions, cut into batches. The
     stream is one lap over ``ids`` (a permutation seeded by (seed, view, lap) where ``shuffle``), or as many laps as
-    ``batches`` asks for. An iterator takes its place when its first batch is asked for, so iterators
-    that are made and never used (Lightning makes some) skip nothing.
+    ``batches`` asks for (see ``labelled``), all batches complete then. An iterator takes its place when its first batch is
+    asked for, so iterators that are made and never used (Lightning makes some) skip nothing.
 
     ``batch_size`` is the global batch. Where ``torch.distributed`` is initialised, rank r of w takes the positions
     r::w of every batch, so that w processes see what one would. Then
@@ -58,40 +58,21 @@ class Epochs(ABC):
         batch_size: samples in a batch, over all processes.
         shuffle: permute every lap. Also marks the loader as one for training (see above).
         seed: of the order and, in the subclasses, of the augmentation.
-        drop_last: drop the last batch of a view if it is incomplete.
-        batches: batches in a view, instead of one lap. All of them are complete.
-        ids: rows of ``targets`` to serve, int64 (M,); all by default.
     """
 
-    def __init__(
-        self,
-        targets: Tensor,
-        *,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        drop_last: bool,
-        batches: int | None,
-        ids: Tensor | None,
-    ) -> None:
+    def __init__(self, targets: Tensor, *, batch_size: int, shuffle: bool, seed: int) -> None:
         if targets.dtype != torch.int64 or targets.ndim != 1:
             raise TypeError(f"expected targets as int64 (N,), got {targets.dtype} {tuple(targets.shape)}")
-        ids = torch.arange(len(targets)) if ids is None else ids
-        if len(ids) == 0:
+        if len(targets) == 0:
             raise ValueError("expected at least one sample, got an empty data set")
-        if ids.dtype != torch.int64 or int(ids.min()) < 0 or int(ids.max()) >= len(targets):
-            raise ValueError(f"expected ids as int64 in 0..{len(targets) - 1}, got {ids.dtype} {ids.tolist()[:8]}")
-        if batch_size < 1 or (batches is not None and batches < 1):
-            raise ValueError(f"expected batch_size and batches of at least 1, got {batch_size} and {batches}")
-        if drop_last and batches is None and len(ids) < batch_size:
-            raise ValueError(f"drop_last leaves nothing of {len(ids)} samples: lower batch_size ({batch_size})")
+        if batch_size < 1:
+            raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
         self.targets = targets
-        self.ids = ids.cpu()
+        self.ids = torch.arange(len(targets))
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
-        self.drop_last = drop_last
-        self.batches = batches
+        self.batches: int | None = None
         self.augmented = True
         self._view: int
         self._batch: int
@@ -105,7 +86,7 @@ class Epochs(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Return a loader that stands where this one does and serves its batches on ``device``."""
+        """Serve batches on ``device`` from now on; returns the loader itself, as ``nn.Module.to`` does."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Serve one view, from where the loader stands; see ``set_epoch`` and ``load_state_dict``."""
@@ -124,12 +105,10 @@ class Epochs(ABC):
         if self.batches is not None:
             return self.batches
         full, rest = divmod(len(self.ids), self.batch_size)
-        if rest == 0 or self.drop_last:
-            return full
         world = share()[1]
         if self.shuffle:
             return full + (rest >= (2 * world if full else world))
-        return full + (rest >= world or not full)
+        return max(1, full + (rest >= world))
 
     @property
     def view(self) -> int:
@@ -171,7 +150,7 @@ class Epochs(ABC):
     def plain(self) -> Self:
         """Return a loader of the same samples once, in order and without augmentation."""
         other = self._copy()
-        other.augmented, other.shuffle, other.drop_last, other.batches = False, False, False, None
+        other.augmented, other.shuffle, other.batches = False, False, None
         return other
 
     def example(self, count: int = 8) -> Tensor:
@@ -196,7 +175,7 @@ class Epochs(ABC):
         stop = start + self.batch_size
         if self.batches is not None:
             return start, stop
-        if self.shuffle or self.drop_last:
+        if self.shuffle:
             stop = min(stop, count)
             return start, stop - (stop - start) % world
         return start, count if index == len(self) - 1 else stop
@@ -205,7 +184,7 @@ class Epochs(ABC):
         """Yield, batch by batch from ``first`` on, this process's ids, grouped by the lap they belong to."""
         rank, world = share()
         count = len(self.ids)
-        if (self.shuffle and self.batch_size % world) or len(self) == 0 or count < world:
+        if (self.shuffle and self.batch_size % world) or count < world:
             raise ValueError(
                 f"expected a batch_size divisible by the {world} processes and at least one sample for each, got "
                 f"batch_size {self.batch_size} and {count} samples"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
@@ -41,9 +40,6 @@ class FileLoader(Epochs):
         std: likewise.
         shuffle: permute every view; marks a loader for training.
         seed: of order and augmentation.
-        drop_last: drop an incomplete last batch.
-        batches: batches in a view; by default, as many as one lap over the samples has.
-        ids: rows of ``images`` to serve; all by default.
     """
 
     def __init__(
@@ -59,9 +55,6 @@ class FileLoader(Epochs):
         std: Sequence[float] = STD,
         shuffle: bool = False,
         seed: int = 0,
-        drop_last: bool = False,
-        batches: int | None = None,
-        ids: Tensor | None = None,
     ) -> None:
         if augment not in RECIPES:
             raise ValueError(
@@ -70,15 +63,7 @@ class FileLoader(Epochs):
             )
         if len(images) != len(targets):
             raise ValueError(f"expected a target for each of {len(images)} images, got {len(targets)}")
-        super().__init__(
-            targets,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-            batches=batches,
-            ids=ids,
-        )
+        super().__init__(targets, batch_size=batch_size, shuffle=shuffle, seed=seed)
         self.images = images
         self.augment = augment
         self.size = size
@@ -87,11 +72,10 @@ class FileLoader(Epochs):
         self.normalise = Normalise(mean, std)
 
     def to(self, device: torch.device | str) -> Self:
-        """Return a loader that stands where this one does and normalises and serves its batches on ``device``."""
-        other = copy.copy(self)
-        other.device, other.targets = torch.device(device), self.targets.to(device)
-        other.normalise = self.normalise.to(device)
-        return other
+        """Normalise and serve batches on ``device`` from now on; returns the loader itself."""
+        self.device, self.targets = torch.device(device), self.targets.to(device)
+        self.normalise = self.normalise.to(device)
+        return self
 
     def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
         augment = self.augment if self.augmented else "none"

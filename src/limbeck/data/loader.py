@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, final
 
@@ -35,9 +34,6 @@ class Loader(Epochs):
         augment: applied in this order, those on pixels before normalisation and the others after it.
         shuffle: permute every view; marks a loader for training.
         seed: of order and augmentation.
-        drop_last: drop an incomplete last batch.
-        batches: batches in a view; by default, as many as one lap over the samples has.
-        ids: rows of ``images`` to serve; all by default.
 
     Example:
         >>> images, targets = torch.zeros(10, 1, 4, 4, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64)
@@ -57,9 +53,6 @@ class Loader(Epochs):
         augment: Sequence[Augment] = (),
         shuffle: bool = False,
         seed: int = 0,
-        drop_last: bool = False,
-        batches: int | None = None,
-        ids: Tensor | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise TypeError(f"expected images as uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
@@ -67,25 +60,16 @@ class Loader(Epochs):
             raise ValueError(f"expected a target for each of {len(images)} images, got {len(targets)}")
         if len(mean) != images.shape[1]:
             raise ValueError(f"expected a mean for each of {images.shape[1]} channels, got {tuple(mean)}")
-        super().__init__(
-            targets,
-            batch_size=batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-            batches=batches,
-            ids=ids,
-        )
+        super().__init__(targets, batch_size=batch_size, shuffle=shuffle, seed=seed)
         self.images = images
         self.augment = tuple(augment)
         self.normalise = Normalise(mean, std)
 
     def to(self, device: torch.device | str) -> Self:
-        """Return a loader that stands where this one does, keeps its images on ``device`` and makes its batches there."""
-        other = copy.copy(self)
-        other.images, other.targets = self.images.to(device), self.targets.to(device)
-        other.normalise = self.normalise.to(device)
-        return other
+        """Keep the images on ``device`` and make batches there; returns the loader itself."""
+        self.images, self.targets = self.images.to(device), self.targets.to(device)
+        self.normalise = self.normalise.to(device)
+        return self
 
     def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
         drawn: dict[int, list[Drawn]] = {}

@@ -57,14 +57,14 @@ class Data:
 
     def with_seed(self, seed: int) -> Data:
         """Return the same samples in the order and with the augmentation of another seed."""
-        return self._each(lambda loader: loader.with_seed(seed))
+        train, val, test = (loader.with_seed(seed) for loader in (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test)
 
     def to(self, device: torch.device | str) -> Data:
-        """Return the same data on ``device``."""
-        return self._each(lambda loader: loader.to(device))
-
-    def _each(self, change: Callable[[Epochs], Epochs]) -> Data:
-        return replace(self, train=change(self.train), val=change(self.val), test=change(self.test))
+        """Move all three loaders to ``device``; returns the data itself."""
+        for loader in (self.train, self.val, self.test):
+            loader.to(device)
+        return self
 
 
 Root = str | Path | None
