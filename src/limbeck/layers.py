@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import bare, frozen
+from limbeck.frozen import Frozen, bare
 from limbeck.task import Task, classification
-from limbeck.trace import locate
+from limbeck.trace import locate, submodules
 
 Shape = tuple[int, ...]
 Pair = tuple[str, str]
@@ -40,11 +40,11 @@ def layers(net: nn.Module, example: Any, task: Task = classification) -> list[La
         example: A batch of inputs, (N, ...), or a dict of them.
         task: How inputs are fed.
     """
-    view = bare(frozen(net))
+    view = Frozen(bare(net))
     found: dict[str, Layer] = {}
-    handles = [module.register_forward_hook(_note(path, found)) for path, module in view.named_modules() if path]
+    handles = [module.register_forward_hook(_note(path, found)) for path, module in submodules(view.net).items()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             task.feed(view, example)
     finally:
         for handle in handles:
@@ -55,11 +55,12 @@ def layers(net: nn.Module, example: Any, task: Task = classification) -> list[La
 def stages(net: nn.Module, example: Any, task: Task = classification) -> list[Layer]:
     """Return the layers worth matching, from shallow to deep.
 
-    Of a network with feature maps, the last layer at each resolution; of one with token sequences, its blocks; of a
+    Of a network with token sequences, its blocks; of one with feature maps, the last layer at each resolution; of a
     multi-layer perceptron, its hidden layers, as the input of the linear layer that follows.
     """
     table = layers(net, example, task)
-    return _map_stages(table) or _token_blocks(net, table) or _hidden(table)
+    # tokens first: their networks have a map too, that of the patches
+    return _token_blocks(net, table) or _map_stages(table) or _hidden(table)
 
 
 def pairs(student: nn.Module, teacher: nn.Module, example: Any, task: Task = classification) -> list[Pair]:
@@ -132,7 +133,7 @@ def embedding(net: nn.Module, example: Any | None = None, task: Task = classific
         ValueError: The network has no linear layer.
     """
     if example is None:
-        linear = [path for path, module in bare(net).named_modules() if isinstance(module, nn.Linear)]
+        linear = [path for path, module in submodules(bare(net)).items() if isinstance(module, nn.Linear)]
     else:
         linear = [layer.path for layer in layers(net, example, task) if layer.kind == "Linear"]
     if not linear:
@@ -140,17 +141,14 @@ def embedding(net: nn.Module, example: Any | None = None, task: Task = classific
             f"{type(bare(net)).__name__} has no linear layer whose input could serve as embedding: name a layer, "
             "layer='pool' (`limbeck layers` lists them)"
         )
-    return f"{linear[-1].removeprefix('_orig_mod.')}:in"
+    return f"{linear[-1]}:in"
 
 
 def shape_at(net: nn.Module, path: str, example: Any, task: Task = classification) -> Shape:
     """Return the shape of what ``path`` shows for an example."""
-    with torch.no_grad():
-        view = frozen(net)
-        inputs = {"inputs": example}
-        trace = Task(loss=task.loss, output=task.output, inputs=lambda batch: batch["inputs"]).look(
-            view, inputs, [path] if path else []
-        )
+    of_example = replace(task, inputs=lambda batch: batch)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        trace = of_example.look(Frozen(bare(net)), example, [path] if path else [])
     return tuple(trace[path].shape)
 
 
@@ -172,7 +170,7 @@ def _map_stages(table: list[Layer]) -> list[Layer]:
     maps = [layer for layer in table if len(layer.shape) == 4]
     ends = [
         layer
-        for layer, following in zip(maps, [*maps[1:], None], strict=True)
+        for layer, following in zip(maps, [*maps[1:], None], strict=False)  # no map, no end
         if following is None or following.shape[2:] != layer.shape[2:]
     ]
     wide = [layer for layer in ends if layer.shape[2] * layer.shape[3] > 1]
@@ -180,14 +178,15 @@ def _map_stages(table: list[Layer]) -> list[Layer]:
 
 
 def _token_blocks(net: nn.Module, table: list[Layer]) -> list[Layer]:
-    """The members of the longest list of modules of one class whose outputs are (N, L, D)."""
-    tokens = {layer.path: layer for layer in table if len(layer.shape) == 3}
-    lists: dict[tuple[str, str], list[Layer]] = {}
-    for path, _ in bare(net).named_modules():
-        parent, _, last = path.rpartition(".")
-        if path in tokens and last.isdigit():
-            lists.setdefault((parent, tokens[path].kind), []).append(tokens[path])
-    return max(lists.values(), key=len, default=[])
+    """The longest row of one class in a container whose outputs are (N, L, D); the outermost of equally long ones."""
+    modules = {"": bare(net), **submodules(bare(net))}
+    rows: dict[tuple[str, str], list[Layer]] = {}
+    for layer in table:
+        parent = layer.path.rpartition(".")[0]
+        if len(layer.shape) == 3 and isinstance(modules[parent], (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            rows.setdefault((parent, layer.kind), []).append(layer)
+    longest = max(rows.values(), key=lambda row: (len(row), -row[0].path.count(".")), default=[])
+    return longest if len(longest) > 1 else []
 
 
 def _hidden(table: list[Layer]) -> list[Layer]:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Turn:
         """Each loss with its weight."""
         return self.losses  # type: ignore[return-value]  # __post_init__ saw to it
 
-    @property
+    @cached_property
     def total(self) -> Tensor:
         """The weighted sum, a scalar."""
         # not sum(): its leading 0 would be one more node of the graph
@@ -99,7 +100,10 @@ class Distill(Method):
         super().__init__()
         self.student, self.objective, self.task = student, objective, task
         self.teachers = nn.ModuleDict(as_teachers(teachers))
-        known = {"student", "input", "target", *self.teachers}
+        ours = {"student", "input", "target", "progress"}
+        if taken := sorted(ours & self.teachers.keys()):
+            raise ValueError(f"a teacher cannot play the role {taken[0]!r}: rename it, every scene has that already")
+        known = ours | self.teachers.keys()
         if unknown := objective.roles() - known:
             raise ValueError(f"the objective reads {sorted(unknown)}, but only {sorted(known)} are there")
 
@@ -188,11 +192,14 @@ def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], prog
 
     Raises:
         FloatingPointError: A term is NaN or infinite.
+        RuntimeError: A player's gradients still wait when the batch is over.
     """
     logs: dict[str, Tensor] = {}
-    turns = descend(method, batch, optimizers, progress, waiting=set())
-    for turn in turns:
+    waiting: set[str] = set()
+    for turn in descend(method, batch, optimizers, progress, waiting):
         logs |= log(turn)
+    if waiting:
+        raise RuntimeError(f"the batch is over, and the gradients of {sorted(waiting)} wait for a turn with step=True")
     values = dict(zip(logs, torch.stack([v.float() for v in logs.values()]).tolist(), strict=True))  # one transfer
     if broken := [name for name, value in values.items() if not math.isfinite(value)]:
         raise FloatingPointError(f"{broken[0]!r} is {values[broken[0]]}: lower the learning rate or its weight")
@@ -205,7 +212,7 @@ def descend(
     optimizers: Mapping[str, Optimizer],
     progress: float,
     waiting: set[str],
-    backward: Callable[[Tensor], None] = Tensor.backward,
+    backward: Callable[[Turn], None] = lambda turn: turn.total.backward(),
     update: Callable[[Optimizer], bool] = lambda optimizer: bool(optimizer.step()) or True,
 ) -> Iterator[Turn]:
     """Play one batch: for each turn, descend its loss, then hand it on.
@@ -217,7 +224,7 @@ def descend(
         progress: In [0, 1].
         waiting: The players whose gradients wait for an update; changed in place, so that a caller who accumulates
             over batches passes the same set again.
-        backward: How a loss is differentiated.
+        backward: How a turn's loss is differentiated.
         update: How a player steps; returns False to let its gradients wait for the next batch.
     """
     for turn in method.step(batch, progress):
@@ -228,7 +235,7 @@ def descend(
             optimizer.zero_grad()
             waiting.add(turn.player)
         with _undisturbed([optimizers[other] for other in waiting if other != turn.player]):
-            backward(turn.total)
+            backward(turn)
         if turn.step and update(optimizer):
             waiting.discard(turn.player)
         yield turn
@@ -240,9 +247,11 @@ def _undisturbed(others: list[Optimizer]) -> Iterator[None]:
     held = [(p, p.grad) for other in others for group in other.param_groups for p in group["params"]]
     for parameter, _ in held:
         parameter.grad = None
-    yield
-    for parameter, grad in held:
-        parameter.grad = grad
+    try:
+        yield
+    finally:
+        for parameter, grad in held:
+            parameter.grad = grad
 
 
 def log(turn: Turn) -> dict[str, Tensor]:

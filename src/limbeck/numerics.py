@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -22,10 +22,10 @@ def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(loss)
     def widened(*args: P.args, **kwargs: P.kwargs) -> R:
-        wide = tuple(_widen(value) for value in args)
+        wide = [_widen(value) for value in args]
         wide_options = {name: _widen(value) for name, value in kwargs.items()}
-        device = next((value.device.type for value in wide if isinstance(value, Tensor)), "cpu")
-        if torch.is_autocast_enabled(device):
+        device = next((tensor.device.type for tensor in _tensors([*wide, *wide_options.values()])), "cpu")
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
                 return loss(*wide, **wide_options)
         return loss(*wide, **wide_options)
@@ -39,6 +39,14 @@ def _widen(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_widen(entry) for entry in value)
     return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _tensors(entry)
 
 
 def same_shape(name: str, student: Tensor, teacher: Tensor) -> None:

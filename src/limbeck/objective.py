@@ -184,7 +184,9 @@ def _at(weight: Weight, progress: float) -> float:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    return [
+    numbered = [
         name if names.count(name) == 1 else f"{name}.{names[:index].count(name) + 1}"
         for index, name in enumerate(names)
     ]
+    # a number may spell a name that is there already: "a", "a", "a.1"
+    return numbered if len(set(numbered)) == len(numbered) else _distinct(numbered)

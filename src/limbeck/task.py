@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.frozen import bare
+from limbeck.numerics import full_precision
 from limbeck.objective import Objective, S, Y, on
 from limbeck.trace import Trace, describe, record
 
@@ -24,6 +25,7 @@ UNLABELLED = -100
 """The target of a sample without a label: torch's own `ignore_index`."""
 
 
+@full_precision
 def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy with the labels, mean over the labelled samples; 0 where none of the batch is labelled.
 
@@ -50,8 +52,8 @@ def logits(output: Any) -> Tensor:
                 return tensors[key]
         if len(tensors) == 1:
             return next(iter(tensors.values()))
-    if isinstance(output, tuple) and "logits" in getattr(output, "_fields", ()):  # GoogLeNetOutputs, InceptionOutputs
-        return output.logits  # type: ignore[attr-defined, no-any-return]
+    if isinstance(named := getattr(output, "logits", None), Tensor):  # GoogLeNetOutputs, a dataclass
+        return named
     raise TypeError(
         f"expected the network to return logits, got {describe(output)}. "
         "Say where they are: Task(output=lambda out: out['scores'])"
@@ -68,8 +70,15 @@ def inputs_of(batch: Batch) -> Any:
 def target_of(batch: Batch) -> Tensor:
     """Return a batch's targets: its second entry, or ``labels`` of a dict."""
     if isinstance(batch, Mapping):
-        return batch["labels"] if "labels" in batch else batch["label"]  # type: ignore[no-any-return]
-    return batch[1]  # type: ignore[no-any-return]
+        found = [batch[key] for key in ("labels", "label") if key in batch]
+    else:
+        found = list(batch[1:2])
+    if not found:
+        raise ValueError(
+            f"found no targets in the batch, {describe(batch)}. Say where they are: "
+            "Task(target=lambda batch: batch['answers'])"
+        )
+    return found[0]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class Task:
         return {**trace, "": output}
 
     def metrics(self, num_classes: int) -> MetricCollection:
-        """Return what is measured on held-out data: top-1 accuracy and cross-entropy, over the labelled samples."""
+        """Return what is measured on held-out data: top-1 accuracy, over the labelled samples."""
         from torchmetrics import MetricCollection
         from torchmetrics.classification import MulticlassAccuracy
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Trace = dict[str, Tensor]
 """What a network showed: path -> tensor; ``""`` is the network's own output."""
@@ -21,11 +22,14 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
 
     - ``layer3`` is the output of ``model.layer3``;
     - ``fc:in`` is its first input (so pre-activations are reachable);
-    - ``rnn:0`` and ``encoder:last_hidden_state`` are entries of a tuple or dict output, ``fc:in:1`` of its inputs;
+    - ``rnn:0`` and ``encoder:last_hidden_state`` are entries of a tuple or dict output, ``fc:in:1`` and ``fc:in:mask``
+      of its inputs;
     - ``""`` is the model itself.
 
-    Hooks live as long as the block. A module that is called several times shows its last call. A compiled model
-    must be recorded at its first call: compiled code no longer looks for hooks.
+    Hooks live as long as the block. A module that is called several times shows its last call. What is recorded stays
+    as it was: the model goes on with a copy, which it may change in place. A compiled model must be recorded at
+    its first call in each mode: code compiled without hooks no longer looks for them, unless
+    ``torch._dynamo.config.skip_nnmodule_hook_guards = False`` was set before.
 
     Args:
         model: Any module; it is not changed.
@@ -47,7 +51,7 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     """
     trace: Trace = {}
     places = {path: locate(model, path) for path in paths}  # all of them, before the first hook is set
-    handles = [module.register_forward_hook(_hook(trace, path, entry)) for path, (module, entry) in places.items()]
+    handles = [_watch(module, trace, path, entry) for path, (module, entry) in places.items()]
     try:
         yield trace
     finally:
@@ -56,14 +60,15 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     if missing := sorted(set(paths) - trace.keys()):
         raise RuntimeError(
             f"{type(model).__name__} ran without calling {missing}: either its forward skips them, or it was compiled "
-            "before it was recorded (then record it at its first call, or compile it after distillation)"
+            "before it was recorded: record it at its first call, compile it after distillation, or set "
+            "torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling"
         )
 
 
 def locate(model: nn.Module, path: str) -> tuple[nn.Module, list[str]]:
     """Return the module that ``path`` names and what to take of it: ``["in", "0"]`` for ``fc:in:0``."""
     name, *entry = path.split(":")
-    if name and name not in (modules := _modules(model)):
+    if name and name not in (modules := submodules(model)):
         # a wrong start finds the wrong neighbours: compare the path, then its last part
         close = difflib.get_close_matches(name, modules, n=4, cutoff=0.4) or [
             other for other in modules if other.rsplit(".")[-1] == name.rsplit(".")[-1]
@@ -73,30 +78,38 @@ def locate(model: nn.Module, path: str) -> tuple[nn.Module, list[str]]:
     return (modules[name] if name else model), entry
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every submodule by the path its author knows, also inside ``torch.compile``."""
-    return {
-        name.removeprefix("_orig_mod").removeprefix("."): module
-        for name, module in model.named_modules()
-        if name not in ("", "_orig_mod")
-    }
+def submodules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return every submodule by every path its author knows, also inside ``torch.compile``."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if path := ".".join(part for part in name.split(".") if part != "_orig_mod"):
+            found.setdefault(path, module)
+    return found
 
 
-def _hook(trace: Trace, path: str, entry: list[str]) -> Callable[[nn.Module, Any, Any], None]:
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-        trace[path] = _entry(path, inputs, output, entry)
+def _watch(module: nn.Module, trace: Trace, path: str, entry: list[str]) -> RemovableHandle:
+    """Set the hook that keeps what ``path`` shows, and hands the model a copy of a tensor that it could overwrite."""
 
-    return keep
+    def arrive(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        named = dict(enumerate((*args, *kwargs.values()))) | kwargs
+        trace[path] = _entry(path, named, entry[1:] or ["0"])
+        copied = [value.clone() if value is trace[path] else value for value in args]
+        return tuple(copied), kwargs
 
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        trace[path] = _entry(path, output, entry)
+        return output.clone() if isinstance(output, Tensor) else output
 
-def _entry(path: str, inputs: Any, output: Any, entry: list[str]) -> Tensor:
     if entry[:1] == ["in"]:
-        value, keys = inputs, entry[1:] or ["0"]
-    else:
-        value, keys = output, entry
+        return module.register_forward_pre_hook(arrive, with_kwargs=True)
+    return module.register_forward_hook(leave)
+
+
+def _entry(path: str, value: Any, keys: list[str]) -> Tensor:
     for key in keys:
+        entries = {} if isinstance(value, Tensor) else value  # an entry of a tensor would be a sample
         try:
-            value = value[int(key)] if key.isdigit() else value[key]
+            value = entries[int(key)] if key.isdigit() else entries[key]
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(f"{path!r} asks for {key!r} of {describe(value)}") from error
     if path.split(":")[0] and not isinstance(value, Tensor):

@@ -1,0 +1,77 @@
+"""Precision of losses, in one place."""
+
+import pytest
+import torch
+from torch import nn
+
+from limbeck.losses import cross_entropy
+from limbeck.numerics import full_precision, same_shape
+
+
+@full_precision
+def product(a, b, pair=(), scale=1.0):
+    """Both see autocast, which would multiply in bfloat16."""
+    for more in pair:
+        a = a @ more
+    return scale * (a @ b)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_is_widened(half):
+    a, b = torch.randn(4, 4).to(half), torch.randn(4, 4).to(half)
+    assert torch.equal(product(a, b), a.float() @ b.float())
+    assert product(a, b=b, pair=[b]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_single_and_double_stay(dtype):
+    assert product(torch.ones(2, 2, dtype=dtype), torch.ones(2, 2, dtype=dtype)).dtype == dtype
+
+
+def test_autocast_is_off_inside():
+    a, b = torch.randn(8, 8), torch.randn(8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (a @ b).dtype == torch.bfloat16  # the test would see it
+        for inside in (product(a, b), product(a=a, b=b), product(a, b, pair=(a,)), product(a=a, b=b, pair=[a])):
+            assert inside.dtype == torch.float32
+
+
+@pytest.mark.parametrize("call", [lambda x: product(x, x), lambda x: product(a=x, b=x), lambda x: first(pair=[(x,)])])
+def test_autocast_is_asked_about_the_device_of_the_tensors(call, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: asked.append(device))
+    call(torch.ones(2, 2, device="meta"))
+    assert asked == ["meta"]
+
+
+@full_precision
+def first(pair):
+    return pair[0][0]
+
+
+def test_devices_without_autocast():
+    assert product(torch.ones(2, 2, device="meta"), torch.ones(2, 2, device="meta")).shape == (2, 2)
+
+
+def test_gradients_come_back_in_the_argument_precision():
+    a = torch.randn(3, 3, dtype=torch.bfloat16, requires_grad=True)
+    product(a, torch.eye(3)).sum().backward()
+    assert a.grad.dtype == torch.bfloat16
+    assert torch.equal(a.grad, torch.ones_like(a))
+
+
+def test_name_and_docstring_survive():
+    assert product.__name__ == "product"
+    assert product.__doc__.startswith("Both see")
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_the_hard_loss_is_computed_in_single_precision(half):
+    z, y = torch.randn(6, 4).to(half), torch.randint(4, (6,))
+    assert torch.equal(cross_entropy(z, y), nn.functional.cross_entropy(z.float(), y))
+
+
+def test_same_shape():
+    same_shape("maps", torch.ones(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"maps: .* got \(2, 3\) and \(2, 1\)"):
+        same_shape("maps", torch.ones(2, 3), torch.ones(2, 1))

@@ -1,0 +1,171 @@
+"""Sources, terms, weights: the equation of a paper."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from limbeck import Distill, Loss, Objective, S, Source, T, X, Y, on
+from limbeck.stage import linear
+
+SCENE = {
+    "student": {"": torch.tensor([1.0, 2.0]), "mid": torch.tensor([3.0, 4.0])},
+    "teacher": {"": torch.tensor([1.0, 5.0])},
+    "second": {"": torch.tensor([0.0, 0.0])},
+    "input": torch.tensor([7.0, 8.0]),
+    "target": torch.tensor([1.0, 1.0]),
+}
+
+
+def never(*_):
+    raise AssertionError("a term of weight 0 was computed")
+
+
+def values(objective, scene=SCENE):
+    return {name: loss.value.item() for name, loss in objective(scene).items()}
+
+
+@pytest.mark.parametrize(
+    ("source", "role", "path"), [(S, "student", ""), (S["mid"], "student", "mid"), (T, "teacher", ""), (X, "input", "")]
+)
+def test_source_reads_its_place(source, role, path):
+    expected = SCENE[role][path] if isinstance(SCENE[role], dict) else SCENE[role]
+    assert source == Source(role, path)
+    assert source.read(SCENE) is expected
+
+
+def test_source_of_another_role_keeps_path_and_steps():
+    source = T["mid"].via(torch.square).of("student")
+    assert torch.equal(source.read(SCENE), torch.tensor([9.0, 16.0]))
+
+
+def test_via_runs_left_to_right_and_does_not_change_the_source():
+    place = S["mid"]
+    seen = place.via(lambda x: x + 1, torch.neg).via(lambda x: 10 * x)
+    assert torch.equal(seen.read(SCENE), torch.tensor([-40.0, -50.0]))
+    assert place.steps == ()
+
+
+def test_unknown_role_and_layer_of_a_plain_value():
+    with pytest.raises(KeyError, match=r"nothing plays the role 'third'.*'second'"):
+        T.of("third").read(SCENE)
+    with pytest.raises(KeyError, match="'target' is a plain value and has no layer 'mid'"):
+        Y["mid"].read(SCENE)
+
+
+def test_on_binds_sources_and_options_in_order():
+    objective = on(F.smooth_l1_loss, S, T, beta=2.0)
+    assert values(objective) == {"smooth_l1_loss": pytest.approx((0 + 9 / 4 - 0) / 2 - (9 / 4 - 2.0) / 2)}
+
+
+def test_names():
+    class Learned(nn.Module):
+        def forward(self, x):
+            return x.mean()
+
+    objective = on(Learned(), S) + on(torch.mean, S, name="mine") + on(F.mse_loss, S, T)
+    assert list(objective(SCENE)) == ["learned", "mine", "mse_loss"]
+
+
+def test_equal_names_are_told_apart():
+    a, b, c = on(torch.mean, S, name="a"), on(torch.mean, T, name="a"), on(torch.mean, S["mid"], name="a")
+    assert values(a + b + c) == {"a.1": 1.5, "a.2": 3.0, "a.3": 3.5}
+    assert values((a + b) + 2 * a) == {"a.1": 1.5, "a.2": 3.0, "a.3": 1.5}
+
+
+def test_a_number_never_hides_a_term_of_that_name():
+    a, b, c = on(torch.mean, S, name="a"), on(torch.mean, T, name="a"), on(torch.mean, S["mid"], name="a.1")
+    joined = a + b + c
+    assert sorted(values(joined).values()) == [1.5, 3.0, 3.5]
+
+
+def test_weights_multiply():
+    term = on(torch.mean, S)
+    loss = (2 * (3 * term))(SCENE)["mean"]
+    assert loss == Loss(loss.value, 6.0)
+    assert loss.weighted.item() == pytest.approx(9.0)
+    assert term(SCENE)["mean"].weight == 1.0
+
+
+def test_a_weight_distributes_over_a_sum():
+    joined = 2 * (on(torch.mean, S, name="a") + 3 * on(torch.mean, T, name="b"))
+    assert {name: loss.weight for name, loss in joined(SCENE).items()} == {"a": 2.0, "b": 6.0}
+
+
+@pytest.mark.parametrize(("progress", "weight"), [(0.0, 4.0), (0.5, 2.5), (1.0, 1.0)])
+def test_scheduled_weight(progress, weight):
+    objective = linear(4.0, 1.0) * on(torch.mean, S)
+    assert objective(SCENE | {"progress": progress})["mean"].weight == weight
+
+
+def test_schedules_multiply_with_numbers_and_schedules():
+    objective = linear(0.0, 2.0) * (3 * (linear(1.0, 0.5) * on(torch.mean, S)))
+    assert objective(SCENE | {"progress": 0.5})["mean"].weight == pytest.approx(1.0 * 3 * 0.75)
+
+
+def test_weight_zero_is_neither_computed_nor_recorded():
+    objective = on(torch.mean, S["mid"]) + 0 * on(never, T["deep"], Y) + 0.0 * (2 * on(never, T.of("second")))
+    assert list(objective(SCENE)) == ["mean"]
+    assert objective.roles() == {"student"}
+    assert objective.paths("teacher") == set()
+    assert objective.paths("student") == {"mid"}
+
+
+def test_scheduled_weight_that_is_zero_now_is_not_computed_but_recorded():
+    objective = linear(0.0, 1.0) * on(never, T["deep"]) + on(torch.mean, S)
+    assert list(objective(SCENE)) == ["mean"]
+    assert objective.paths("teacher") == {"deep"}
+    with pytest.raises(AssertionError, match="weight 0"):
+        objective(SCENE | {"progress": 1.0, "teacher": {"deep": torch.ones(2)}})
+
+
+def test_sum_joins_a_list():
+    joined = sum([on(torch.mean, S), on(F.mse_loss, S, T)])
+    assert isinstance(joined, Objective)
+    assert list(joined(SCENE)) == ["mean", "mse_loss"]
+    with pytest.raises(TypeError):
+        1 + on(torch.mean, S)
+
+
+def test_a_term_is_a_scalar():
+    with pytest.raises(ValueError, match=r"the term 'square' must be a scalar, got shape \(2,\)"):
+        on(torch.square, S)(SCENE)
+
+
+def test_adapters_and_learning_losses_are_parameters_once():
+    adapter, loss = nn.Linear(2, 2), nn.Bilinear(2, 2, 1)
+    one = on(lambda a, b: loss(a, b).sum(), S.via(adapter), T.via(adapter), name="pair")
+    assert {id(p) for p in one.parameters()} == {id(p) for p in adapter.parameters()}
+    assert len(list((one + 2 * one).parameters())) == 2
+
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.scale * x.mean()
+
+    assert len(list(on(Learned(), S).parameters())) == 1
+
+
+def test_objective_state_dict_round_trip():
+    def build():
+        return on(torch.mean, S.via(nn.Linear(2, 2))) + 0 * on(torch.mean, S.via(nn.Linear(2, 3)), name="off")
+
+    a, b = build(), build()
+    b.load_state_dict(a.state_dict())
+    assert values(a) == values(b)
+
+
+def test_distill_refuses_roles_nobody_plays():
+    net = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"reads \['second'\]"):
+        Distill(net, net, on(F.mse_loss, S, T.of("second")))
+    with pytest.raises(ValueError, match=r"reads \['teacher'\]"):
+        Distill(net, None, on(F.mse_loss, S, T))
+
+
+def test_distill_refuses_a_teacher_in_another_role():
+    with pytest.raises(ValueError, match="cannot play the role 'student'"):
+        Distill(nn.Linear(2, 2), {"student": nn.Linear(2, 2)}, on(torch.mean, S))

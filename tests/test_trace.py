@@ -1,0 +1,286 @@
+"""`record`: what it sees, what it leaves behind, what it refuses."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limbeck import record
+from limbeck.trace import locate
+
+
+class Tower(nn.Module):
+    """Nested modules, tuple and dict outputs, keyword inputs, a module used twice and one never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.rnn = nn.LSTM(4, 4, batch_first=True)
+        self.both = Both()
+        self.mix = Mix()
+        self.again = nn.Linear(4, 4)
+        self.alias = self.again
+        self.unused = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _ = self.rnn(self.stem(x)[:, None])
+        h = self.both(h[:, 0])["twice"]
+        h = self.mix(h, other=x)
+        return self.again(self.again(h))
+
+
+class Both(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"once": x, "twice": 2 * x}
+
+
+class Mix(nn.Module):
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return x + other
+
+
+class InPlace(nn.Module):
+    """The torchvision block: in-place ReLU and an in-place sum after the batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.bn = nn.BatchNorm1d(4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.bn(self.fc(x))
+        h += x
+        return self.relu(h)
+
+
+class Modeless(nn.Module):
+    """No module that behaves differently in train and eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).relu())
+
+
+@pytest.fixture
+def tower() -> Tower:
+    torch.manual_seed(0)
+    return Tower()
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_every_kind_of_path(tower):
+    x = torch.randn(3, 4)
+    paths = ["stem.0", "stem.1:in", "rnn:0", "rnn:1:0", "both:twice", "both:in", "mix:in:1", "mix:in:other", ":in", ""]
+    with record(tower, paths) as trace:
+        out = tower(x)
+    assert set(trace) == set(paths)
+    linear = tower.stem[0](x)
+    sequence, (hidden, _) = tower.rnn(linear.relu()[:, None])
+    torch.testing.assert_close(trace["stem.0"], linear)
+    torch.testing.assert_close(trace["stem.1:in"], linear)
+    torch.testing.assert_close(trace["rnn:0"], sequence)
+    torch.testing.assert_close(trace["rnn:1:0"], hidden)
+    torch.testing.assert_close(trace["both:in"], sequence[:, 0])
+    torch.testing.assert_close(trace["both:twice"], 2 * sequence[:, 0])
+    assert torch.equal(trace["mix:in:1"], x)
+    assert torch.equal(trace["mix:in:other"], x)
+    assert torch.equal(trace[":in"], x)
+    assert torch.equal(trace[""], out)
+
+
+def test_first_input_may_be_a_keyword():
+    model = nn.Sequential(Mix())
+    with record(model, ["0:in"]) as trace:
+        model[0](x=torch.ones(2), other=torch.zeros(2))
+    assert torch.equal(trace["0:in"], torch.ones(2))
+
+
+def test_last_call_wins_and_shared_modules_have_every_name(tower):
+    with record(tower, ["again", "alias", "again:in"]) as trace:
+        out = tower(torch.randn(3, 4))
+    assert torch.equal(trace["again"], out)
+    assert torch.equal(trace["alias"], out)
+    torch.testing.assert_close(tower.again(trace["again:in"]), out)
+
+
+def test_sequential_indices():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
+    x = torch.randn(5, 4)
+    with record(model, ["0", "1.0", "1"]) as trace:
+        out = model(x)
+    assert torch.equal(trace["1.0"], model[0](x).relu())
+    assert torch.equal(trace["1"], out)
+
+
+def test_what_follows_in_place_does_not_change_the_record():
+    torch.manual_seed(0)
+    model, x = InPlace(), torch.randn(6, 4)
+    reference = model.bn(model.fc(x))
+    with record(model, ["bn", "relu:in", "relu"]) as trace:
+        out = model(x)
+    torch.testing.assert_close(trace["bn"], reference)
+    torch.testing.assert_close(trace["relu:in"], reference + x)
+    torch.testing.assert_close(trace["relu"], out)
+
+
+def test_recording_changes_neither_output_nor_gradients():
+    torch.manual_seed(0)
+    model, x = InPlace(), torch.randn(6, 4)
+    expected = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    with record(model, ["bn", "relu:in"]):
+        out = model(x)
+    got = torch.autograd.grad(out.square().sum(), list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_output_can_be_differentiated_by_what_is_recorded(tower):
+    with record(tower, ["stem.0", "mix:in"]) as trace:
+        out = tower(torch.randn(3, 4))
+    grads = torch.autograd.grad(out.sum(), [trace["stem.0"], trace["mix:in"]])
+    assert all(grad.abs().sum() > 0 for grad in grads)
+
+
+def test_hooks_are_gone_after_the_block(tower):
+    with record(tower, ["stem", "both:in"]) as trace:
+        assert hooks(tower) == 2
+        tower(torch.randn(2, 4))
+    kept = trace["stem"]
+    assert hooks(tower) == 0
+    tower(torch.randn(2, 4))
+    assert trace["stem"] is kept
+
+
+def test_hooks_are_gone_after_an_exception(tower):
+    with pytest.raises(ZeroDivisionError), record(tower, ["stem", "both:in"]):
+        raise ZeroDivisionError
+    assert hooks(tower) == 0
+
+
+def test_hooks_are_gone_after_a_failing_hook_or_a_wrong_path(tower):
+    with pytest.raises(ValueError, match="rnn"), record(tower, ["stem", "rnn"]):
+        tower(torch.randn(2, 4))
+    assert hooks(tower) == 0
+    with pytest.raises(ValueError, match="no layer 'nope'"), record(tower, ["stem", "nope"]):
+        raise AssertionError("unreachable")
+    assert hooks(tower) == 0
+
+
+def test_deepcopy_after_and_inside_the_block(tower):
+    with record(tower, ["stem"]) as trace:
+        out = tower(torch.randn(2, 4))
+    assert hooks(copy.deepcopy(tower)) == 0
+    assert out.requires_grad
+    assert trace["stem"].requires_grad
+
+
+def test_users_hooks_stay(tower):
+    calls = []
+    tower.stem.register_forward_hook(lambda *_: calls.append(1))
+    with record(tower, ["stem"]):
+        tower(torch.randn(2, 4))
+    tower(torch.randn(2, 4))
+    assert len(calls) == 2
+
+
+def test_two_records_at_once(tower):
+    with record(tower, ["stem"]) as outer, record(tower, ["stem"]) as inner:
+        tower(torch.randn(2, 4))
+    assert torch.equal(outer["stem"], inner["stem"])
+    assert hooks(tower) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "close"), [("stem.O", "stem.0"), ("agian", "again"), ("encoder.unused", "unused"), ("STEM", "there are")]
+)
+def test_unknown_path_names_the_closest(tower, path, close):
+    with pytest.raises(ValueError, match=f"Tower has no layer '{path}'") as error:
+        locate(tower, path)
+    assert close in str(error.value)
+
+
+def test_path_that_was_not_called(tower):
+    with pytest.raises(RuntimeError, match=r"without calling \['unused'\]"), record(tower, ["stem", "unused"]):
+        tower(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("rnn", "'rnn' is a tuple of 2, not a tensor: name the entry, e.g. 'rnn:0'"),
+        ("both", "'both' is a dict with .'once', 'twice'., not a tensor: name the entry, e.g. 'both:once'"),
+        ("both:thrice", "asks for 'thrice' of a dict with .'once', 'twice'."),
+        ("rnn:7", "asks for '7' of a tuple of 2"),
+        ("stem:in:3", "asks for '3' of"),
+        ("stem:0", "asks for '0' of a tensor of shape"),
+        ("stem:key", "asks for 'key' of a tensor of shape"),
+    ],
+)
+def test_wrong_entries(tower, path, message):
+    with pytest.raises(ValueError, match=message), record(tower, [path]):
+        tower(torch.randn(2, 4))
+
+
+@pytest.fixture
+def compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiled_model_recorded_at_its_first_call_in_train_mode():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(inplace=True), nn.Linear(3, 2))
+    compiled, reference = torch.compile(copy.deepcopy(model), backend="eager"), model
+    for _ in range(3):  # training with a validation after each epoch
+        x = torch.randn(5, 4)
+        with record(compiled.train(), ["1", "3:in", "2:in"]) as got:
+            compiled(x)
+        with record(reference.train(), ["1", "3:in", "2:in"]) as expected:
+            reference(x)
+        for path in expected:
+            torch.testing.assert_close(got[path], expected[path])
+        kept = got["1"].clone()
+        torch.testing.assert_close(compiled.eval()(x), reference.eval()(x))
+        assert torch.equal(got["1"], kept)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiled_before_it_was_recorded():
+    compiled = torch.compile(Modeless(), backend="eager")
+    compiled(torch.randn(2, 4))
+    with pytest.raises(RuntimeError, match="record it at its first call"), record(compiled, ["a"]):
+        compiled(torch.randn(2, 4))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_the_setting_that_the_error_names_helps():
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        compiled = torch.compile(Modeless(), backend="eager")
+        for _ in range(3):
+            x = torch.randn(2, 4)
+            compiled(x)
+            with record(compiled, ["a"]) as trace:
+                compiled(x)
+            torch.testing.assert_close(trace["a"], compiled.a(x))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_compiled_part_of_a_model():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2))
+    x = torch.randn(2, 4)
+    expected = model[0][0](x)
+    model[0] = torch.compile(model[0], backend="eager")
+    with record(model, ["0", "0.0", "1:in"]) as trace:
+        model(x)
+    torch.testing.assert_close(trace["0.0"], expected)
+    torch.testing.assert_close(trace["0"], expected.relu())
+    torch.testing.assert_close(trace["1:in"], trace["0"])
