@@ -167,14 +167,36 @@ def _note(path: str, found: dict[str, Layer]) -> Any:
 
 def _map_stages(table: list[Layer]) -> list[Layer]:
     """The last layer to finish at each resolution: the outermost module there, since the inner ones finish first."""
-    maps = [layer for layer in table if len(layer.shape) == 4]
-    ends = [
+    maps = _maps(table)
+    leaving = _leaving(maps)
+    ends: dict[Shape, Layer] = {}
+    for layer in sorted(maps, key=lambda layer: layer.path not in leaving):  # those only where there are no others
+        ends[layer.shape[2:]] = layer
+    stages = sorted(ends.values(), key=maps.index)
+    return [layer for layer in stages if layer.shape[2:] != (1, 1)] or stages
+
+
+def _maps(table: list[Layer]) -> list[Layer]:
+    """The layers with feature maps (N, C, H, W), as wide for their height as the images: (N, H, W, C) is not."""
+    image = next((layer.input_shape for layer in table if len(layer.input_shape) == 4), ())
+    return [
         layer
-        for layer, following in zip(maps, [*maps[1:], None], strict=False)  # no map, no end
-        if following is None or following.shape[2:] != layer.shape[2:]
+        for layer in table
+        if len(layer.shape) == len(image) == 4
+        and abs(layer.shape[2] * image[3] - layer.shape[3] * image[2]) <= max(image[2:])
     ]
-    wide = [layer for layer in ends if layer.shape[2] * layer.shape[3] > 1]
-    return wide or ends
+
+
+def _leaving(maps: list[Layer]) -> set[str]:
+    """The paths that still have the resolution which the block around them leaves, as in a stage's first bottleneck."""
+    paths: set[str] = set()
+    for block in maps:
+        before, after = block.input_shape[2:], block.shape[2:]
+        if before != after:
+            inside = [layer for layer in maps if layer.path.startswith(f"{block.path}.")]
+            if {layer.shape[2:] for layer in inside} <= {before, after, (1, 1)}:  # 1x1: squeeze and excitation
+                paths |= {layer.path for layer in inside if layer.shape[2:] == before}
+    return paths
 
 
 def _token_blocks(net: nn.Module, table: list[Layer]) -> list[Layer]:
