@@ -184,9 +184,9 @@ class Epochs(ABC):
         """Yield, batch by batch from ``first`` on, this process's ids, grouped by the lap they belong to."""
         rank, world = share()
         count = len(self.ids)
-        if (self.shuffle and self.batch_size % world) or count < world:
+        if (self.shuffle and self.batch_size % world) or min(count, self.batch_size) < world:
             raise ValueError(
-                f"expected a batch_size divisible by the {world} processes and at least one sample for each, got "
+                f"expected a batch_size divisible by the number of processes ({world}) and a sample for each, got "
                 f"batch_size {self.batch_size} and {count} samples"
             )
         orders: dict[int, Tensor] = {}
