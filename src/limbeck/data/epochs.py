@@ -42,14 +42,14 @@ class Epochs(ABC):
 
     A *view* is one epoch: each ``iter()`` serves the next one. A view is a stream of positions, cut into batches. The
     stream is one lap over ``ids`` (a permutation seeded by (seed, view, lap) where ``shuffle``), or as many laps as
-    ``batches`` asks for (see ``labelled``), all batches complete then. An iterator takes its place when its first batch is
+    ``batches`` asks for (see ``labelled``). An iterator takes its place when its first batch is
     asked for, so iterators that are made and never used (Lightning makes some) skip nothing.
 
     ``batch_size`` is the global batch. Where ``torch.distributed`` is initialised, rank r of w takes the positions
     r::w of every batch, so that w processes see what one would. Then
 
-    * a training loader (``shuffle``) drops what is left of its last batch after division by w, and the whole of it if
-      that leaves a process fewer than two samples, which batch normalisation could not use;
+    * a training loader (``shuffle``) serves complete batches: what is left over has its chance in another view. Fewer
+      samples than a batch make one batch, less what is left of it after division by w;
     * an evaluation loader drops nothing: shares may differ by one sample, and a last batch smaller than w joins the
       one before it.
 
@@ -105,10 +105,9 @@ class Epochs(ABC):
         if self.batches is not None:
             return self.batches
         full, rest = divmod(len(self.ids), self.batch_size)
-        world = share()[1]
         if self.shuffle:
-            return full + (rest >= (2 * world if full else world))
-        return max(1, full + (rest >= world))
+            return max(1, full)
+        return max(1, full + (rest >= share()[1]))
 
     @property
     def view(self) -> int:
