@@ -1,5 +1,8 @@
 """limbeck: train a small network to carry what a large one knows."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 # the core: torch alone
 from limbeck import losses as losses
 from limbeck.frozen import Frozen as Frozen
@@ -38,3 +41,41 @@ from limbeck.task import Task as Task
 from limbeck.task import classification as classification
 from limbeck.trace import Trace as Trace
 from limbeck.trace import record as record
+
+if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it is first asked for
+    from limbeck import data as data
+    from limbeck import zoo as zoo
+    from limbeck.engine.distill import distill as distill
+    from limbeck.engine.evaluate import evaluate as evaluate
+    from limbeck.engine.fit import Result as Result
+    from limbeck.engine.fit import fit as fit
+    from limbeck.engine.learner import ChanceWarning as ChanceWarning
+    from limbeck.engine.learner import NoEffectWarning as NoEffectWarning
+    from limbeck.measure.cost import Cost as Cost
+    from limbeck.measure.cost import cost as cost
+
+_ENGINE = {
+    "data": "limbeck.data",
+    "zoo": "limbeck.zoo",
+    "distill": "limbeck.engine.distill",
+    "evaluate": "limbeck.engine.evaluate",
+    "Result": "limbeck.engine.fit",
+    "fit": "limbeck.engine.fit",
+    "ChanceWarning": "limbeck.engine.learner",
+    "NoEffectWarning": "limbeck.engine.learner",
+    "Cost": "limbeck.measure.cost",
+    "cost": "limbeck.measure.cost",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ENGINE:
+        raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+    module = importlib.import_module(_ENGINE[name])
+    value = module if module.__name__ == f"limbeck.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ENGINE})

@@ -206,13 +206,17 @@ def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], prog
     return values
 
 
+def _backward(turn: Turn) -> None:
+    turn.total.backward()  # type: ignore[no-untyped-call]
+
+
 def descend(
     method: Method,
     batch: Batch,
     optimizers: Mapping[str, Optimizer],
     progress: float,
     waiting: set[str],
-    backward: Callable[[Turn], None] = lambda turn: turn.total.backward(),
+    backward: Callable[[Turn], None] = _backward,
     update: Callable[[Optimizer], bool] = lambda optimizer: bool(optimizer.step()) or True,
 ) -> Iterator[Turn]:
     """Play one batch: for each turn, descend its loss, then hand it on.

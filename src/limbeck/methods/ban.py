@@ -67,7 +67,7 @@ def ban(
     teacher: nn.Module | None = None,
     *,
     generations: int = 3,
-    labels: float = 0.0,
+    hard: float = 0.0,
     task: Task = classification,
 ) -> Iterator[Stage]:
     """Train a network again and again, each time from scratch and from its former self.
@@ -82,11 +82,12 @@ def ban(
         student: The network; every generation starts from a fresh initialisation of it. It ends as the last generation.
         teacher: Generation 0; trained first if not given.
         generations: How many to train after it; 3 as in the paper's tables.
-        labels: Weight of the labels (BAN+L); 0 as in the paper's main results.
+        hard: Weight of the labels (BAN+L); 0 as in the paper's main results.
         task: How batches are fed and measured.
     """
     if generations < 1:
         raise ValueError(f"generations must be at least 1, got {generations}")
+    start_anew(copy.deepcopy(student))  # a network that cannot is told so before a generation has trained
     share = 1 / (generations + (teacher is None))
     if teacher is None:
         yield Stage(plain(student, task=task), share, name="generation-0")
@@ -94,7 +95,7 @@ def ban(
     ancestors: list[nn.Module] = []
     for generation in range(1, generations + 1):
         start_anew(student)
-        learn = on(soft_cross_entropy, S, T, name="soft", temperature=1.0) + labels * task.hard
+        learn = on(soft_cross_entropy, S, T, name="soft", temperature=1.0) + hard * task.hard
         yield Stage(
             Generation(Distill(student, teacher, learn, task), ancestors), share, name=f"generation-{generation}"
         )
@@ -106,17 +107,15 @@ def start_anew(net: nn.Module) -> None:
     """Initialise a network in place, by the ``reset_parameters`` of its modules, inner ones first.
 
     Raises:
-        ValueError: A parameter that none of them changes, so that two generations would start alike there.
+        ValueError: A parameter that none of them sets, so that generations would pass it on; the network is as before.
     """
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    before = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(torch.nan)
     net.apply(_reset)
-    constant = (0.0, 1.0)  # biases, and the scales of norms, start alike in every network
-    stuck = [
-        name
-        for name, p in net.named_parameters()
-        if torch.equal(p, before[name]) and not any(bool((p == value).all()) for value in constant)
-    ]
-    if stuck:
+    if stuck := [name for name, p in net.named_parameters() if p.isnan().any()]:
+        net.load_state_dict(before)
         raise ValueError(
             f"{type(net).__name__} has parameters that no reset_parameters() touches: {stuck[:4]}. "
             "Give the module that owns them a reset_parameters method, so that a generation can start anew"

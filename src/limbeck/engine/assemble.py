@@ -1,0 +1,72 @@
+"""A method by its name, with the options that it has."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from limbeck import methods
+from limbeck.method import Method
+from limbeck.stage import Stage
+
+GIVEN = ("student", "teacher", "peers", "example", "task")
+"""What a method is given by whoever assembles it; everything else in its signature is an option."""
+
+
+def find(name: str) -> Callable[..., Any]:
+    """Return the function of a method.
+
+    Raises:
+        ValueError: There is none of this name; with the closest.
+    """
+    if name not in methods.__all__:
+        raise ValueError(f"unknown method {name!r}{_closest(name, methods.__all__)}")
+    return getattr(methods, name)  # type: ignore[no-any-return]
+
+
+def assemble(
+    name: str,
+    student: nn.Module,
+    teacher: nn.Module | Sequence[nn.Module] | None,
+    example: Any,
+    options: Mapping[str, Any],
+) -> Method | Iterable[Stage]:
+    """Make a method.
+
+    Args:
+        name: Its name.
+        student: The network to train.
+        teacher: The network to learn from; for methods of peers, these.
+        example: A batch of inputs, for methods that need shapes.
+        options: Its keyword arguments.
+
+    Raises:
+        ValueError: No such method, an option that it does not have, or a teacher too few or too many.
+    """
+    function = find(name)
+    parameters = inspect.signature(function).parameters
+    own = [option for option in parameters if option not in GIVEN]
+    if unknown := [option for option in options if option not in own]:
+        raise ValueError(f"{name} has no option {unknown[0]!r}{_closest(unknown[0], own)}")
+    given: dict[str, Any] = {"example": example} if "example" in parameters else {}
+    role = next((role for role in ("teacher", "peers") if role in parameters), None)
+    if role is None and teacher is not None:
+        raise ValueError(f"{name} has no teacher: leave it out")
+    if role is not None and teacher is not None:
+        given[role] = teacher
+    elif role is not None and parameters[role].default is inspect.Parameter.empty:
+        raise ValueError(f"{name} needs a {role.removesuffix('s')}: none was given")
+    if role == "teacher" and isinstance(teacher, Sequence):
+        raise ValueError(f"{name} has one teacher, got {len(teacher)}: limbeck.Ensemble makes one of several")
+    return function(student, **given, **options)  # type: ignore[no-any-return]
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3)
+    if close:
+        return f": did you mean {' or '.join(close)}?"
+    return f": there are {', '.join(known)}" if known else ": it has none"

@@ -1,0 +1,440 @@
+"""Train a method on data, with everything that a training needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.fabric.utilities import move_data_to_device
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+from torch.optim import Optimizer
+
+from limbeck.data import Data, Epochs
+from limbeck.engine.evaluate import evaluate
+from limbeck.engine.interrupt import interruptible
+from limbeck.engine.learner import Interrupted, Learner, Row, Schedule, teachers_of
+from limbeck.engine.loaders import Splits, splits
+from limbeck.engine.progress import bars
+from limbeck.engine.randomness import random_state, set_random_state
+from limbeck.engine.run import Run
+from limbeck.frozen import frozen
+from limbeck.measure.cost import cost
+from limbeck.method import Make, Method
+from limbeck.report.run import run_report
+from limbeck.stage import Stage
+from limbeck.task import Task, classification, cross_entropy
+
+logger = logging.getLogger("limbeck")
+
+Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training gave.
+
+    Args:
+        networks: The trained networks by name, the one to ship first, on the CPU.
+        metrics: ``test/student/accuracy`` and so on, and ``val/...``, after the last epoch.
+        history: One row an epoch: the lines of ``metrics.csv``.
+        seconds: How long the training took, over all its sessions.
+        finished: False where Ctrl-C ended it; then ``resume=True`` goes on.
+        run_dir: The run's folder, if there is one.
+    """
+
+    networks: dict[str, nn.Module]
+    metrics: dict[str, float]
+    history: list[Row]
+    seconds: float
+    finished: bool = True
+    run_dir: Path | None = None
+
+    @property
+    def student(self) -> nn.Module:
+        """The network to ship."""
+        return next(iter(self.networks.values()))
+
+
+def fit(
+    method: Method | Iterable[Stage],
+    data: Any,
+    *,
+    epochs: int,
+    optimizer: Make | Mapping[str, Make] | None = None,
+    schedule: Schedule | None = None,
+    precision: Precision = "32-true",
+    accelerator: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    accumulate: int = 1,
+    clip: float | None = None,
+    seed: int = 0,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    loggers: Sequence[Logger] = (),
+    progress: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Result:
+    """Train a method.
+
+    The networks are trained in place. Every epoch ends with a validation, a line in ``metrics.csv`` and a checkpoint. The
+    first Ctrl-C ends the training after the batch, with a checkpoint from which ``resume=True`` goes on exactly.
+
+    Args:
+        method: A method, or the stages of one that has several.
+        data: A `limbeck.data.Data`; or loaders of ``(inputs, targets)``: ``(train, val, test)``, ``(train, val)`` or train
+            alone. Among several processes a batch of theirs is the global one.
+        epochs: Of all stages together; each has its share, and at least one.
+        optimizer: Makes an optimizer of a list of parameters, for all players or by player. By default SGD with
+            learning rate 0.05, Nesterov momentum 0.9 and weight decay 5e-4, as in RepDistiller.
+        schedule: Makes a learning-rate schedule of an optimizer and its number of updates; constant by default.
+        precision: Lightning's name.
+        accelerator: Lightning's name; the best there is by default.
+        devices: How many.
+        strategy: Lightning's name; with several devices ``ddp``. Batch-norm statistics are then each process's own.
+        accumulate: Batches whose gradients are averaged before an update.
+        clip: The largest norm of a player's gradient; unlimited by default.
+        seed: Of everything random but the data, whose own it is in `limbeck.data.load`.
+        run_dir: The run's folder; nothing is written without one.
+        resume: Go on with the run in ``run_dir``; start it if there is none.
+        loggers: Further loggers, Lightning's.
+        progress: Show progress bars; by default where standard error is a terminal.
+        settings: What else belongs into ``config.yaml``.
+
+    Raises:
+        ValueError: An argument that makes no sense, empty data, a term that would never run, or a run that is there.
+        FloatingPointError: A loss is not finite; the message names its term. The last good checkpoint stays.
+
+    Example:
+        >>> import limbeck
+        >>> data = limbeck.data.load("digits")
+        >>> student = limbeck.zoo.network("mlp-32", data.num_classes, data.shape)
+        >>> result = limbeck.fit(limbeck.plain(student), data, epochs=2)
+        >>> result.metrics["test/student/accuracy"] > 0.5
+        True
+    """
+    _check_counts({"epochs": epochs, "accumulate": accumulate, "devices": devices})
+    seed_everything(seed, workers=True, verbose=False)
+    loaders, run = splits(data, seed), _open(run_dir, resume)
+    if isinstance(method, Method):
+        _check_classes(method, loaders, data)
+    training = _Training(
+        loaders,
+        run,
+        optimizer or _sgd,
+        schedule,
+        accumulate,
+        clip,
+        trainer={
+            "precision": precision,
+            "accelerator": accelerator,
+            "devices": devices,
+            "strategy": _strategy(strategy, devices),
+            "logger": list(loggers) or False,
+        },
+        progress=progress,
+    )
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        wants_stop = stack.enter_context(interruptible())
+        if run is not None and _is_main():
+            own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
+            run.write_config({**own, **(settings or {})})
+            stack.enter_context(run.logging())
+        stages = [Stage(method)] if isinstance(method, Method) else method
+        last, finished = training.run_all(stages, epochs, wants_stop)
+        return _finish(training, last, finished, data, settings or {})
+
+
+@dataclass
+class _Training:
+    """A `fit` under way: what stays the same from stage to stage, and what has been done."""
+
+    loaders: Splits
+    run: Run | None
+    make: Make | Mapping[str, Make]
+    schedule: Schedule | None
+    accumulate: int
+    clip: float | None
+    trainer: dict[str, Any]
+    progress: bool | None
+    history: list[Row] = field(default_factory=list)
+    teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def run_all(self, stages: Iterable[Stage], epochs: int, wants_stop: Callable[[], bool]) -> tuple[Method, bool]:
+        """Train every stage, one after the other; return the last one's method, and whether all were trained."""
+        share, before = 0.0, 0
+        stage: Stage | None = None
+        for index, stage in enumerate(stages):
+            share += stage.share
+            upto = max(before + 1, round(epochs * share))
+            if not self._train(index, stage, upto - before, wants_stop):
+                return stage.method, False
+            before = upto
+        if stage is None:
+            raise ValueError("there is nothing to train: the method has no stage")
+        return stage.method, True
+
+    def _train(self, index: int, stage: Stage, epochs: int, wants_stop: Callable[[], bool]) -> bool:
+        """Train one stage, or what is left of it; return False if the user stopped it."""
+        if self.run is not None and (kept := self.run.finished(index)).exists():
+            self._restore(stage, kept, epochs)
+            return True
+        learner = Learner(
+            stage,
+            self.make,
+            self.loaders.train,
+            epochs,
+            schedule=self.schedule,
+            accumulate=self.accumulate,
+            clip=self.clip,
+            index=index,
+            name=stage.name or "train",
+            history=self.history,
+            wants_stop=wants_stop,
+            save=self._save,
+        )
+        learner.set_modes()
+        callbacks = bars(self.progress)
+        trainer = Trainer(
+            **self.trainer,
+            max_epochs=epochs,
+            callbacks=callbacks,
+            enable_progress_bar=bool(callbacks),
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=-1 if any(teachers_of(stage.method)) else 0,  # the teachers, before the training
+            use_distributed_sampler=False,  # loaders share each batch out themselves
+        )
+        logger.info("stage %s: %d epochs of %d batches", learner.name, epochs, learner.batches)
+        try:
+            trainer.fit(learner, self.loaders.train, self.loaders.val, ckpt_path=self._unfinished(index, epochs))
+        except Interrupted:
+            logger.info(
+                "stopped by the user in stage %s after %d of %d batches", learner.name, learner.step, learner.total
+            )
+            return False
+        finally:
+            self.teachers |= learner.teachers
+        self._keep(stage, index, epochs)
+        return True
+
+    def _save(self, learner: Learner) -> None:
+        """Keep the rows and the state of a stage that is under way."""
+        if self.history:
+            logger.info("%s", _line(self.history[-1]))
+        if self.run is None:
+            return
+        learner.trainer.save_checkpoint(self.run.last)
+        if _is_main():
+            self.run.write_metrics(self.history)
+
+    def _keep(self, stage: Stage, index: int, epochs: int) -> None:
+        """Keep a stage that has been trained, so that a later one need not train it again."""
+        if self.run is None or not _is_main():
+            return
+        state = {
+            "method": stage.method.state_dict(),
+            "random": random_state(),
+            "loader": self.loaders.train.state_dict(),
+            "history": self.history,
+            "teachers": self.teachers,
+            "epochs": epochs,
+        }
+        self.run.keep(self.run.finished(index), state)
+        self.run.last.unlink(missing_ok=True)
+
+    def _restore(self, stage: Stage, kept: Path, epochs: int) -> None:
+        """Put a stage where its training left it, so that what follows it in the method finds what it would have."""
+        saved = torch.load(kept, map_location="cpu", weights_only=True)
+        _same_length(kept, saved["epochs"], epochs)
+        stage.method.load_state_dict(saved["method"])
+        set_random_state(saved["random"])
+        self.loaders.train.load_state_dict(saved["loader"])
+        self.history[:], self.teachers = saved["history"], saved["teachers"]
+
+    def _unfinished(self, index: int, epochs: int) -> Path | None:
+        """Return the checkpoint in the middle of this stage, if there is one."""
+        if self.run is None or not self.run.last.exists():
+            return None
+        saved = torch.load(self.run.last, map_location="cpu", weights_only=True)["limbeck"]
+        if saved["stage"] != index:
+            return None  # of the stage before: the run was killed between two files
+        _same_length(self.run.last, saved["epochs"], epochs)
+        return self.run.last
+
+
+def _finish(training: _Training, method: Method, finished: bool, data: Any, settings: Mapping[str, Any]) -> Result:
+    """Measure the networks, and write them with the result and its report: the weights first."""
+    networks, run = method.networks(), training.run
+    metrics: dict[str, float] = {}
+    if finished:
+        if run is not None and _is_main():
+            run.write_networks(networks)
+        metrics = _metrics(training, networks, method.task)
+    result = Result(
+        networks,
+        metrics,
+        training.history,
+        sum(float(row["seconds"]) for row in training.history),
+        finished,
+        None if run is None else run.folder,
+    )
+    if run is not None and _is_main():
+        run.write_result(_summary(result, training, method.task, data, settings))
+        run_report(run.folder)
+    return result
+
+
+def _metrics(training: _Training, networks: Mapping[str, nn.Module], task: Task) -> dict[str, float]:
+    last = training.history[-1]
+    metrics = {name: float(value) for name, value in last.items() if name.startswith("val/")}
+    if training.loaders.test is not None:
+        for name, net in networks.items():
+            for metric, value in evaluate(net, training.loaders.test, task).items():
+                metrics[f"test/{name}/{metric}"] = value
+    return metrics
+
+
+def _summary(result: Result, training: _Training, task: Task, data: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``result.json`` holds."""
+    example = _example(training.loaders, task)
+    networks = {
+        name: {
+            **asdict(cost(net, example, task)),
+            **{split: _of(result.metrics, f"{split}/{name}/") for split in ("val", "test")},
+        }
+        for name, net in result.networks.items()
+    }
+    return {
+        "method": settings.get("method"),
+        "data": getattr(data, "name", None),
+        "seed": settings.get("seed"),
+        "finished": result.finished,
+        "seconds": round(result.seconds, 3),
+        "networks": networks,
+        "teacher": next(iter(training.teachers.values()), None),
+        "versions": {name: importlib.metadata.version(name) for name in ("limbeck", "torch", "lightning")},
+    }
+
+
+def _of(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _example(loaders: Splits, task: Task) -> Any:
+    """Return a few inputs."""
+    if isinstance(loaders.train, Epochs):
+        return loaders.train.example(8)
+    inputs = task.inputs(loaders.train.first)
+    return {key: value[:8] for key, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:8]
+
+
+def _sgd(parameters: list[nn.Parameter]) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+
+
+def _strategy(strategy: str, devices: int) -> str:
+    """DDP must look for parameters without gradients: a turn is one player's, and the others' have none."""
+    return "ddp_find_unused_parameters_true" if devices > 1 and strategy in ("auto", "ddp") else strategy
+
+
+def _open(run_dir: str | os.PathLike[str] | None, resume: bool) -> Run | None:
+    if run_dir is None:
+        if resume:
+            raise ValueError("resume=True needs the run_dir of the run to go on with")
+        return None
+    run = Run(run_dir)
+    if run.exists and not resume:
+        raise ValueError(
+            f"{run.folder} holds a run already: pass resume=True (--resume) to go on with it, or another run_dir"
+        )
+    return run
+
+
+def example_of(data: Any, net: nn.Module, task: Task = classification) -> Any:
+    """Return a few inputs of what `fit` accepts as data, where ``net`` is."""
+    parameter = next(net.parameters(), torch.empty(0))
+    return move_data_to_device(_example(splits(data, seed=0), task), parameter.device)
+
+
+def _check_counts(counts: Mapping[str, int]) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _same_length(path: Path, was: int, now: int) -> None:
+    if was != now:
+        raise ValueError(
+            f"the run in {path.parent.parent} trains this stage for {was} epochs, now it is {now}: "
+            "resume with the same epochs, or start another run"
+        )
+
+
+def _check_classes(method: Method, loaders: Splits, data: Any) -> None:
+    """Find a network with too few outputs before the first batch does, which on a GPU has no words for it."""
+    task = method.task
+    if task.loss is not cross_entropy:
+        return
+    classes = _classes(loaders, task, data)
+    inputs = _example(loaders, task)
+    for name, net in method.networks().items():
+        device = next(net.parameters()).device
+        with torch.no_grad():
+            outputs = task.feed(frozen(net), move_data_to_device(inputs, device)).shape[1]
+        if outputs < classes:
+            raise ValueError(
+                f"the {name} has {outputs} classes, but the data has {classes}: "
+                f"make the network with num_classes={classes}"
+            )
+
+
+def _classes(loaders: Splits, task: Task, data: Any) -> int:
+    if isinstance(data, Data):
+        return data.num_classes
+    if isinstance(loaders.train, Epochs):
+        return int(loaders.train.targets.max()) + 1
+    return int(task.target(loaders.train.first).max()) + 1
+
+
+def _is_main() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _line(row: Row) -> str:
+    """One epoch in words, for the log."""
+    shown = {name: value for name, value in row.items() if not name.endswith(".weighted")}
+    return " ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in shown.items()
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning from telling what devices there are, and from doubting loaders that are not torch's."""
+    theirs = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [one.level for one in theirs]
+    for one in theirs:
+        one.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # lightning 2.6 on torch 2.15
+            warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+            yield
+    finally:
+        for one, level in zip(theirs, levels, strict=True):
+            one.setLevel(level)

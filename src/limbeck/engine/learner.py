@@ -1,0 +1,345 @@
+"""The one `LightningModule`: it trains every method."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from limbeck.data.epochs import Epochs
+from limbeck.engine.evaluate import Measurement
+from limbeck.engine.loaders import Repeatable
+from limbeck.engine.randomness import random_state, set_random_state
+from limbeck.engine.tally import Tally
+from limbeck.frozen import Frozen
+from limbeck.method import Distill, Make, Turn, assign, descend, log, parameters
+from limbeck.objective import Objective
+from limbeck.stage import Stage
+from limbeck.task import Batch
+
+Schedule = Callable[[Optimizer, int], LRScheduler]
+"""Makes a learning-rate schedule of an optimizer and its number of updates in the stage."""
+
+Row = dict[str, float | int | str]
+"""One line of ``metrics.csv``."""
+
+LOOK_EVERY = 10  # batches between two looks at the losses, each of which waits for the device
+
+
+class NoEffectWarning(UserWarning):
+    """A term of the objective that moves nothing."""
+
+
+class ChanceWarning(UserWarning):
+    """A teacher that is no better than guessing."""
+
+
+class Interrupted(Exception):
+    """The user asked to stop; what was done is on disk."""
+
+
+class Learner(LightningModule):
+    """Trains one stage of a method, as `limbeck.play` would batch by batch.
+
+    Args:
+        stage: The stage.
+        make: Makes the optimizers, unless the stage brings its own.
+        loader: The training batches.
+        epochs: How often they are served.
+        schedule: Makes the learning-rate schedules; constant by default.
+        accumulate: Batches whose gradients are averaged before an update.
+        clip: The largest norm of a player's gradient.
+        index: Which stage it is.
+        name: What logs call it.
+        history: The rows of the epochs before; this stage's are appended.
+        wants_stop: Whether the user asked to stop.
+        save: Keeps the row and the state after each epoch, and when the user stops.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        make: Make | Mapping[str, Make],
+        loader: Epochs | Repeatable,
+        epochs: int,
+        *,
+        schedule: Schedule | None = None,
+        accumulate: int = 1,
+        clip: float | None = None,
+        index: int = 0,
+        name: str = "train",
+        history: list[Row] | None = None,
+        wants_stop: Callable[[], bool] = lambda: False,
+        save: Callable[[Learner], None] = lambda learner: None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.method, self.stage, self.loader = stage.method, stage, loader
+        self.make, self.schedule = stage.optimizer or make, schedule
+        self.accumulate, self.clip = accumulate, clip
+        self.batches, self.epochs, self.total = len(loader), epochs, len(loader) * epochs
+        self.wants_stop, self.save = wants_stop, save
+        self.index, self.name, self.history = index, name, [] if history is None else history
+        self.past = int(self.history[-1]["step"]) if self.history else 0  # batches of the stages before
+        self.step = 0
+        self.teachers: dict[str, dict[str, float]] = {}
+        self.shown: dict[str, float] = {}
+        self._tally, self._waiting = Tally(), set[str]()
+        self._measurements: dict[str, Measurement] = {}
+        self._validated: Row = {}
+        self._effective: set[str] = set()
+        self._idle: set[str] = set()
+        self._random: dict[str, Any] | None = None
+        self._elapsed = 0.0
+        self._owned = parameters(stage.method, stage.trains)
+        _refuse_terms_that_never_run(stage.method, self.total)
+
+    def configure_optimizers(self) -> Any:
+        """Return one optimizer, and one schedule, for each player."""
+        optimizers = assign(self._owned, self.make)
+        if self.schedule is None:
+            return list(optimizers.values())
+        updates = -(-self.batches // self.accumulate) * self.epochs
+        return list(optimizers.values()), [self.schedule(own, updates) for own in optimizers.values()]
+
+    def on_fit_start(self) -> None:
+        """Bring along what is no submodule: networks made of others, and the data."""
+        for net in self.method.networks().values():
+            net.to(self.device)
+        if isinstance(self.loader, Epochs):
+            self.loader.to(self.device)
+        self._started = time.perf_counter() - self._elapsed
+
+    def set_modes(self) -> None:
+        """Put what trains into train mode, and all else into eval mode, so that batch-norm statistics stay as they are."""
+        self.train(self.stage.trains is None)
+        for module in self.stage.trains or ():
+            module.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Play one batch."""
+        if self._random is not None:  # a run that goes on draws what it would have drawn
+            set_random_state(self._random)
+            self._random = None
+        optimizers = self._by_player(self.optimizers())
+        logs: dict[str, Tensor] = {}
+        for turn in descend(
+            self.method, batch, optimizers, self.step / self.total, self._waiting, self._backward, self._update
+        ):
+            logs |= log(turn)
+        self._tally.add(logs, self.step)
+        self.step += 1
+        if self._group_ends(self.step - 1):
+            self._advance_schedules()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Look at the losses now and then, and stop if asked to."""
+        at_end = self.step % self.batches == 0
+        if self.step % LOOK_EVERY == 0 and not at_end:
+            self._tally.check()
+            self.shown = self._tally.latest()
+        if not at_end and not self._waiting and self._stop_here():
+            self._tally.check()
+            self.save(self)
+            raise Interrupted
+
+    def on_validation_epoch_start(self) -> None:
+        """Start anew to measure: the teachers before the training, then the networks that it is for."""
+        before = self.trainer.sanity_checking
+        self._measured = dict(teachers_of(self.method)) if before else self.method.networks()
+        for net in self._measured.values():
+            net.eval()
+        self._measurements = {name: Measurement(self.method.task) for name in self._measured}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a batch."""
+        for name, net in self._measured.items():
+            self._measurements[name].update(net, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep what was measured for this epoch's row, and doubt a teacher that knows nothing."""
+        values = {name: measurement.compute() for name, measurement in self._measurements.items()}
+        if self.trainer.sanity_checking:
+            self.teachers = values
+            for role, measurement in self._measurements.items():
+                _doubt(role, values[role], measurement)
+            return
+        self._validated = {
+            f"val/{name}/{metric}": value for name, metrics in values.items() for metric, value in metrics.items()
+        }
+
+    def on_train_epoch_end(self) -> None:
+        """Write the epoch's row and a checkpoint, unless something broke."""
+        self._tally.check()
+        self._warn_of_idle_terms()
+        rates = {
+            f"lr/{player}": optimizer.param_groups[0]["lr"]
+            for player, optimizer in self._by_player(self.optimizers()).items()
+        }
+        means = {f"train/{name}": value for name, value in self._averaged(self._tally.means()).items()}
+        now = time.perf_counter()
+        place: Row = {
+            "stage": self.name,
+            "epoch": self.step // self.batches,
+            "step": self.past + self.step,
+            "seconds": round(now - self._started, 3),
+        }
+        self._started, self._tally = now, Tally()
+        self.history.append({**place, **means, **rates, **self._validated})
+        self._tell_loggers(self.history[-1])
+        self.save(self)
+        if self.step < self.total and self._stop_here():
+            raise Interrupted
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning does not know: the place in the data, and the random states."""
+        checkpoint["limbeck"] = {
+            "stage": self.index,
+            "epochs": self.epochs,
+            "step": self.step,
+            "random": random_state() if self._random is None else self._random,
+            "loader": self.loader.state_dict(),
+            "tally": self._tally.state_dict(),
+            "effective": sorted(self._effective),
+            "seconds": time.perf_counter() - self._started,
+            "history": self.history,
+            "past": self.past,
+            "teachers": self.teachers,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        saved = checkpoint["limbeck"]
+        self.step, self._random = saved["step"], saved["random"]
+        self._tally.load_state_dict(saved["tally"])
+        self._effective = set(saved["effective"])
+        self._elapsed, self.past, self.teachers = saved["seconds"], saved["past"], saved["teachers"]
+        self.history[:] = saved["history"]
+        self.loader.load_state_dict(saved["loader"])
+
+    def _by_player(self, optimizers: Any) -> dict[str, Optimizer]:
+        listed = optimizers if isinstance(optimizers, list) else [optimizers]
+        return dict(zip(self._owned, cast("list[Optimizer]", listed), strict=True))
+
+    def _group(self, step: int) -> int:
+        """How many batches share the update that this one belongs to: the last of an epoch may be fewer."""
+        within = step % self.batches
+        return min(self.accumulate, self.batches - (within - within % self.accumulate))
+
+    def _group_ends(self, step: int) -> bool:
+        within = step % self.batches + 1
+        return within % self.accumulate == 0 or within == self.batches
+
+    def _backward(self, turn: Turn) -> None:
+        self._look_for_effect(turn)
+        group = self._group(self.step)
+        self.manual_backward(turn.total if group == 1 else turn.total / group)
+
+    def _update(self, optimizer: Optimizer) -> bool:
+        if not self._group_ends(self.step):
+            return False
+        if self.clip is not None:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            limit = self.clip * (scaler.get_scale() if scaler is not None else 1.0)  # gradients are scaled too
+            self.clip_gradients(optimizer, gradient_clip_val=limit, gradient_clip_algorithm="norm")
+        optimizer.step()
+        return True
+
+    def _advance_schedules(self) -> None:
+        schedules = self.lr_schedulers()
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            if schedule is not None:
+                schedule.step()
+
+    def _stop_here(self) -> bool:
+        """Whether to stop; processes agree, and ask each other only now and then."""
+        if self.trainer.world_size == 1:
+            return self.wants_stop()
+        if self.step % LOOK_EVERY and self.step % self.batches:
+            return False
+        return self.trainer.strategy.reduce_boolean_decision(self.wants_stop(), all=False)
+
+    def _tell_loggers(self, row: Row) -> None:
+        numbers = {name: float(value) for name, value in row.items() if not isinstance(value, str)}
+        for one in self.trainer.loggers:
+            one.log_metrics(numbers, step=int(row["step"]))
+
+    def _averaged(self, means: dict[str, float]) -> dict[str, float]:
+        """The mean over all processes, each of which saw its share of every batch."""
+        if self.trainer.world_size == 1:
+            return means
+        values = torch.tensor(list(means.values()), device=self.device)
+        reduced = cast(Tensor, self.trainer.strategy.reduce(values, reduce_op="mean"))
+        return dict(zip(means, reduced.tolist(), strict=True))
+
+    def _look_for_effect(self, turn: Turn) -> None:
+        """Find out, once for each term, whether it gives its player a gradient at all."""
+        for name, loss in turn.terms.items():
+            term = f"{turn.player}/{name}"
+            if term in self._effective:
+                continue
+            if _moves(loss.weighted, self._owned[turn.player]):
+                self._effective.add(term)
+                self._idle.discard(term)
+            else:
+                self._idle.add(term)
+
+    def _warn_of_idle_terms(self) -> None:
+        for term in sorted(self._idle):
+            warnings.warn(
+                f"the term {term!r} gave its player no gradient in a whole epoch: it trains nothing. Perhaps its layers "
+                "come after what it should teach, are detached, or the loss is 0 for all",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        self._effective |= self._idle  # once is enough
+        self._idle = set()
+
+
+def teachers_of(method: nn.Module) -> Iterator[tuple[str, Frozen]]:
+    """Yield each frozen teacher in a method with its role."""
+    for part in method.modules():
+        if isinstance(part, Distill):
+            yield from cast("dict[str, Frozen]", part.teachers).items()
+
+
+def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement) -> None:
+    """Warn of a teacher whose accuracy is within two standard errors of guessing."""
+    if "accuracy" not in metrics or not measurement.samples:
+        return
+    guess = 1 / measurement.num_classes
+    if metrics["accuracy"] <= guess + 2 * math.sqrt(guess * (1 - guess) / measurement.samples):
+        warnings.warn(
+            f"the {role} is no better than chance: accuracy {metrics['accuracy']:.1%} of {measurement.num_classes} classes "
+            f"on {measurement.samples} validation samples. Load its weights (NAME@FILE), and check that its classes are "
+            "in the data's order and its inputs are normalised alike; as a control, an untrained teacher is right",
+            ChanceWarning,
+            stacklevel=2,
+        )
+
+
+def _moves(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
+    if not loss.requires_grad:
+        return False
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    return any(bool(gradient.any()) for gradient in gradients if gradient is not None)
+
+
+def _refuse_terms_that_never_run(method: nn.Module, total: int) -> None:
+    """A weight that is 0 at every step is a mistake: it is found before the training and not after."""
+    steps = range(0, total, max(1, total // 1000))
+    for objective in (module for module in method.modules() if isinstance(module, Objective)):
+        for name, (weight, _) in zip(objective.names, objective.entries, strict=True):
+            if callable(weight) and all(weight(step / total) == 0 for step in steps):
+                raise ValueError(
+                    f"the term {name!r} would never run: its weight is 0 over the whole stage. Give it a weight "
+                    "that is not, or leave the term out"
+                )

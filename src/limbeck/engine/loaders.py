@@ -1,0 +1,153 @@
+"""What `fit` accepts as data, made repeatable, resumable and shared among processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data.distributed import DistributedSampler
+
+from limbeck.data import Data
+from limbeck.data.epochs import Epochs, generator, share
+from limbeck.engine.randomness import Draws
+
+_END = object()
+
+
+class Splits(NamedTuple):
+    """The loaders of one training."""
+
+    train: Epochs | Repeatable
+    val: Epochs | Repeatable | None
+    test: Epochs | Repeatable | None
+
+
+def splits(data: Any, seed: int) -> Splits:
+    """Return the loaders in what the user gave: a `Data`, ``(train, val)``, ``(train, val, test)``, or ``train`` alone.
+
+    Raises:
+        TypeError: Something else, or a loader without a length.
+        ValueError: An empty one.
+    """
+    if isinstance(data, Data):
+        return Splits(data.train, data.val, data.test)
+    loaders = data if isinstance(data, tuple) else (data,)
+    if not 1 <= len(loaders) <= 3:
+        raise TypeError(f"data must be train, (train, val) or (train, val, test), got a tuple of {len(loaders)}")
+    ready = [
+        None if loader is None else _repeatable(loader, name, seed)
+        for name, loader in zip(("train", "val", "test"), loaders, strict=False)
+    ]
+    train, val, test = [*ready, None, None][:3]
+    if train is None:
+        raise TypeError("data holds no training loader, got None")
+    return Splits(train, val, test)
+
+
+class Repeatable:
+    """The user's own loader, whose batches depend on nothing but the seed and the epoch.
+
+    It draws its random numbers apart from the training's, so that a run that goes on in the middle of an epoch asks it
+    for the batches it has seen, skips them, and finds what it would have found. Among several processes each takes
+    its share of every batch, unless the loader has a ``DistributedSampler`` and did so itself.
+
+    Args:
+        loader: Anything with a length that can be iterated again and again.
+        seed: Of what it draws.
+        train: Give every process equally many samples of a batch; what is left over is dropped.
+    """
+
+    def __init__(self, loader: Iterable[Any], seed: int, train: bool) -> None:
+        self.loader, self.seed, self.train = loader, seed, train
+        self._view, self._batch, self._fresh = 0, 0, True
+        self._own: Tensor | None = None  # state of the loader's own generator when the view began
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # `_repeatable` saw to it
+
+    def __iter__(self) -> Iterator[Any]:
+        if (
+            self._fresh and self._own is not None and self._generator is not None
+        ):  # loaded: the loader's generator goes back to where it was
+            self._generator.set_state(self._own)
+        if not self._fresh or self._batch >= len(self):
+            self._view, self._batch = self._view + 1, 0
+        self._fresh = False
+        if self._generator is not None:
+            self._own = self._generator.get_state()
+        sampler = getattr(self.loader, "sampler", None)
+        if isinstance(sampler, DistributedSampler):
+            sampler.set_epoch(self._view)
+        draws = Draws(generator("user", self.seed, self._view).initial_seed())
+        with draws.apart():
+            batches = iter(self.loader)
+        seen, done = self._batch, 0
+        while True:
+            with draws.apart():
+                batch = next(batches, _END)
+            if batch is _END:
+                return
+            done += 1
+            if done > seen:
+                self._batch = done
+                yield self._share(batch)
+
+    @cached_property
+    def first(self) -> Any:
+        """A batch to look at; what the training will see is not touched."""
+        before = None if self._generator is None else self._generator.get_state()
+        with Draws(0).apart():
+            batch = next(iter(self.loader))
+        if self._generator is not None and before is not None:
+            self._generator.set_state(before)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the view, how many of its batches were handed out, and the loader's own generator as it then began."""
+        own = self._own
+        if self._generator is not None and self._batch >= len(self):  # the next view begins where this one ended
+            own = self._generator.get_state()
+        return {"view": self._view, "batch": self._batch, "own": own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next ``iter()`` go on after the batches that ``state`` counts."""
+        self._view, self._batch, self._own, self._fresh = state["view"], state["batch"], state["own"], True
+
+    @property
+    def _generator(self) -> torch.Generator | None:
+        return getattr(self.loader, "generator", None)
+
+    def _share(self, batch: Any) -> Any:
+        rank, world = share()
+        if world == 1 or isinstance(getattr(self.loader, "sampler", None), DistributedSampler):
+            return batch
+        return pytree.tree_map(lambda leaf: _rows(leaf, rank, world, self.train), batch)
+
+
+def _rows(leaf: Any, rank: int, world: int, even: bool) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
+        return leaf
+    if len(leaf) < world:
+        raise ValueError(f"a batch of {len(leaf)} cannot be shared among {world} processes: use drop_last=True")
+    return leaf[rank : len(leaf) - (len(leaf) % world if even else 0) : world]
+
+
+def _repeatable(loader: Any, name: str, seed: int) -> Epochs | Repeatable:
+    if isinstance(loader, Epochs):
+        return loader
+    if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__") or isinstance(loader, (Tensor, dict, str)):
+        raise TypeError(
+            f"the {name} data must be a loader with a length that yields (inputs, targets), "
+            f"got {type(loader).__name__}: wrap it in torch.utils.data.DataLoader"
+        )
+    try:
+        length = len(loader)
+    except TypeError as error:  # a DataLoader over an IterableDataset without one
+        raise TypeError(f"the {name} data has no length ({error}): give its dataset a __len__") from error
+    if length == 0:
+        raise ValueError(f"the {name} data is empty: 0 batches (with drop_last=True, lower batch_size)")
+    return Repeatable(loader, seed, train=name == "train")

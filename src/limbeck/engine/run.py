@@ -1,0 +1,98 @@
+"""A run on disk: everything that a training leaves behind, in one folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from limbeck.engine.learner import Row
+from limbeck.files import write
+
+logger = logging.getLogger("limbeck")
+
+
+class Run:
+    """The folder of a run.
+
+    ``config.yaml``, ``metrics.csv``, ``train.log``, ``checkpoints/``, ``student.safetensors``, ``result.json`` and
+    ``report.html``. Every file but the log is replaced as a whole.
+
+    Args:
+        folder: Where it is.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a run already."""
+        return any((self.folder / "checkpoints").glob("*.ckpt")) or (self.folder / "result.json").exists()
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the stage that is being trained."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def finished(self, stage: int) -> Path:
+        """Return where a stage is kept once it has been trained."""
+        return self.folder / "checkpoints" / f"stage-{stage}.ckpt"
+
+    def keep(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Write a state as a file of torch."""
+        write(path, lambda beside: torch.save(dict(state), beside))
+
+    def write_config(self, settings: Mapping[str, Any]) -> None:
+        """Write ``config.yaml``."""
+        write(self.folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+
+    def write_metrics(self, history: Sequence[Row]) -> None:
+        """Write ``metrics.csv``, one line an epoch; a column is empty where a stage does not have it."""
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, columns)
+        table.writeheader()
+        table.writerows(history)
+        write(self.folder / "metrics.csv", text.getvalue().encode())
+
+    def write_networks(self, networks: Mapping[str, nn.Module]) -> None:
+        """Write each network as ``NAME.safetensors``, which loads into the plain network."""
+        for name, net in networks.items():
+            # clones, since shared storage (tied weights) is more than the format can say
+            state = {key: value.detach().cpu().clone().contiguous() for key, value in net.state_dict().items()}
+            write(self.folder / f"{name}.safetensors", to_safetensors(state))
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write ``result.json``."""
+        write(self.folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Append what limbeck logs, and what it warns of, to ``train.log``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        except BaseException as error:
+            logger.error("stopped by %s: %s", type(error).__name__, error)
+            raise
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            handler.close()
