@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.frozen import frozen
 from limbeck.method import Distill, Method, Turn
 from limbeck.nets.critic import Critic, judged_by
-from limbeck.numerics import full_precision
+from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import Loss, S, T, on
 from limbeck.paper import Paper
 from limbeck.task import Batch, Task, classification, cross_entropy
@@ -35,6 +36,7 @@ PAPER = Paper(
 @full_precision
 def absolute_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean |z_s − z_t| over all elements."""
+    same_shape("logits", student, teacher)
     return F.l1_loss(student, teacher)
 
 
@@ -114,7 +116,7 @@ def adversarial(
         if example is None:
             raise ValueError("the critic needs the number of classes: pass num_classes=K or example=inputs")
         with torch.no_grad():
-            num_classes = task.feed(teacher, example).shape[-1]
+            num_classes = task.feed(frozen(teacher), example).shape[-1]
     follow = task.hard + absolute * on(absolute_error, S, T, name="absolute")
     return Adversarial(Distill(student, teacher, follow, task), Critic(num_classes, width, depth), adversarial)
 

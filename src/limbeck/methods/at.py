@@ -59,6 +59,8 @@ def attention(student: Tensor, teacher: Tensor, power: float = 2) -> Tensor:
         teacher: Features, (N, C_t, H_t, W_t).
         power: p of `attention_map`.
     """
+    if len(student) != len(teacher):
+        raise ValueError(f"student and teacher must look at the same samples, got {len(student)} and {len(teacher)}")
     q_s, q_t = attention_map(student, power), attention_map(teacher, power)
     grid = (min(q_s.shape[1], q_t.shape[1]), min(q_s.shape[2], q_t.shape[2]))
     q_s, q_t = (F.normalize(_pool(q, grid).flatten(1)) for q in (q_s, q_t))

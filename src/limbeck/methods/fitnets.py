@@ -10,6 +10,7 @@ their cross-entropy without T², written with our canonical reduction: λ/T² ti
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,10 @@ def fitnets(
         example: A batch of inputs, (N, ...), from which the regressor gets its shape.
         task: How batches are fed and measured.
     """
+    if not 0 < hint_share < 1:
+        raise ValueError(f"hint_share must lie in (0, 1), got {hint_share}")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
     guided, hint = _places(student, teacher, guided, hint, example, task)
     predicted = S[guided].via(_regressor(student, teacher, guided, hint, example, task))
     learn_hint = Distill(student, teacher, on(_hint, predicted, T[hint], name="hint", reduction=reduction), task)
@@ -121,7 +126,7 @@ def _regressor(
 ) -> nn.Module:
     shapes = shape_at(student, guided, example, task), shape_at(teacher, hint, example, task)
     with torch.no_grad():
-        target = task.look(frozen(teacher), (example, None), [hint])[hint]
+        target = replace(task, inputs=lambda batch: batch).look(frozen(teacher), example, [hint])[hint]
     return regressor(*shapes, rectified=bool((target >= 0).all()))
 
 

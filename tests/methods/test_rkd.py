@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from method_toys import (
+    Largest,
+    assert_finite,
+    assert_full_precision,
+    batches,
+    convnet,
+    gradient,
+    images,
+    mlp,
+    normal,
+    sgd,
+    state,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import limbeck
+from limbeck.losses import rkd_angle, rkd_distance
+
+BOTH = pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
+
+
+def huber(a: float, b: float) -> float:
+    return 0.5 * (a - b) ** 2 if abs(a - b) < 1 else abs(a - b) - 0.5
+
+
+def relations(e: Tensor) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int, int], float]]:
+    """Distances over their mean, and cosines, pair by pair and triple by triple; degenerate ones 0."""
+    points = range(len(e))
+    distance = {(i, j): (e[i] - e[j]).norm().item() for i in points for j in points}
+    mean = sum(distance.values()) / (len(e) * (len(e) - 1))
+    cosine = {}
+    for i in points:
+        for j in points:
+            for k in points:
+                lengths = distance[i, j] * distance[i, k]
+                cosine[i, j, k] = ((e[j] - e[i]) @ (e[k] - e[i])).item() / lengths if lengths else 0.0
+    return {pair: value / mean for pair, value in distance.items()}, cosine
+
+
+def with_duplicates(e: Tensor) -> Tensor:
+    return e[[0, 1, 0, 2, 3, 3]]
+
+
+@pytest.mark.parametrize("duplicates", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 6.0])
+def test_formulas(duplicates: bool, scale: float) -> None:
+    e_s, e_t = normal(6, 3, seed=1), normal(6, 7, seed=2)
+    e_s[0] *= scale  # an outlier takes the Huber loss to its linear part
+    if duplicates:
+        e_s = with_duplicates(e_s)
+    (psi_s, cos_s), (psi_t, cos_t) = relations(e_s), relations(e_t)
+    distance = sum(huber(psi_s[at], psi_t[at]) for at in psi_s) / 6**2
+    angle = sum(huber(cos_s[at], cos_t[at]) for at in cos_s) / 6**3
+    # the distance between duplicates is 1e-6, not 0: the clamp under the root
+    assert rkd_distance(e_s, e_t).item() == pytest.approx(distance, rel=1e-5 if duplicates else 1e-12)
+    assert rkd_angle(e_s, e_t).item() == pytest.approx(angle, rel=1e-12)
+
+
+def test_by_hand() -> None:
+    # distances 3, 4, 5 have the mean 4, and 1, 1, √2 the mean (2 + √2)/3
+    e_s = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    e_t = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    mean = (2 + math.sqrt(2)) / 3
+    distance = 2 * (huber(3 / 4, 1 / mean) + huber(1, 1 / mean) + huber(5 / 4, math.sqrt(2) / mean)) / 9
+    assert rkd_distance(e_s, e_t).item() == pytest.approx(distance)
+    # right angles at 0 in both; at the others cos = 3/5 and 4/5 against 1/√2, each for two triples
+    angle = 2 * (huber(3 / 5, math.sqrt(0.5)) + huber(4 / 5, math.sqrt(0.5))) / 27
+    assert rkd_angle(e_s, e_t).item() == pytest.approx(angle)
+
+
+@BOTH
+def test_invariances(loss: Callable[..., Tensor]) -> None:
+    e_s, e_t = normal(6, 4, seed=1), normal(6, 5, seed=2)
+    value = loss(e_s, e_t)
+    rotation = torch.linalg.qr(normal(4, 4, seed=3)).Q
+    for moved in (e_s @ rotation, e_s + normal(1, 4, seed=4), 1000 * e_s, 0.001 * e_s, -e_s):
+        torch.testing.assert_close(loss(moved, e_t), value)
+        torch.testing.assert_close(loss(e_t, moved), loss(e_t, e_s))
+    order = [3, 1, 5, 0, 2, 4]
+    torch.testing.assert_close(loss(e_s[order], e_t[order]), value)
+    assert abs(loss(e_s[order], e_t) - value) > 1e-4  # it matters which sample is where
+
+
+@BOTH
+def test_it_is_zero_for_a_similar_figure(loss: Callable[..., Tensor]) -> None:
+    e_t = normal(6, 4, seed=1)
+    wide = torch.linalg.qr(normal(9, 9, seed=3)).Q[:4]  # into more dimensions
+    e_s = 5 * e_t @ wide + normal(1, 9, seed=4)
+    assert loss(e_s, e_t).item() == pytest.approx(0, abs=1e-20)
+    assert gradient(loss, e_s, e_t).abs().max() < 1e-10
+
+
+@BOTH
+def test_gradient_is_that_of_the_naive_formula(loss: Callable[..., Tensor]) -> None:
+    others = [(i, j) for i in range(5) for j in range(5) if i != j]
+
+    def naive(e_s: Tensor, e_t: Tensor) -> Tensor:
+        if loss is rkd_distance:
+            distances = (torch.stack([torch.dist(e[i], e[j]) for i, j in others]) for e in (e_s, e_t))
+            return F.smooth_l1_loss(*(d / d.mean() for d in distances), reduction="sum") / 25
+        sides = (F.normalize(e[None] - e[:, None], dim=2) for e in (e_s, e_t))
+        return F.smooth_l1_loss(*(side @ side.transpose(1, 2) for side in sides))
+
+    e_s, e_t = normal(5, 3, seed=1), normal(5, 4, seed=2)
+    torch.testing.assert_close(gradient(loss, e_s, e_t), gradient(naive, e_s, e_t))
+
+
+@BOTH
+def test_features_are_flattened(loss: Callable[..., Tensor]) -> None:
+    e_s, e_t = normal(5, 3, 2, 2, seed=1), normal(5, 4, seed=2)
+    torch.testing.assert_close(loss(e_s, e_t), loss(e_s.flatten(1), e_t))
+
+
+@BOTH
+def test_the_teacher_gets_no_gradient(loss: Callable[..., Tensor]) -> None:
+    e_s, e_t = normal(5, 3, seed=1).requires_grad_(), normal(5, 4, seed=2).requires_grad_()
+    loss(e_s, e_t).backward()
+    assert e_s.grad is not None
+    assert e_t.grad is None
+
+
+@BOTH
+def test_numerics(loss: Callable[..., Tensor]) -> None:
+    e_t = normal(6, 5, seed=2)
+    assert_finite(loss, normal(6, 4, seed=1, scale=1e4), e_t)
+    assert_finite(loss, with_duplicates(normal(4, 4, seed=1)), e_t)
+    assert_finite(loss, with_duplicates(normal(4, 4, seed=1, scale=1e4)), with_duplicates(e_t))
+    assert_finite(loss, torch.zeros(6, 4), e_t)
+    assert_finite(loss, e_t, torch.zeros(6, 4))
+    assert_full_precision(loss, normal(6, 4, seed=1), e_t)
+
+
+@BOTH
+def test_samples_that_coincide_get_no_gradient(loss: Callable[..., Tensor]) -> None:
+    assert not gradient(loss, torch.ones(6, 4).double(), normal(6, 5)).any()
+    for scale in (1.0, 1e4):  # where the authors' angles have gradients of 1e9
+        assert gradient(loss, with_duplicates(normal(4, 4, scale=scale)), normal(6, 5)).abs().max() < 1
+
+
+@BOTH
+def test_a_common_offset_costs_no_precision(loss: Callable[..., Tensor]) -> None:
+    e_s, e_t = normal(6, 4, seed=1).round(decimals=1), normal(6, 5, seed=2)
+    far = (e_s.float() + 4096).double() - 4096  # what float32 keeps of e_s at 4096
+    torch.testing.assert_close(loss(e_s.float() + 4096, e_t.float()).double(), loss(far, e_t), rtol=1e-5, atol=1e-8)
+
+
+@BOTH
+def test_no_tensor_has_a_side_for_every_pair(loss: Callable[..., Tensor]) -> None:
+    n, dimensions = 24, 4096
+    with Largest() as largest:
+        gradient(loss, normal(n, dimensions, seed=1), normal(n, dimensions, seed=2))
+    assert largest.elements == n * dimensions  # the embeddings themselves; n³ is less
+
+
+@BOTH
+def test_invalid(loss: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match="must embed the same samples, got 5 and 4"):
+        loss(normal(5, 3), normal(4, 3))
+    with pytest.raises(ValueError, match=r"at least 2 samples in the batch, got 1: .* drop_last=True"):
+        loss(normal(1, 3), normal(1, 3))
+
+
+def test_playing_it_is_the_loop_on_the_embeddings() -> None:
+    student, loop, teacher = convnet(0), convnet(0), convnet(1, width=6)
+    method = limbeck.rkd(student, teacher, distance=2.0, angle=3.0)
+    optimizers, optimizer = limbeck.optimizers(method, sgd), sgd(list(loop.parameters()))
+    teacher.eval()
+
+    def embed(net: nn.Module, x: Tensor) -> Tensor:
+        return net.flat(net.pool(net.two(net.one(x))))
+
+    for x, y in batches(3, images):
+        logs = limbeck.play(method, (x, y), optimizers)
+        optimizer.zero_grad()
+        e_s, e_t = embed(loop, x), embed(teacher, x).detach()
+        distance, angle = rkd_distance(e_s, e_t), rkd_angle(e_s, e_t)
+        (F.cross_entropy(loop.fc(e_s), y) + 2 * distance + 3 * angle).backward()
+        optimizer.step()
+        assert logs["student/distance"] == pytest.approx(distance.item(), rel=1e-6)
+        assert logs["student/angle"] == pytest.approx(angle.item(), rel=1e-6)
+    torch.testing.assert_close(state(student), state(loop), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("layer", "places"), [("", ("", "")), (("0", "3"), ("0", "3")), (None, ("3:in", "3:in"))])
+def test_where_the_embeddings_are(layer: str | tuple[str, str] | None, places: tuple[str, str]) -> None:
+    student, teacher = mlp(0).eval(), mlp(1).eval()
+    method = limbeck.rkd(student, teacher, layer=layer)
+    x, y = next(batches(1))
+    trace = {}
+    for name, net, place in (("s", student, places[0]), ("t", teacher, places[1])):
+        hidden = {"": net(x), "0": net[0](x), "3": net(x), "3:in": net[:3](x)}
+        trace[name] = hidden[place].detach()
+    logs = limbeck.play(method, (x, y), limbeck.optimizers(method, sgd))
+    assert logs["student/distance"] == pytest.approx(rkd_distance(trace["s"], trace["t"]).item(), rel=1e-6)
+    assert logs["student/angle"] == pytest.approx(rkd_angle(trace["s"], trace["t"]).item(), rel=1e-6)
+
+
+def test_a_network_without_embedding() -> None:
+    with pytest.raises(ValueError, match="Sequential has no linear layer whose input could serve as embedding"):
+        limbeck.rkd(nn.Sequential(nn.Conv2d(3, 4, 1)), mlp(0))
