@@ -118,6 +118,30 @@ def test_a_start_anew_is_a_new_network(name: str) -> None:
     assert same(net, seeded(name, 1))
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "std"),
+    [
+        ("resnet32x4", "layer3.1.conv2", (2 / (256 * 9)) ** 0.5),
+        ("wrn-16-2", "layer3.0.conv1", (2 / (128 * 9)) ** 0.5),
+        ("vgg8", "block4.0", (2 / (512 * 9)) ** 0.5),
+        ("mobilenetv2", "blocks.5.1.depthwise.conv", (2 / (480 * 9)) ** 0.5),  # not fan-out's 2 / 9 of one group
+        ("vgg8", "fc", 0.01),
+        ("mobilenetv2", "fc", 0.01),
+        ("shufflenetv2", "conv2", (1 / (3 * 464)) ** 0.5),  # torch's default: uniform within 1 / sqrt(fan in)
+    ],
+)
+def test_weights_start_as_their_authors_drew_them(name: str, path: str, std: float) -> None:
+    layer = seeded(name, 1).get_submodule(path)
+    assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["fitnet4", "fitnet-teacher"])
+def test_maxout_keeps_the_size_of_the_signal(name: str) -> None:
+    with torch.no_grad():
+        out = seeded(name, 1)(torch.randn(4, 3, 32, 32))
+    assert 0.1 < out.square().mean() < 30  # the authors' ±0.005 would leave 1e-9 and less
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (4, 40, 24)])
 def test_other_channels_and_sizes(name: str, shape: tuple[int, int, int]) -> None:
@@ -325,7 +349,7 @@ def test_factories_that_make_nothing(mine: str, factory: str, error: type[Except
         ("torchvision:shufflenet_v2_x0_5", (3, 32, 32)),
         ("timm:mobilenetv3_small_050", (1, 32, 32)),
         ("timm:vit_tiny_patch16_224", (1, 32, 32)),  # an image size that is fixed when it is built
-        ("timm:test_resnet", (2, 24, 40)),
+        ("timm:resnet10t", (2, 24, 40)),
     ],
 )
 def test_networks_of_the_libraries(name: str, shape: tuple[int, ...]) -> None:
