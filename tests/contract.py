@@ -1,0 +1,506 @@
+"""The contract: one table, one row a method, and every rule of the design run for every row.
+
+To add a method, add its line to `ROWS`. It says just how to build the method from a student, a teacher and an example.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing, nn
+
+import limbeck
+from limbeck import Frozen, Method, Objective, S, Stage, Turn, classification, on
+from limbeck.method import assign, descend, parameters, play
+
+Built = Method | Iterable[Stage]
+Batch = tuple[Tensor, Tensor]
+
+ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
+    "plain": lambda student, teacher, example: limbeck.plain(student),
+    "ls": lambda student, teacher, example: limbeck.ls(student),
+    "kd": lambda student, teacher, example: limbeck.kd(student, teacher),
+    "logits": lambda student, teacher, example: limbeck.logits(student, teacher, hard=0.5),
+    "fitnets": lambda student, teacher, example: limbeck.fitnets(student, teacher, example=example),
+    "at": lambda student, teacher, example: limbeck.at(student, teacher, example=example),
+    "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
+    "dml": lambda student, teacher, example: limbeck.dml(student, net(3)),
+    "adversarial": lambda student, teacher, example: limbeck.adversarial(student, teacher, example=example),
+    "ban": lambda student, teacher, example: limbeck.ban(student, teacher, generations=2),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # its teachers are untrained
+every_row = pytest.mark.parametrize("name", ROWS)
+CLASSES, SIZE, BATCH = 4, 8, 8
+
+
+class Net(nn.Module):
+    """A tiny convolutional network of two stages, with the in-place ReLUs that torchvision's have."""
+
+    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.layer1 = stage(3, width, 1, norm)
+        self.layer2 = stage(width, 2 * width, 2, norm)
+        self.fc = nn.Linear(2 * width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
+
+
+def stage(inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), norm(outputs), nn.ReLU(inplace=True))
+
+
+def net(seed: int, width: int = 4, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Net(width, norm)
+
+
+def sequential(seed: int, width: int = 4) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        stages = [*stage(3, width, 1, nn.BatchNorm2d), *stage(width, 2 * width, 2, nn.BatchNorm2d)]
+        return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, CLASSES))
+
+
+def networks(seed: int = 0, **options: Any) -> tuple[nn.Module, nn.Module]:
+    """A student, and a teacher that is wider and whose batch norm has seen something."""
+    teacher = net(1, width=6, **options)
+    for buffer in teacher.buffers():
+        if buffer.is_floating_point():
+            buffer.add_(0.1)
+    return net(seed, **options), teacher
+
+
+def batches(count: int, seed: int = 0) -> list[Batch]:
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(BATCH, 3, SIZE, SIZE, generator=draw), torch.randint(CLASSES, (BATCH,), generator=draw))
+        for _ in range(count)
+    ]
+
+
+EXAMPLE = batches(1)[0][0]
+
+
+def build(name: str, student: nn.Module, teacher: nn.Module, seed: int = 0) -> Built:
+    torch.manual_seed(seed)  # of the adapters
+    return ROWS[name](student, teacher, EXAMPLE)
+
+
+def sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, 0.01, momentum=0.9)
+
+
+def stages_of(built: Built) -> Iterator[Stage]:
+    yield from [Stage(built)] if isinstance(built, Method) else built
+
+
+def prepare(part: Stage) -> dict[str, torch.optim.Optimizer]:
+    """Do what a stage asks for in a loop of one's own: its modes and its optimizers."""
+    part.method.train(part.trains is None)
+    for module in part.trains or ():
+        module.train()
+    return assign(parameters(part.method, part.trains), part.optimizer or sgd)
+
+
+def train(built: Built, data: list[Batch]) -> list[dict[str, float]]:
+    """Play every batch in every stage."""
+    logs = []
+    for part in stages_of(built):
+        optimizers = prepare(part)
+        logs += [play(part.method, batch, optimizers, index / len(data)) for index, batch in enumerate(data)]
+    return logs
+
+
+def tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+def identical(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def hooks(*nets: nn.Module) -> int:
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for n in nets for m in n.modules()
+    )
+
+
+def teachers(method: Method) -> list[Frozen]:
+    return [part for part in method.modules() if isinstance(part, Frozen)]
+
+
+def own_parameters(method: Method, *users: nn.Module) -> dict[int, nn.Parameter]:
+    """What the method brings along: adapters, critics."""
+    theirs = {id(p) for user in users for p in [*user.parameters()]}
+    shipped = {id(p) for network in method.networks().values() for p in network.parameters()}
+    owned = (p for modules in method.players().values() for module in modules for p in module.parameters())
+    return {id(p): p for p in owned if id(p) not in theirs | shipped}
+
+
+# 1. any module, no edits
+
+
+@every_row
+def test_nothing_is_left_on_the_networks(name):
+    student, teacher = networks()
+    for part in stages_of(build(name, student, teacher)):
+        optimizers = prepare(part)
+        play(part.method, batches(1)[0], optimizers)
+        assert hooks(student, teacher, part.method, *(frozen.net for frozen in teachers(part.method))) == 0
+    twin = copy.deepcopy(student)
+    assert identical(tensors(twin), tensors(student))
+    before = tensors(student)
+    twin.eval()(EXAMPLE).sum().backward()
+    sgd(list(twin.parameters())).step()
+    assert identical(tensors(student), before)
+
+
+@every_row
+def test_a_copied_method_is_independent_and_plays_alike(name):
+    for part in stages_of(build(name, *networks())):
+        twin = copy.deepcopy(part)
+        before, batch = tensors(part.method), batches(1)[0]
+        logs = play(twin.method, batch, prepare(twin))
+        assert identical(tensors(part.method), before)
+        assert play(part.method, batch, prepare(part)) == logs
+        assert identical(tensors(part.method), tensors(twin.method))
+
+
+@every_row
+def test_sequential_networks(name):
+    student = sequential(0)
+    before = tensors(student)
+    train(build(name, student, sequential(1, width=6)), batches(2))
+    assert not identical(tensors(student), before)
+
+
+@every_row
+def test_a_student_compiled_before_its_first_call_trains_alike(name):
+    torch._dynamo.reset()
+    student, teacher = networks()
+    twin = copy.deepcopy(student)
+    expected = train(build(name, student, teacher), batches(3))
+    compiled = torch.compile(twin, backend="eager")
+    for got, wanted in zip(train(build(name, compiled, teacher), batches(3)), expected, strict=True):
+        assert got == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    for key, value in tensors(student).items():
+        torch.testing.assert_close(twin.state_dict()[key], value, rtol=1e-3, atol=1e-5)
+    torch._dynamo.reset()
+
+
+# 2. adapters
+
+
+@every_row
+def test_adapters_are_trained_and_stay_behind(name):
+    student, teacher = networks()
+    keys = list(student.state_dict())
+    for part in stages_of(build(name, student, teacher)):
+        optimizers = prepare(part)
+        adapters = own_parameters(part.method, student, teacher)
+        before = {key: p.detach().clone() for key, p in adapters.items()}
+        for batch in batches(2):
+            play(part.method, batch, optimizers)
+        assert all(not torch.equal(p, before[key]) for key, p in adapters.items())
+        checkpoint = {value.data_ptr() for value in part.method.state_dict(keep_vars=True).values()}
+        assert all(p.data_ptr() in checkpoint for p in adapters.values())
+        assert list(student.state_dict()) == keys
+
+
+# 4. numerics
+
+
+@every_row
+def test_large_inputs_stay_finite(name):
+    student, teacher = networks()
+    for part in stages_of(build(name, student, teacher)):
+        inputs, targets = batches(1)[0]
+        play(part.method, (1e4 * inputs, targets), prepare(part))  # raises where a loss is not finite
+        grads = [p.grad for own in parameters(part.method, part.trains).values() for p in own if p.grad is not None]
+        assert grads
+        assert all(grad.isfinite().all() for grad in grads)
+
+
+@every_row
+def test_a_batch_of_duplicates_has_finite_gradients(name):
+    student, teacher = networks()
+    for part in stages_of(build(name, student, teacher)):
+        play(part.method, (torch.zeros(BATCH, 3, SIZE, SIZE), torch.zeros(BATCH, dtype=torch.long)), prepare(part))
+        assert all(p.isfinite().all() for p in part.method.parameters())
+
+
+@every_row
+def test_bfloat16_autocast_computes_losses_in_float32_close_to_float32(name):
+    for part in stages_of(build(name, *networks())):
+        twin, batch = copy.deepcopy(part), batches(1)[0]
+        exact = play(twin.method, batch, prepare(twin))
+        rounded = {}
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for turn in descend(part.method, batch, prepare(part), 0.0, set()):
+                assert {loss.value.dtype for loss in turn.terms.values()} == {torch.float32}
+                rounded |= {f"{turn.player}/{term}": loss.value.item() for term, loss in turn.terms.items()}
+        assert rounded == pytest.approx({key: exact[key] for key in rounded}, rel=0.1, abs=0.02)
+
+
+# 5. the teacher
+
+
+@every_row
+def test_the_teacher_never_changes_and_always_is_in_eval_mode(name):
+    student, teacher = networks()
+    before, shown = tensors(teacher), []
+    for part in stages_of(build(name, student, teacher)):
+        for frozen in teachers(part.method):
+            frozen.register_forward_hook(lambda module, _, output: shown.append((module, output)))
+        optimizers, seen = prepare(part), [tensors(frozen.net) for frozen in teachers(part.method)]
+        part.method.train()
+        for batch in batches(2):
+            play(part.method, batch, optimizers)
+        assert all(identical(tensors(f.net), was) for f, was in zip(teachers(part.method), seen, strict=True))
+        assert not any(m.training for frozen in teachers(part.method) for m in frozen.net.modules())
+        assert len(shown) == 2 * len(teachers(part.method))
+        assert not any(output.requires_grad for _, output in shown)
+        shown.clear()
+    assert identical(tensors(teacher), before)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+@every_row
+def test_the_teacher_is_in_nobodys_state(name):
+    student, teacher = networks()
+    storage = {value.data_ptr() for value in teacher.state_dict().values()}
+    for part in stages_of(build(name, student, teacher)):
+        views = {v.data_ptr() for frozen in teachers(part.method) for v in frozen.net.state_dict().values()}
+        kept = [*part.method.state_dict().values(), *part.method.parameters(), *student.state_dict().values()]
+        assert (storage | views).isdisjoint(value.data_ptr() for value in kept)
+
+
+# 6. logs
+
+
+@every_row
+def test_every_term_is_logged_raw_and_weighted(name):
+    for part in stages_of(build(name, *networks())):
+        twin, batch = copy.deepcopy(part), batches(1)[0]
+        logs = play(part.method, batch, prepare(part))
+        turns: list[Turn] = list(descend(twin.method, batch, prepare(twin), 0.0, set()))
+        for turn in turns:
+            for term, loss in turn.terms.items():
+                assert logs[f"{turn.player}/{term}"] == loss.value.item()
+                assert logs[f"{turn.player}/{term}.weighted"] == pytest.approx(loss.weight * loss.value.item())
+        assert len(logs) == sum(2 * len(turn.terms) for turn in turns) + len(turns)
+        objectives = [part for part in part.method.modules() if isinstance(part, Objective)]
+        configured = {
+            name for one in objectives for name, (weight, _) in zip(one.names, one.entries, strict=True) if weight != 0
+        }
+        assert configured <= {term for turn in turns for term in turn.terms}
+
+
+# 7. exact updates
+
+
+@every_row
+def test_playing_again_gives_the_same_weights(name):
+    def once() -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+        student, teacher = networks()
+        return train(build(name, student, teacher), batches(3)), tensors(student)
+
+    (logs, weights), (again, weights_again) = once(), once()
+    assert logs == again
+    assert identical(weights, weights_again)
+
+
+# 10. nothing but what trains is changed
+
+
+@every_row
+def test_what_the_user_passes_in_keeps_its_state(name):
+    student, teacher = networks()
+    teacher.train()
+    teacher.layer1.eval()
+    teacher.fc.weight.grad = torch.ones_like(teacher.fc.weight)
+    teacher.fc.bias.requires_grad_(False)
+    teacher.fc.register_forward_hook(lambda *_: None)
+
+    def state() -> tuple[Any, ...]:
+        return (
+            [m.training for m in teacher.modules()],
+            [p.requires_grad for p in teacher.parameters()],
+            hooks(teacher),
+            teacher.fc.weight.grad.sum().item(),
+            sum(p.grad is not None for p in teacher.parameters()),
+        )
+
+    before, weights, example = state(), tensors(teacher), EXAMPLE.clone()
+    train(build(name, student, teacher), batches(2))
+    assert state() == before
+    assert identical(tensors(teacher), weights)
+    assert torch.equal(EXAMPLE, example)
+
+
+@every_row
+def test_building_draws_nothing_but_first_weights(name):
+    student, teacher = networks()
+    student.train()
+    student.fc.eval()
+    modes, weights = [m.training for m in student.modules()], tensors(student)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    part = next(stages_of(ROWS[name](student, teacher, EXAMPLE)))
+    fresh = own_parameters(part.method, student, teacher) or not identical(tensors(student), weights)
+    assert torch.equal(torch.get_rng_state(), before) or fresh
+    assert [m.training for m in student.modules()] == modes
+    assert all(p.requires_grad and p.grad is None for p in student.parameters())
+    if name != "ban":  # every generation starts anew
+        assert identical(tensors(student), weights)
+
+
+# the engine
+
+EPOCHS, PER_EPOCH = 4, 5
+
+
+class Served:
+    """A loader that is always the same, and that sends Ctrl-C as it hands out some of its batches."""
+
+    def __init__(self, count: int = PER_EPOCH, interrupt_at: int | None = None) -> None:
+        self.data, self.served, self.interrupt_at = batches(count), 0, interrupt_at
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.data:
+            self.served += 1
+            if self.served == self.interrupt_at:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+
+def fit(built: Built, train: Any, **options: Any) -> limbeck.Result:
+    settings = {"epochs": EPOCHS, "optimizer": sgd, "accelerator": "cpu", "progress": False, **options}
+    return limbeck.fit(built, (train, batches(1, seed=9)), **settings)
+
+
+def share_of_epochs(built: Built) -> Iterator[tuple[Stage, int]]:
+    """Each stage with its epochs: the share, rounded."""
+    done, share = 0, 0.0
+    for part in stages_of(built):
+        share += part.share
+        upto = round(EPOCHS * share)
+        yield part, upto - done
+        done = upto
+
+
+fitted: dict[str, dict[str, Tensor]] = {}
+
+
+def fitted_weights(name: str) -> dict[str, Tensor]:
+    """The student after an undisturbed `fit`, which two rules compare with."""
+    if name not in fitted:
+        student, teacher = networks()
+        before = tensors(teacher)
+        assert fit(build(name, student, teacher), Served()).finished
+        assert identical(tensors(teacher), before)
+        assert hooks(student, teacher) == 0
+        fitted[name] = tensors(student)
+    return fitted[name]
+
+
+@every_row
+def test_fit_is_play(name):
+    student, teacher = networks()
+    built = build(name, student, teacher)
+    torch.manual_seed(0)  # as fit does
+    for part, epochs in share_of_epochs(built):
+        optimizers, total = prepare(part), epochs * PER_EPOCH
+        for step in range(total):
+            play(part.method, batches(PER_EPOCH)[step % PER_EPOCH], optimizers, step / total)
+    assert identical(tensors(student), fitted_weights(name))
+
+
+@every_row
+def test_resume_is_exact_in_the_middle_of_every_stage(name, tmp_path):
+    """Ctrl-C twice, in the middle of an epoch of each half; each session starts from other weights."""
+    for session, interrupt_at in enumerate([7, 9, None]):
+        student, teacher = networks(seed=10 * session)
+        built = build(name, student, teacher, seed=session)
+        if session == 0:
+            student.load_state_dict(networks()[0].state_dict())
+        result = fit(built, Served(interrupt_at=interrupt_at), run_dir=tmp_path / "run", resume=session > 0)
+        assert result.finished == (interrupt_at is None)
+        assert len(result.history) == (EPOCHS if result.finished else session + 1)
+    assert identical(tensors(student), fitted_weights(name))
+
+
+def group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(2, channels)
+
+
+def weights_after(name: str, devices: int) -> dict[str, Tensor]:
+    student, teacher = networks(norm=group_norm)  # the statistics of batch norm are each process's own
+    fit(build(name, student, teacher), Served(3), epochs=2, devices=devices)
+    return tensors(student)
+
+
+def work(rank: int, port: int, results: multiprocessing.Queue) -> None:
+    """Train every row as one of two processes, which Lightning finds started as by torchrun."""
+    world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "contract"}
+    os.environ |= {key: str(value) for key, value in {**world, **place}.items()}
+    torch.set_num_threads(1)
+    try:
+        for name in ROWS:
+            results.put((name, {key: value.numpy() for key, value in weights_after(name, devices=2).items()}))
+    except Exception as error:
+        results.put((f"rank {rank} failed", error))
+        raise
+
+
+@pytest.fixture(scope="module")
+def of_two_processes() -> dict[str, list[dict[str, Any]]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=work, args=(rank, port, results), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    outcome: dict[str, list[Any]] = {name: [] for name in ROWS}
+    for _ in range(2 * len(ROWS)):
+        name, weights = results.get(timeout=120)
+        if name not in ROWS:
+            raise RuntimeError(name) from weights
+        outcome[name].append(weights)
+    return outcome
+
+
+@every_row
+def test_two_processes_equal_one(name, of_two_processes):
+    alone = weights_after(name, devices=1)
+    for weights in of_two_processes[name]:
+        for key, value in alone.items():
+            torch.testing.assert_close(torch.from_numpy(weights[key]), value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_term_without_gradient_warns():
+    follow = classification.hard + on(lambda z: z.detach().mean(), S, name="nothing")
+    with pytest.warns(limbeck.NoEffectWarning, match="nothing"):
+        fit(limbeck.Distill(net(0), None, follow), Served(), epochs=1)
+
+
+def test_a_term_that_never_runs_is_refused():
+    follow = classification.hard + (lambda progress: 0.0) * on(torch.mean, S, name="nothing")
+    with pytest.raises(ValueError, match="nothing"):
+        fit(limbeck.Distill(net(0), None, follow), Served(), epochs=1)
