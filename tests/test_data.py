@@ -477,6 +477,17 @@ def test_augmentation_changes_from_view_to_view(make: Make):
 
 
 @both
+def test_samples_are_augmented_apart(make: Make):
+    loader = make(batch_size=48)
+    if isinstance(loader, Loader):
+        loader.images[:] = loader.images[0].clone()
+    else:
+        loader.images.files[:] = [loader.images.files[0]] * 48
+    ((inputs, _, _),) = loader
+    assert len(torch.unique(inputs, dim=0)) > 20
+
+
+@both
 def test_the_users_generator_is_left_alone(make: Make):
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -631,6 +642,12 @@ def test_splits_of_files_are_disjoint(tmp_path: Path):
     rows = [set(loader.images.rows.tolist()) for loader in (folder.train, folder.val)]
     assert [len(part) for part in rows] == [10, 2]
     assert not rows[0] & rows[1]
+
+
+def test_a_part_of_a_part_of_the_files_is_the_right_one():
+    files = Encoded([encoded(np.full((4, 4), level, np.uint8)) for level in range(5)], "grey")
+    part = files.take(torch.tensor([1, 3, 4])).take(torch.tensor([2, 0]))
+    assert [part.read(index).getpixel((0, 0)) for index in range(len(part))] == [4, 1]
 
 
 def test_large_images_are_normalised_with_imagenets_statistics():
