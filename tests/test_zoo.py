@@ -153,6 +153,16 @@ def test_other_channels_and_sizes(name: str, shape: tuple[int, int, int]) -> Non
     assert all(p.grad is not None for p in net.parameters())
 
 
+def test_shuffle_deals_the_two_halves_in_turn() -> None:
+    unit = zoo.network("shufflenetv2").get_submodule("layer1.1").eval()
+    x = torch.randn(2, 116, 4, 4)
+    passed, worked = x.chunk(2, dim=1)
+    with torch.no_grad():
+        out = unit(x)
+        assert torch.equal(out[:, 0::2], passed)
+        assert torch.equal(out[:, 1::2], unit.branch(worked))
+
+
 def test_vgg_pools_once_more_for_large_images() -> None:
     net = zoo.network("vgg8").eval()
     with record(net, ["block4"]) as trace, torch.no_grad():
