@@ -46,5 +46,4 @@ def distill(
     training = {name: value for name, value in options.items() if name in of_fit}
     own = {name: value for name, value in options.items() if name not in of_fit}
     assembled = assemble(method, student, teacher, example_of(data, student), own)
-    settings = training.pop("settings", {"method": method, "data": getattr(data, "name", None), **own})
-    return fit(assembled, data, epochs=epochs, settings=settings, **training)
+    return fit(assembled, data, epochs=epochs, **{"name": method, **training})

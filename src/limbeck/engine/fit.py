@@ -40,6 +40,9 @@ logger = logging.getLogger("limbeck")
 
 Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
 
+Trainable = Method | Iterable[Stage]
+"""What `fit` trains: a method, or the stages of one."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -68,7 +71,7 @@ class Result:
 
 
 def fit(
-    method: Method | Iterable[Stage],
+    method: Trainable,
     data: Any,
     *,
     epochs: int,
@@ -85,6 +88,7 @@ def fit(
     resume: bool = False,
     loggers: Sequence[Logger] = (),
     progress: bool | None = None,
+    name: str | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Train a method.
@@ -111,7 +115,8 @@ def fit(
         resume: Go on with the run in ``run_dir``; start it if there is none.
         loggers: Further loggers, Lightning's.
         progress: Show progress bars; by default where standard error is a terminal.
-        settings: What else belongs into ``config.yaml``.
+        name: What ``result.json`` and the report call the method.
+        settings: What ``config.yaml`` holds in place of these arguments: the whole command, say.
 
     Raises:
         ValueError: An argument that makes no sense, empty data, a term that would never run, or a run that is there.
@@ -151,11 +156,12 @@ def fit(
         wants_stop = stack.enter_context(interruptible())
         if run is not None and _is_main():
             own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
-            run.write_config({**own, **(settings or {})})
+            run.write_config(settings or own)
             stack.enter_context(run.logging())
         stages = [Stage(method)] if isinstance(method, Method) else method
         last, finished = training.run_all(stages, epochs, wants_stop)
-        return _finish(training, last, finished, data, settings or {})
+        what = {"method": name, "data": getattr(data, "name", None), "seed": seed}
+        return _finish(training, last, finished, what)
 
 
 @dataclass
@@ -276,7 +282,7 @@ class _Training:
         return self.run.last
 
 
-def _finish(training: _Training, method: Method, finished: bool, data: Any, settings: Mapping[str, Any]) -> Result:
+def _finish(training: _Training, method: Method, finished: bool, what: Mapping[str, Any]) -> Result:
     """Measure the networks, and write them with the result and its report: the weights first."""
     networks, run = method.networks(), training.run
     metrics: dict[str, float] = {}
@@ -293,7 +299,7 @@ def _finish(training: _Training, method: Method, finished: bool, data: Any, sett
         None if run is None else run.folder,
     )
     if run is not None and _is_main():
-        run.write_result(_summary(result, training, method.task, data, settings))
+        run.write_result({**what, **_summary(result, training, method.task)})
         run_report(run.folder)
     return result
 
@@ -308,7 +314,7 @@ def _metrics(training: _Training, networks: Mapping[str, nn.Module], task: Task)
     return metrics
 
 
-def _summary(result: Result, training: _Training, task: Task, data: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(result: Result, training: _Training, task: Task) -> dict[str, Any]:
     """What ``result.json`` holds."""
     example = _example(training.loaders, task)
     networks = {
@@ -319,9 +325,6 @@ def _summary(result: Result, training: _Training, task: Task, data: Any, setting
         for name, net in result.networks.items()
     }
     return {
-        "method": settings.get("method"),
-        "data": getattr(data, "name", None),
-        "seed": settings.get("seed"),
         "finished": result.finished,
         "seconds": round(result.seconds, 3),
         "networks": networks,

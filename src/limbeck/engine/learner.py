@@ -97,7 +97,7 @@ class Learner(LightningModule):
         self._validated: Row = {}
         self._effective: set[str] = set()
         self._idle: set[str] = set()
-        self._random: dict[str, Any] | None = None
+        self._random: dict[str, Any] | None = random_state()  # as the first batch finds it, whatever the trainer draws
         self._elapsed = 0.0
         self._owned = parameters(stage.method, stage.trains)
         _refuse_terms_that_never_run(stage.method, self.total)
@@ -126,7 +126,7 @@ class Learner(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Play one batch."""
-        if self._random is not None:  # a run that goes on draws what it would have drawn
+        if self._random is not None:  # ddp seeds anew, and a run that goes on draws what it would have drawn
             set_random_state(self._random)
             self._random = None
         optimizers = self._by_player(self.optimizers())

@@ -1,0 +1,41 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.10 or newer.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+UV     := $(shell command -v uv 2>/dev/null)
+
+ifdef UV
+  CREATE  = uv venv --quiet --python $(PYTHON) $(VENV)
+  INSTALL = uv pip install --quiet --python $(BIN)/python
+else
+  CREATE  = $(PYTHON) -m venv $(VENV)
+  INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.train  ## a small network learns from a large one, on real digits
+	$(BIN)/limbeck demo
+
+test: lint  ## everything that CI runs
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(BIN)/python:
+	$(CREATE)
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[train]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	touch $@

@@ -1,0 +1,494 @@
+"""The command line, made from the signatures and docstrings of what it calls."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from lightning import seed_everything
+from lightning.pytorch import loggers as lightning_loggers
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from limbeck import data as datasets
+from limbeck import methods, zoo
+from limbeck.demo import demo
+from limbeck.engine.assemble import GIVEN, assemble, find
+from limbeck.engine.evaluate import evaluate
+from limbeck.engine.fit import Precision, Result, fit
+from limbeck.engine.learner import Schedule
+from limbeck.layers import Layer, layers, pairs
+from limbeck.measure.cost import cost
+from limbeck.method import Make
+from limbeck.paper import Paper
+from limbeck.report.table import Candidate, console_table
+
+STOPPED = 128 + signal.SIGINT
+"""The exit code of a program that Ctrl-C ended."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0, 2 for what the user can mend, or 130 after Ctrl-C."""
+    parser, leaves = _parser()
+    # --run-dir is --run_dir: signatures have underscores, command lines dashes
+    words = [_underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    config = parser.parse_args(words)
+    command = config.subcommand
+    leaf = config[command]
+    if command in ("distill", "list"):
+        command, leaf = f"{command} {leaf.subcommand}", leaf[leaf.subcommand]
+    try:
+        return leaves[command](leaf, config)
+    except KeyboardInterrupt:
+        return STOPPED
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, RuntimeError) as error:
+        if os.environ.get("LIMBECK_TRACEBACK"):
+            raise
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[red]limbeck: error:[/red] {_plain(words[0])}", *map(_plain, words[1:]), sep="\n"
+        )
+        return 2
+
+
+# what each command is told, one function for each group of options ---------------------------------------------------
+
+
+def load_data(
+    data: str = "digits",
+    root: str | None = None,
+    download: bool = False,
+    batch_size: int = 64,
+    labels: int | None = None,
+    samples: int | None = None,
+    val_share: float = 0.1,
+    augment: Literal["default", "none", "crop", "crop-flip", "cutout"] = "default",
+    split_seed: int = 0,
+    workers: int = 2,
+    seed: int = 0,
+) -> datasets.Data:
+    """Load the data.
+
+    Args:
+        data: A name of `limbeck list data`.
+        root: The folder that holds its files; the digits need none.
+        download: Fetch missing files into the root.
+        batch_size: Samples in a batch, over all devices; 64 as in RepDistiller.
+        labels: Keep this many training labels; the other images stay, without.
+        samples: Use only this many training samples.
+        val_share: Share of train held out for validation, where the set has no validation split.
+        augment: Of training images; by default what suits the set.
+        split_seed: Of the choice of validation samples, samples and labels.
+        workers: Processes that decode images too large for memory.
+        seed: Of everything random: weights, order of batches, augmentation.
+    """
+    return datasets.load(
+        data,
+        root,
+        download=download,
+        batch_size=batch_size,
+        labels=labels,
+        samples=samples,
+        val_share=val_share,
+        augment=augment,
+        seed=seed,
+        split_seed=split_seed,
+        workers=workers,
+    )
+
+
+def training(
+    epochs: int = 30,
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: Literal["step", "cosine", "constant"] = "step",
+    precision: Precision = "32-true",
+    accelerator: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    accumulate: int = 1,
+    clip: float | None = None,
+    run_dir: str | None = None,
+    resume: bool = False,
+    logger: list[str] | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Say how to train.
+
+    Args:
+        epochs: Of all stages together; 30 is ours.
+        optimizer: Of every player.
+        lr: Learning rate; 0.05 as in RepDistiller, for SGD on CIFAR.
+        momentum: Of SGD, with Nesterov's correction; 0.9 as in RepDistiller.
+        weight_decay: 5e-4 as in RepDistiller.
+        schedule: Of the learning rate: a tenth after 5/8, 6/8 and 7/8 of the updates, as in RepDistiller; half a
+            cosine; or constant.
+        precision: Lightning's name.
+        accelerator: Lightning's name.
+        devices: How many.
+        strategy: Lightning's name.
+        accumulate: Batches whose gradients are averaged before an update.
+        clip: The largest norm of a player's gradient.
+        run_dir: The run's folder; by default one in runs/ that says what was run, and when.
+        resume: Go on with the run in run_dir.
+        logger: Further loggers by Lightning's names: TensorBoardLogger, WandbLogger, MLFlowLogger.
+        progress: Show progress bars; by default in a terminal.
+    """
+    return {
+        "epochs": epochs,
+        "optimizer": _optimizer(optimizer, lr, momentum, weight_decay),
+        "schedule": _schedule(schedule),
+        "precision": precision,
+        "accelerator": accelerator,
+        "devices": devices,
+        "strategy": strategy,
+        "accumulate": accumulate,
+        "clip": clip,
+        "resume": resume,
+        "progress": progress,
+        "loggers": [_logger(name, run_dir) for name in logger or ()],
+    }
+
+
+def student_of(student: str) -> str:
+    """Name the student.
+
+    Args:
+        student: A network of `limbeck list networks`, as resnet8x4 or timm:mobilenetv3_small_100.
+    """
+    return student
+
+
+def network_of(network: str) -> str:
+    """Name the network.
+
+    Args:
+        network: A network of `limbeck list networks`; its weights as NAME@FILE.
+    """
+    return network
+
+
+def teacher_of(teacher: str) -> str:
+    """Name the teacher.
+
+    Args:
+        teacher: A network with its weights, as resnet56@teacher.safetensors; NAME@random is an untrained one, a control.
+    """
+    return teacher
+
+
+def possible_teacher_of(teacher: str | None = None) -> str | None:
+    """Name the teacher, if there is one.
+
+    Args:
+        teacher: A network with its weights, as resnet56@teacher.safetensors; trained first if not given.
+    """
+    return teacher
+
+
+def peers_of(peers: list[str]) -> list[str]:
+    """Name the peers.
+
+    Args:
+        peers: The other networks, as [resnet20,resnet8]; each has an initialisation of its own.
+    """
+    return peers
+
+
+# the commands --------------------------------------------------------------------------------------------------------
+
+
+def _train(leaf: Namespace, config: Namespace) -> int:
+    """Train a network on the labels: a teacher, say."""
+    data = _call(load_data, leaf)
+    seed_everything(leaf.seed, verbose=False)
+    net = zoo.network(leaf.network, data.num_classes, data.shape)
+    return _fit("plain", leaf.network, methods.plain(net), data, leaf, config)
+
+
+def _distill(method: str, leaf: Namespace, config: Namespace) -> int:
+    data = _call(load_data, leaf)
+    seed_everything(leaf.seed, verbose=False)
+    student = zoo.network(leaf.student, data.num_classes, data.shape)
+    own = {name: leaf[name] for name in _options(method)}
+    assembled = assemble(method, student, _teachers(leaf, data), data.example(), own)
+    return _fit(method, leaf.student, assembled, data, leaf, config)
+
+
+def _fit(name: str, network: str, method: Any, data: datasets.Data, leaf: Namespace, config: Namespace) -> int:
+    run_dir = leaf.run_dir or _fresh_folder(name, network, leaf.data)
+    result = fit(
+        method, data, run_dir=run_dir, seed=leaf.seed, name=name, settings=_settings(config), **_call(training, leaf)
+    )
+    _tell(result, data, run_dir)
+    return 0 if result.finished else STOPPED
+
+
+def _eval(leaf: Namespace, config: Namespace) -> int:
+    """Measure a network on the test data."""
+    data = _call(load_data, leaf)
+    net = zoo.network(_weighted(leaf.network, "network"), data.num_classes, data.shape)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    metrics = evaluate(net.to(device), data.to(device).test)
+    candidate = Candidate(leaf.network, "baseline", cost(net.cpu(), data.to("cpu").example(1)), (metrics["accuracy"],))
+    console = Console()
+    console.print(console_table([candidate], f"{leaf.data}, test"))
+    console.print(f"accuracy {metrics['accuracy']:.4f}, loss {metrics['loss']:.4f}, {len(data.test.ids)} samples")
+    return 0
+
+
+def _layers(leaf: Namespace, config: Namespace) -> int:
+    """Show a network's layers, or which of the student's belongs to which of the teacher's."""
+    shape = tuple(leaf.shape)
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    names = [leaf.student] if leaf.teacher is None else [leaf.student, leaf.teacher]
+    nets = [zoo.network(name, leaf.num_classes, shape) for name in names]
+    console = Console()
+    for who, name, net in zip(("student", "teacher"), names, nets, strict=False):
+        console.print(_layer_table(f"{who}: {name}", layers(net, example)))
+    if leaf.teacher is not None:
+        table = Table("student's layer", "teacher's layer", title="pairs that methods use by default")
+        for pair in pairs(nets[0], nets[1], example):
+            table.add_row(*map(_plain, pair))
+        console.print(table)
+    return 0
+
+
+def _list_methods(leaf: Namespace, config: Namespace) -> int:
+    """List the methods: name, paper, year, what is matched, who teaches."""
+    papers = {name: paper_of(name) for name in methods.__all__}
+    lines = [(name, of.title, str(of.year), of.matches, of.teacher) for name, of in papers.items()]
+    return _print_lines(("method", "paper", "year", "matches", "who teaches"), lines)
+
+
+def _list_networks(leaf: Namespace, config: Namespace) -> int:
+    """List the networks that have a name."""
+    return _print_lines(("network", "what it is"), zoo.describe())
+
+
+def _list_data(leaf: Namespace, config: Namespace) -> int:
+    """List the data sets that have a name."""
+    return _print_lines(("data", "what it is"), datasets.describe())
+
+
+def _cite(leaf: Namespace, config: Namespace) -> int:
+    """Print a method's BibTeX entry."""
+    print(paper_of(leaf.method).bibtex())
+    return 0
+
+
+def _demo(leaf: Namespace, config: Namespace) -> int:
+    """Watch a small network learn from a large one, on real digits, in a minute and a half."""
+    _call(demo, leaf)
+    return 0
+
+
+# their parts ---------------------------------------------------------------------------------------------------------
+
+
+def paper_of(method: str) -> Paper:
+    """Return a method's reference."""
+    return sys.modules[find(method).__module__].PAPER  # type: ignore[no-any-return]
+
+
+Command = Callable[[Namespace, Namespace], int]
+
+
+def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
+    """Return the parser and, by the words of a command, what it does."""
+    parser = ArgumentParser(prog="limbeck", description="Train a small network to carry what a large one knows.")
+    parser.add_argument("--config", action="config", help="a config.yaml of a run, to run the same again")
+    commands = parser.add_subcommands()
+    leaves: dict[str, Command] = {}
+
+    def leaf(parent: Any, path: str, does: Command, about: str, *groups: Callable[..., Any]) -> ArgumentParser:
+        child = ArgumentParser(description=about)
+        for group in groups:
+            child.add_function_arguments(group, None, as_group=True, skip=_skipped(group), fail_untyped=False)
+        for action in child._actions:
+            if action.default is False:  # --resume alone says it
+                action.nargs, action.const = "?", True
+        leaves[path] = does
+        parent.add_subcommand(path.split()[-1], child, help=about)
+        return child
+
+    leaf(commands, "demo", _demo, _first_line(_demo), demo)
+    leaf(commands, "train", _train, _first_line(_train), network_of, load_data, training)
+    by_method = ArgumentParser(
+        description="Train a student by a method; `limbeck distill METHOD --help` has its options."
+    )
+    commands.add_subcommand("distill", by_method, help="train a student by a method")
+    by_method_commands = by_method.add_subcommands(metavar="METHOD")
+    for name in methods.__all__:
+        function = find(name)
+        does = _distiller(name)
+        groups: list[Callable[..., Any]] = [student_of, *_teacher_group(function), function, load_data, training]
+        leaf(by_method_commands, f"distill {name}", does, _first_line(function), *groups)
+    leaf(commands, "eval", _eval, _first_line(_eval), network_of, load_data)
+    shown = leaf(commands, "layers", _layers, _first_line(_layers))
+    shown.add_argument("student", type=str, help="a network of `limbeck list networks`")
+    shown.add_argument("teacher", type=str | None, nargs="?", help="a second one, to pair their layers")
+    shown.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of one input: [C,H,W]")
+    shown.add_argument("--num_classes", type=int, default=10, help="of the networks' outputs")
+    listing = ArgumentParser(description="List what has a name.")
+    commands.add_subcommand("list", listing, help="list methods, networks or data sets")
+    lists = listing.add_subcommands()
+    for what, does in (("methods", _list_methods), ("networks", _list_networks), ("data", _list_data)):
+        leaf(lists, f"list {what}", does, _first_line(does))
+    cited = leaf(commands, "cite", _cite, _first_line(_cite))
+    cited.add_argument("method", type=str, help="a method of `limbeck list methods`")
+    return parser, leaves
+
+
+def _distiller(name: str) -> Command:
+    return lambda leaf, config: _distill(name, leaf, config)
+
+
+def _skipped(group: Callable[..., Any]) -> set[str | int]:
+    if not group.__module__.startswith("limbeck.methods"):
+        return set()
+    return {name for name in inspect.signature(group).parameters if name in (*GIVEN, "num_classes")}
+
+
+def _options(method: str) -> list[str]:
+    function = find(method)
+    return [name for name in inspect.signature(function).parameters if name not in _skipped(function)]
+
+
+def _teacher_group(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    parameters = inspect.signature(function).parameters
+    if "peers" in parameters:
+        return [peers_of]
+    if "teacher" not in parameters:
+        return []
+    required = parameters["teacher"].default is inspect.Parameter.empty
+    return [teacher_of] if required else [possible_teacher_of]
+
+
+def _teachers(leaf: Namespace, data: datasets.Data) -> nn.Module | list[nn.Module] | None:
+    if "peers" in leaf:
+        return [zoo.network(name, data.num_classes, data.shape) for name in leaf.peers]
+    if leaf.get("teacher") is None:
+        return None
+    return zoo.network(_weighted(leaf.teacher, "teacher"), data.num_classes, data.shape)
+
+
+def _weighted(name: str, role: str) -> str:
+    """Insist on weights; a function of the user's own may bring its own."""
+    base, weights = zoo.split_name(name)
+    own = ":" in base and not base.startswith(("torchvision:", "timm:"))
+    if weights is None and not own:
+        raise ValueError(
+            f"the {role} {name} has no weights: name their file, {name}@FILE "
+            f"(train one with `limbeck train --network {name}`), or take {name}@random for an untrained one"
+        )
+    return name
+
+
+def _call(function: Callable[..., Any], leaf: Namespace) -> Any:
+    return function(**{name: leaf[name] for name in inspect.signature(function).parameters})
+
+
+def _optimizer(name: str, lr: float, momentum: float, weight_decay: float) -> Make:
+    if name == "sgd":
+        return lambda parameters: torch.optim.SGD(
+            parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+        )
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return lambda parameters: kind(parameters, lr, weight_decay=weight_decay)
+
+
+def _schedule(name: str) -> Schedule | None:
+    from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+
+    if name == "cosine":
+        return lambda optimizer, updates: CosineAnnealingLR(optimizer, updates)
+    if name == "step":
+        return lambda optimizer, updates: MultiStepLR(optimizer, [updates * eighths // 8 for eighths in (5, 6, 7)])
+    return None
+
+
+def _logger(name: str, run_dir: str | None) -> Any:
+    known = [each for each in dir(lightning_loggers) if each.endswith("Logger") and each != "Logger"]
+    if name not in known:
+        raise ValueError(f"unknown logger {name!r}: Lightning has {', '.join(known)}")
+    return getattr(lightning_loggers, name)(save_dir=run_dir or "runs")
+
+
+def _settings(config: Namespace) -> Mapping[str, Any]:
+    """The whole command, as `--config` takes it."""
+    parser, _ = _parser()
+    text = parser.dump(config, skip_none=False, skip_validation=True)
+    return yaml.safe_load(text)  # type: ignore[no-any-return]
+
+
+def _fresh_folder(*words: str) -> str:
+    name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", zoo.split_name(word)[0]) for word in words)
+    return str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+
+
+def _tell(result: Result, data: datasets.Data, run_dir: str) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not result.finished:
+        console.print(
+            f"stopped after {len(result.history)} epochs; the same command with --run-dir {run_dir} --resume goes on"
+        )
+        return
+    candidates = [
+        Candidate(name, "baseline", cost(net, data.to("cpu").example(1)), (result.metrics[f"test/{name}/accuracy"],))
+        for name, net in result.networks.items()
+    ]
+    console.print(console_table(candidates, f"{data.name}, test, after {len(result.history)} epochs"))
+    for file in (*(f"{name}.safetensors" for name in result.networks), "report.html"):
+        console.print(_plain(str(Path(run_dir) / file)))
+
+
+def _layer_table(title: str, listed: Sequence[Layer]) -> Table:
+    table = Table("layer", "class", "output", "parameters", title=title)
+    for layer in listed:
+        shape = "(N, " + ", ".join(map(str, layer.shape[1:])) + ")"
+        table.add_row(_plain(layer.path), layer.kind, shape, f"{layer.parameters:,}")
+    return table
+
+
+def _print_lines(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> int:
+    """Print one line each: as wide as they are into a file, cut off at the edge of a terminal."""
+    table = Table(*header, box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
+    for line in lines:
+        table.add_row(*map(_plain, line))
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    return 0
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").splitlines()[0]
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
