@@ -20,7 +20,7 @@ def train(stage: Stage, epochs: int = 3) -> None:
         limbeck.play(stage.method, batch, optimizers)
 
 
-def loop(student: nn.Module, teacher: nn.Module | None, labels: float = 0.0, epochs: int = 3) -> None:
+def loop(student: nn.Module, teacher: nn.Module | None, hard: float = 0.0, epochs: int = 3) -> None:
     """One generation by hand: the labels alone, or CE(p_{k-1}, p_k)."""
     optimizer = sgd(list(student.parameters()))
     for x, y in batches(epochs):
@@ -30,21 +30,21 @@ def loop(student: nn.Module, teacher: nn.Module | None, labels: float = 0.0, epo
             loss = F.cross_entropy(z, y)
         else:
             p_t = teacher(x).detach().softmax(-1)
-            loss = -(p_t * z.log_softmax(-1)).sum(-1).mean() + labels * F.cross_entropy(z, y)
+            loss = -(p_t * z.log_softmax(-1)).sum(-1).mean() + hard * F.cross_entropy(z, y)
         loss.backward()
         optimizer.step()
 
 
-@pytest.mark.parametrize("labels", [0.0, 0.5])
-def test_generations_are_the_hand_written_loop(labels: float) -> None:
+@pytest.mark.parametrize("hard", [0.0, 0.5])
+def test_generations_are_the_hand_written_loop(hard: float) -> None:
     student = mlp(0)
     first = copy.deepcopy(student)
     loop(first, None)
     teacher = first
-    for k, stage in enumerate(limbeck.ban(student, generations=2, labels=labels)):
+    for k, stage in enumerate(limbeck.ban(student, generations=2, hard=hard)):
         if k:
             born = copy.deepcopy(student)  # the generation as it starts
-            loop(born, teacher.eval(), labels)
+            loop(born, teacher.eval(), hard)
             teacher = born
         train(stage)
         torch.testing.assert_close(state(student), state(teacher), rtol=1e-12, atol=1e-12)
@@ -61,7 +61,7 @@ def test_by_hand() -> None:
     with torch.no_grad():
         teacher.bias.copy_(torch.tensor([math.log(3), 0.0]))  # p = (3/4, 1/4)
         student.bias.fill_(7.0)
-    stage = next(limbeck.ban(student, teacher, generations=1, labels=2.0))
+    stage = next(limbeck.ban(student, teacher, generations=1, hard=2.0))
     (turn,) = stage.method.step((torch.zeros(1, 1), torch.tensor([0])))
     assert turn.terms["soft"].value.item() == pytest.approx(math.log(2))  # CE of anything with (1/2, 1/2)
     turn.total.backward()

@@ -141,15 +141,24 @@ def test_numerics(loss: Callable[..., Tensor]) -> None:
 @BOTH
 def test_samples_that_coincide_get_no_gradient(loss: Callable[..., Tensor]) -> None:
     assert not gradient(loss, torch.ones(6, 4).double(), normal(6, 5)).any()
-    for scale in (1.0, 1e4):  # where the authors' angles have gradients of 1e9
-        assert gradient(loss, with_duplicates(normal(4, 4, scale=scale)), normal(6, 5)).abs().max() < 1
+    # where the authors' angles have gradients of 1e9; of many twins, some are apart by rounding
+    for twins in (with_duplicates(normal(4, 4)), with_duplicates(normal(4, 4, scale=1e4)), normal(32, 17).repeat(2, 1)):
+        assert gradient(loss, twins, normal(len(twins), 5, seed=1)).abs().max() < 1
 
 
 @BOTH
 def test_a_common_offset_costs_no_precision(loss: Callable[..., Tensor]) -> None:
-    e_s, e_t = normal(6, 4, seed=1).round(decimals=1), normal(6, 5, seed=2)
-    far = (e_s.float() + 4096).double() - 4096  # what float32 keeps of e_s at 4096
-    torch.testing.assert_close(loss(e_s.float() + 4096, e_t.float()).double(), loss(far, e_t), rtol=1e-5, atol=1e-8)
+    e_s, e_t = (8 * normal(6, 4, seed=1)).round() / 8, normal(6, 5, seed=2)
+    far = e_s.float() + 2**20  # exact: 8 · 2²⁰ < 2²⁴
+    torch.testing.assert_close(loss(far, e_t.float()).double(), loss(e_s, e_t), rtol=1e-6, atol=0)
+
+
+@BOTH
+def test_neighbours_are_told_apart_in_float32(loss: Callable[..., Tensor]) -> None:
+    e_s, e_t = normal(6, 4, seed=1).float(), normal(6, 5, seed=2).float()
+    e_s[1] = e_s[0] + 1e-3 * e_s[2]
+    there, expected = gradient(loss, e_s, e_t), gradient(loss, e_s.double(), e_t.double())
+    torch.testing.assert_close(there.double(), expected, rtol=1e-5, atol=1e-7)
 
 
 @BOTH
