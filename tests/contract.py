@@ -31,7 +31,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "fitnets": lambda student, teacher, example: limbeck.fitnets(student, teacher, example=example),
     "at": lambda student, teacher, example: limbeck.at(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
-    "dml": lambda student, teacher, example: limbeck.dml(student, net(3)),
+    "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),
     "adversarial": lambda student, teacher, example: limbeck.adversarial(student, teacher, example=example),
     "ban": lambda student, teacher, example: limbeck.ban(student, teacher, generations=2),
 }
