@@ -8,9 +8,10 @@ import re
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import torch
 import yaml
@@ -32,7 +33,7 @@ from limbeck.layers import Layer, layers, pairs
 from limbeck.measure.cost import cost
 from limbeck.method import Make
 from limbeck.paper import Paper
-from limbeck.report.table import Candidate, console_table
+from limbeck.report.table import milliseconds, percent, quantity
 
 STOPPED = 128 + signal.SIGINT
 """The exit code of a program that Ctrl-C ended."""
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     leaf = config[command]
     if command in ("distill", "list"):
         command, leaf = f"{command} {leaf.subcommand}", leaf[leaf.subcommand]
+    warnings.showwarning = _warn
     try:
         return leaves[command](leaf, config)
     except KeyboardInterrupt:
@@ -243,10 +245,7 @@ def _eval(leaf: Namespace, config: Namespace) -> int:
     net = zoo.network(_weighted(leaf.network, "network"), data.num_classes, data.shape)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     metrics = evaluate(net.to(device), data.to(device).test)
-    candidate = Candidate(leaf.network, "baseline", cost(net.cpu(), data.to("cpu").example(1)), (metrics["accuracy"],))
-    console = Console()
-    console.print(console_table([candidate], f"{leaf.data}, test"))
-    console.print(f"accuracy {metrics['accuracy']:.4f}, loss {metrics['loss']:.4f}, {len(data.test.ids)} samples")
+    _show(f"{data.name}, {len(data.test.ids):,} test images", {leaf.network: (net.cpu(), metrics)}, data)
     return 0
 
 
@@ -302,6 +301,19 @@ def _demo(leaf: Namespace, config: Namespace) -> int:
 def paper_of(method: str) -> Paper:
     """Return a method's reference."""
     return sys.modules[find(method).__module__].PAPER  # type: ignore[no-any-return]
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show a warning as a sentence, without the line of ours that it came from."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[yellow]limbeck: warning:[/yellow] {_plain(str(message))}")
 
 
 Command = Callable[[Namespace, Namespace], int]
@@ -447,13 +459,24 @@ def _tell(result: Result, data: datasets.Data, run_dir: str) -> None:
             f"stopped after {len(result.history)} epochs; the same command with --run-dir {run_dir} --resume goes on"
         )
         return
-    candidates = [
-        Candidate(name, "baseline", cost(net, data.to("cpu").example(1)), (result.metrics[f"test/{name}/accuracy"],))
+    measured = {
+        name: (net, {key: result.metrics[f"test/{name}/{key}"] for key in ("accuracy", "loss")})
         for name, net in result.networks.items()
-    ]
-    console.print(console_table(candidates, f"{data.name}, test, after {len(result.history)} epochs"))
+    }
+    _show(f"{data.name}, {len(data.test.ids):,} test images, after {len(result.history)} epochs", measured, data)
     for file in (*(f"{name}.safetensors" for name in result.networks), "report.html"):
         console.print(_plain(str(Path(run_dir) / file)))
+
+
+def _show(title: str, measured: Mapping[str, tuple[nn.Module, Mapping[str, float]]], data: datasets.Data) -> None:
+    """Print what networks cost, and how good they are."""
+    table = Table("network", "params", "MACs", "latency", "accuracy", "loss", title=title)
+    example = data.to("cpu").example(1)
+    for name, (net, metrics) in measured.items():
+        price = cost(net, example)
+        cells = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
+        table.add_row(_plain(name), *cells, f"{percent(metrics['accuracy'])} %", f"{metrics['loss']:.4f}")
+    Console().print(table)
 
 
 def _layer_table(title: str, listed: Sequence[Layer]) -> Table:

@@ -7,10 +7,11 @@ import io
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import yaml
@@ -84,15 +85,29 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        level = logger.level
+        level, show = logger.level, warnings.showwarning
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+
+        def note(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            logger.warning("%s: %s", category.__name__, message)
+            show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = note
         try:
             yield
         except BaseException as error:
             logger.error("stopped by %s: %s", type(error).__name__, error)
             raise
         finally:
+            warnings.showwarning = show
             logger.removeHandler(handler)
             logger.setLevel(level)
             handler.close()
