@@ -44,24 +44,25 @@ CLASSES, SIZE, BATCH = 4, 8, 8
 class Net(nn.Module):
     """A tiny convolutional network of two stages, with the in-place ReLUs that torchvision's have."""
 
-    def __init__(self, width: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(self, width: int, norm: Callable[[int], nn.Module], dropout: float) -> None:
         super().__init__()
         self.layer1 = stage(3, width, 1, norm)
         self.layer2 = stage(width, 2 * width, 2, norm)
+        self.drop = nn.Dropout(dropout)
         self.fc = nn.Linear(2 * width, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.layer2(self.layer1(x)).mean((2, 3)))
+        return self.fc(self.drop(self.layer2(self.layer1(x)).mean((2, 3))))
 
 
 def stage(inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), norm(outputs), nn.ReLU(inplace=True))
 
 
-def net(seed: int, width: int = 4, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
+def net(seed: int, width: int = 4, norm: Callable[[int], nn.Module] = nn.BatchNorm2d, dropout: float = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Net(width, norm)
+        return Net(width, norm, dropout)
 
 
 def sequential(seed: int, width: int = 4) -> nn.Module:
@@ -371,10 +372,10 @@ EPOCHS, PER_EPOCH = 4, 5
 
 
 class Served:
-    """A loader that is always the same, and that sends Ctrl-C as it hands out some of its batches."""
+    """A loader that is always the same, and in which something happens before one of its batches."""
 
-    def __init__(self, count: int = PER_EPOCH, interrupt_at: int | None = None) -> None:
-        self.data, self.served, self.interrupt_at = batches(count), 0, interrupt_at
+    def __init__(self, count: int = PER_EPOCH, at: int = 0, happens: Callable[[], None] = lambda: None) -> None:
+        self.data, self.served, self.at, self.happens = batches(count), 0, at, happens
 
     def __len__(self) -> int:
         return len(self.data)
@@ -382,9 +383,21 @@ class Served:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.data:
             self.served += 1
-            if self.served == self.interrupt_at:
-                signal.raise_signal(signal.SIGINT)
+            if self.served == self.at:
+                self.happens()
             yield batch
+
+
+class PowerCutError(Exception):
+    """Nothing was saved."""
+
+
+def ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def power_cut() -> None:
+    raise PowerCutError
 
 
 def fit(built: Built, train: Any, **options: Any) -> limbeck.Result:
@@ -408,7 +421,7 @@ fitted: dict[str, dict[str, Tensor]] = {}
 def fitted_weights(name: str) -> dict[str, Tensor]:
     """The student after an undisturbed `fit`, which two rules compare with."""
     if name not in fitted:
-        student, teacher = networks()
+        student, teacher = networks(dropout=0.2)
         before = tensors(teacher)
         assert fit(build(name, student, teacher), Served()).finished
         assert identical(tensors(teacher), before)
@@ -419,7 +432,7 @@ def fitted_weights(name: str) -> dict[str, Tensor]:
 
 @every_row
 def test_fit_is_play(name):
-    student, teacher = networks()
+    student, teacher = networks(dropout=0.2)
     built = build(name, student, teacher)
     torch.manual_seed(0)  # as fit does
     for part, epochs in share_of_epochs(built):
@@ -431,16 +444,69 @@ def test_fit_is_play(name):
 
 @every_row
 def test_resume_is_exact_in_the_middle_of_every_stage(name, tmp_path):
-    """Ctrl-C twice, in the middle of an epoch of each half; each session starts from other weights."""
-    for session, interrupt_at in enumerate([7, 9, None]):
-        student, teacher = networks(seed=10 * session)
+    """Each session starts from other weights: Ctrl-C in epoch 2; a power cut, then Ctrl-C in epoch 3, maybe stage 2."""
+    sessions = [(7, ctrl_c, 1), (9, power_cut, None), (4, ctrl_c, 2), (0, ctrl_c, EPOCHS)]
+    for session, (at, happens, epochs) in enumerate(sessions):
+        student, teacher = networks(seed=10 * session, dropout=0.2)
         built = build(name, student, teacher, seed=session)
         if session == 0:
             student.load_state_dict(networks()[0].state_dict())
-        result = fit(built, Served(interrupt_at=interrupt_at), run_dir=tmp_path / "run", resume=session > 0)
-        assert result.finished == (interrupt_at is None)
-        assert len(result.history) == (EPOCHS if result.finished else session + 1)
+        loader = Served(at=at, happens=happens)
+        if epochs is None:
+            with pytest.raises(PowerCutError):
+                fit(built, loader, run_dir=tmp_path / "run", resume=True)
+        else:
+            result = fit(built, loader, run_dir=tmp_path / "run", resume=session > 0)
+            assert len(result.history) == epochs
+            assert result.finished == (epochs == EPOCHS)
     assert identical(tensors(student), fitted_weights(name))
+
+
+class Interrupting(nn.Dropout):
+    """A dropout that sends Ctrl-C in one of its calls."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(0.3)
+        self.calls, self.at = 0, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        if self.training and self.calls == self.at:
+            ctrl_c()
+        return super().forward(x)
+
+
+def test_resume_is_exact_with_shuffling_augmentation_dropout_and_a_schedule(tmp_path):
+    def session(interrupt_at: int, run: str, **options: Any) -> tuple[bool, dict[str, Tensor]]:
+        draw = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (45, 3, SIZE, SIZE), generator=draw, dtype=torch.uint8)
+        noise = {"augment": [limbeck.data.augment.PadCrop(1), limbeck.data.augment.Flip()], "shuffle": True}
+        pixels = {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+        loader = limbeck.data.Loader(images, torch.arange(45) % CLASSES, batch_size=BATCH, **pixels, **noise)
+        student, teacher = networks()
+        student.layer2.append(Interrupting(interrupt_at))
+        result = limbeck.fit(
+            limbeck.kd(student, teacher),
+            (loader, batches(1)),
+            epochs=3,
+            optimizer=torch.optim.Adam,
+            schedule=torch.optim.lr_scheduler.CosineAnnealingLR,
+            accelerator="cpu",
+            progress=False,
+            accumulate=2,
+            clip=1.0,
+            run_dir=tmp_path / run,
+            **options,
+        )
+        return result.finished, tensors(student)
+
+    finished, whole = session(0, "whole")
+    assert finished
+    assert not session(9, "parts")[0]
+    assert not session(3, "parts", resume=True)[0]
+    finished, parts = session(0, "parts", resume=True)
+    assert finished
+    assert identical(parts, whole)
 
 
 def group_norm(channels: int) -> nn.Module:
