@@ -1,0 +1,76 @@
+"""Every snippet and every command that README, CONTRIBUTING and docs show."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    return [text for kind, text in FENCED.findall(page.read_text()) if kind == language]
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = "\n".join(snippets(page, "sh")).replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
+def test_the_readmes_snippets_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for text in snippets(ROOT / "README.md", "python"):
+        exec(compile(text, "README.md", "exec"), names)
+    assert 0.5 < names["result"].metrics["test/student/accuracy"] <= 1
+    assert names["loss"].item() >= 0
+
+
+def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    from limbeck.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    ours = [words[1:] for words in commands(ROOT / "README.md") if words[0] == "limbeck"]
+    assert len(ours) >= 3
+    for words in ours:
+        assert main(words) == 0, words
+    assert (tmp_path / "runs/kd/student.safetensors").exists()
+    assert "mlp-32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for words in commands(page):
+        if words[0] == "make":
+            assert words[1] in targets, words
+        if words[0].endswith("python"):
+            script = ROOT / words[1]
+            assert script.exists(), words
+            options = [word.partition("=")[0] for word in words if word.startswith("--")]
+            assert all(f'"{option}"' in script.read_text() for option in options), words
+    for target in LINK.findall(page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_readme_lists_every_method_with_its_paper():
+    from limbeck import methods
+    from limbeck.cli import paper_of
+
+    text = (ROOT / "README.md").read_text()
+    for name in methods.__all__:
+        assert f"| `{name}` |" in text
+        assert paper_of(name).arxiv in text
+
+
+def test_the_words_of_the_command_line_are_in_the_readme():
+    from limbeck.cli import _parser
+
+    _, leaves = _parser()
+    text = (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
+    assert all(re.search(rf"\b{words.split()[0]}\b", text) for words in leaves)
