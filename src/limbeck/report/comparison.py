@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from limbeck.files import write
 from limbeck.measure import Paired, verdict
 from limbeck.report.figures import strip
-from limbeck.report.page import Plot, Section, Table, render, write
+from limbeck.report.page import Plot, Section, Table, render
 from limbeck.report.table import HEADER, LEGEND, Candidate, accuracy, points, rows
 
 CAPTION = (

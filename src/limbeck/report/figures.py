@@ -92,6 +92,7 @@ def curves(
                 marker=marker,
                 label=_short(line.label),
             )
+        axes.margins(y=0.2 if marks else 0.05)  # room for their names
         for name, x in (marks or {}).items():
             axes.axvline(x, color=INK, linewidth=0.6, linestyle=":")
             axes.annotate(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,17 +58,6 @@ def render(title: str, sentences: Sequence[str], sections: Sequence[Section]) ->
         sections: Its parts.
     """
     return _template().render(title=title, sentences=sentences, sections=sections)
-
-
-def write(path: Path, text: str) -> Path:
-    """Write a file so that a reader finds the old one or the whole new one, and never a part."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
 
 
 @cache
