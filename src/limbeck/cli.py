@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 import re
@@ -11,12 +12,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, NoReturn, TextIO
 
 import torch
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning import seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import loggers as lightning_loggers
 from rich.console import Console
 from rich.table import Table
@@ -37,6 +39,8 @@ from limbeck.report.table import milliseconds, percent, quantity
 
 STOPPED = 128 + signal.SIGINT
 """The exit code of a program that Ctrl-C ended."""
+MENDABLE = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError, MisconfigurationException)
+"""What is raised for input that cannot work: its message is all that the user needs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,14 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return leaves[command](leaf, config)
     except KeyboardInterrupt:
         return STOPPED
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError, RuntimeError) as error:
+    except MENDABLE as error:
         if os.environ.get("LIMBECK_TRACEBACK"):
             raise
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[red]limbeck: error:[/red] {_plain(words[0])}", *map(_plain, words[1:]), sep="\n"
-        )
+        _complain(str(error).strip() or type(error).__name__)
         return 2
+
+
+class Parser(ArgumentParser):
+    """Says in one line what is wrong and what was meant, without the usage of fifty options."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the program."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        known = [*parser._option_string_actions, *(name for each in parser._actions for name in each.choices or ())]
+        wrong = re.search(r"unrecognized arguments: ([^\s=]+)|invalid choice: '(.*?)'", message)
+        close = difflib.get_close_matches(wrong[1] or wrong[2], known, n=3, cutoff=0.7) if wrong else []
+        if message.startswith("the following arguments are required"):
+            message = re.sub(r"(\w+\.)+", "", message)  # distill.kd.teacher is the teacher to the user
+        meant = f": did you mean {' or '.join(map(_dashed, close))}?" if close else ""
+        _complain(f"{message}{meant}\n`{parser.prog.replace(' [options]', '')} --help` shows what there is")
+        self.exit(2)
 
 
 # what each command is told, one function for each group of options ---------------------------------------------------
@@ -125,7 +142,7 @@ def training(
     clip: float | None = None,
     run_dir: str | None = None,
     resume: bool = False,
-    logger: list[str] | None = None,
+    logger: list[str] | str | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Say how to train.
@@ -146,7 +163,7 @@ def training(
         clip: The largest norm of a player's gradient.
         run_dir: The run's folder; by default one in runs/ that says what was run, and when.
         resume: Go on with the run in run_dir.
-        logger: Further loggers by Lightning's names: TensorBoardLogger, WandbLogger, MLFlowLogger.
+        logger: Another logger by Lightning's name, or several: [TensorBoardLogger,WandbLogger,MLFlowLogger].
         progress: Show progress bars; by default in a terminal.
     """
     return {
@@ -161,7 +178,7 @@ def training(
         "clip": clip,
         "resume": resume,
         "progress": progress,
-        "loggers": [_logger(name, run_dir) for name in logger or ()],
+        "loggers": [_logger(name, run_dir) for name in _several(logger)],
     }
 
 
@@ -201,11 +218,11 @@ def possible_teacher_of(teacher: str | None = None) -> str | None:
     return teacher
 
 
-def peers_of(peers: list[str]) -> list[str]:
+def peers_of(peers: list[str] | str) -> list[str] | str:
     """Name the peers.
 
     Args:
-        peers: The other networks, as [resnet20,resnet8]; each has an initialisation of its own.
+        peers: The other network, as resnet20, or several, as [resnet20,resnet8]; each has an initialisation of its own.
     """
     return peers
 
@@ -231,6 +248,8 @@ def _distill(method: str, leaf: Namespace, config: Namespace) -> int:
 
 
 def _fit(name: str, network: str, method: Any, data: datasets.Data, leaf: Namespace, config: Namespace) -> int:
+    if leaf.resume and leaf.run_dir is None:
+        raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")
     run_dir = leaf.run_dir or _fresh_folder(name, network, leaf.data)
     result = fit(
         method, data, run_dir=run_dir, seed=leaf.seed, name=name, settings=_settings(config), **_call(training, leaf)
@@ -303,6 +322,11 @@ def paper_of(method: str) -> Paper:
     return sys.modules[find(method).__module__].PAPER  # type: ignore[no-any-return]
 
 
+def _complain(message: str) -> None:
+    """Print an error in words."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]limbeck: error:[/red] {_plain(message)}")
+
+
 def _warn(
     message: Warning | str,
     category: type[Warning],
@@ -319,15 +343,15 @@ def _warn(
 Command = Callable[[Namespace, Namespace], int]
 
 
-def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
+def _parser() -> tuple[Parser, dict[str, Command]]:
     """Return the parser and, by the words of a command, what it does."""
-    parser = ArgumentParser(prog="limbeck", description="Train a small network to carry what a large one knows.")
+    parser = Parser(prog="limbeck", description="Train a small network to carry what a large one knows.")
     parser.add_argument("--config", action="config", help="a config.yaml of a run, to run the same again")
     commands = parser.add_subcommands()
     leaves: dict[str, Command] = {}
 
-    def leaf(parent: Any, path: str, does: Command, about: str, *groups: Callable[..., Any]) -> ArgumentParser:
-        child = ArgumentParser(description=about)
+    def leaf(parent: Any, path: str, does: Command, about: str, *groups: Callable[..., Any]) -> Parser:
+        child = Parser(description=about)
         for group in groups:
             child.add_function_arguments(group, None, as_group=True, skip=_skipped(group), fail_untyped=False)
         for action in child._actions:
@@ -339,9 +363,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
 
     leaf(commands, "demo", _demo, _first_line(_demo), demo)
     leaf(commands, "train", _train, _first_line(_train), network_of, load_data, training)
-    by_method = ArgumentParser(
-        description="Train a student by a method; `limbeck distill METHOD --help` has its options."
-    )
+    by_method = Parser(description="Train a student by a method; `limbeck distill METHOD --help` has its options.")
     commands.add_subcommand("distill", by_method, help="train a student by a method")
     by_method_commands = by_method.add_subcommands(metavar="METHOD")
     for name in methods.__all__:
@@ -355,7 +377,7 @@ def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
     shown.add_argument("teacher", type=str | None, nargs="?", help="a second one, to pair their layers")
     shown.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of one input: [C,H,W]")
     shown.add_argument("--num_classes", type=int, default=10, help="of the networks' outputs")
-    listing = ArgumentParser(description="List what has a name.")
+    listing = Parser(description="List what has a name.")
     commands.add_subcommand("list", listing, help="list methods, networks or data sets")
     lists = listing.add_subcommands()
     for what, does in (("methods", _list_methods), ("networks", _list_networks), ("data", _list_data)):
@@ -392,7 +414,7 @@ def _teacher_group(function: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 def _teachers(leaf: Namespace, data: datasets.Data) -> nn.Module | list[nn.Module] | None:
     if "peers" in leaf:
-        return [zoo.network(name, data.num_classes, data.shape) for name in leaf.peers]
+        return [zoo.network(name, data.num_classes, data.shape) for name in _several(leaf.peers)]
     if leaf.get("teacher") is None:
         return None
     return zoo.network(_weighted(leaf.teacher, "teacher"), data.num_classes, data.shape)
@@ -431,6 +453,10 @@ def _schedule(name: str) -> Schedule | None:
     if name == "step":
         return lambda optimizer, updates: MultiStepLR(optimizer, [updates * eighths // 8 for eighths in (5, 6, 7)])
     return None
+
+
+def _several(names: list[str] | str | None) -> list[str]:
+    return [names] if isinstance(names, str) else names or []
 
 
 def _logger(name: str, run_dir: str | None) -> Any:
@@ -504,6 +530,10 @@ def _plain(text: str) -> str:
 
 def _first_line(function: Callable[..., Any]) -> str:
     return (inspect.getdoc(function) or "").splitlines()[0]
+
+
+def _dashed(word: str) -> str:
+    return word.replace("_", "-") if word.startswith("--") else word
 
 
 def _underscored(word: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,7 @@ class Measurement:
         self.task = task
         self.num_classes = 0
         self._metrics: MetricCollection | None = None
-        self._loss = MeanMetric()
+        self._loss = MeanMetric(nan_strategy=math.nan)  # a NaN stays one
 
     def update(self, net: nn.Module, batch: Batch) -> None:
         """Measure one batch."""

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.optim import Optimizer
 
-from limbeck.data import Data, Epochs
+from limbeck.data import Epochs
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.interrupt import interruptible
 from limbeck.engine.learner import Interrupted, Learner, Row, Schedule, teachers_of
@@ -132,9 +132,7 @@ def fit(
     """
     _check_counts({"epochs": epochs, "accumulate": accumulate, "devices": devices})
     seed_everything(seed, workers=True, verbose=False)
-    loaders, run = splits(data, seed), _open(run_dir, resume)
-    if isinstance(method, Method):
-        _check_classes(method, loaders, data)
+    stages, loaders, run = _stages(method), splits(data, seed), _open(run_dir, resume)
     training = _Training(
         loaders,
         run,
@@ -156,9 +154,9 @@ def fit(
         wants_stop = stack.enter_context(interruptible())
         if run is not None and _is_main():
             own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
-            run.write_config(settings or own)
+            if not run.exists:  # a run that goes on keeps its own
+                run.write_config(settings or own)
             stack.enter_context(run.logging())
-        stages = [Stage(method)] if isinstance(method, Method) else method
         last, finished = training.run_all(stages, epochs, wants_stop)
         what = {"method": name, "data": getattr(data, "name", None), "seed": seed}
         return _finish(training, last, finished, what)
@@ -198,6 +196,7 @@ class _Training:
         if self.run is not None and (kept := self.run.finished(index)).exists():
             self._restore(stage, kept, epochs)
             return True
+        _check_classes(stage.method, self.loaders)
         learner = Learner(
             stage,
             self.make,
@@ -232,8 +231,13 @@ class _Training:
                 "stopped by the user in stage %s after %d of %d batches", learner.name, learner.step, learner.total
             )
             return False
+        except SystemExit as error:  # what Lightning makes of a second Ctrl-C
+            raise KeyboardInterrupt from error
         finally:
             self.teachers |= learner.teachers
+            if self.trainer["precision"] in ("bf16-true", "64-true"):
+                for part in (stage.method, *stage.method.networks().values()):
+                    part.float()  # as it came
         self._keep(stage, index, epochs)
         return True
 
@@ -387,12 +391,22 @@ def _same_length(path: Path, was: int, now: int) -> None:
         )
 
 
-def _check_classes(method: Method, loaders: Splits, data: Any) -> None:
+def _stages(method: Trainable) -> Iterable[Stage]:
+    if isinstance(method, Method):
+        return [Stage(method)]
+    if isinstance(method, nn.Module):
+        raise TypeError(
+            f"expected a method, got the network {type(method).__name__}: limbeck.plain(net) trains it on the labels"
+        )
+    return method
+
+
+def _check_classes(method: Method, loaders: Splits) -> None:
     """Find a network with too few outputs before the first batch does, which on a GPU has no words for it."""
     task = method.task
     if task.loss is not cross_entropy:
         return
-    classes = _classes(loaders, task, data)
+    classes = _classes(loaders, task)
     inputs = _example(loaders, task)
     for name, net in method.networks().items():
         device = next(net.parameters()).device
@@ -405,12 +419,12 @@ def _check_classes(method: Method, loaders: Splits, data: Any) -> None:
             )
 
 
-def _classes(loaders: Splits, task: Task, data: Any) -> int:
-    if isinstance(data, Data):
-        return data.num_classes
-    if isinstance(loaders.train, Epochs):
-        return int(loaders.train.targets.max()) + 1
-    return int(task.target(loaders.train.first).max()) + 1
+def _classes(loaders: Splits, task: Task) -> int:
+    if loaders.num_classes is not None:
+        return loaders.num_classes
+    train = loaders.train
+    targets = train.targets if isinstance(train, Epochs) else task.target(train.first)
+    return int(targets.max()) + 1
 
 
 def _is_main() -> bool:

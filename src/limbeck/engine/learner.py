@@ -113,7 +113,7 @@ class Learner(LightningModule):
     def on_fit_start(self) -> None:
         """Bring along what is no submodule: networks made of others, and the data."""
         for net in self.method.networks().values():
-            net.to(self.device)
+            self.trainer.precision_plugin.convert_module(net.to(self.device))
         if isinstance(self.loader, Epochs):
             self.loader.to(self.device)
         self._started = time.perf_counter() - self._elapsed
@@ -147,7 +147,7 @@ class Learner(LightningModule):
             self._tally.check()
             self.shown = self._tally.latest()
         if not at_end and not self._waiting and self._stop_here():
-            self._tally.check()
+            self._check()
             self.save(self)
             raise Interrupted
 
@@ -178,7 +178,7 @@ class Learner(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Write the epoch's row and a checkpoint, unless something broke."""
-        self._tally.check()
+        self._check()
         self._warn_of_idle_terms()
         rates = {
             f"lr/{player}": optimizer.param_groups[0]["lr"]
@@ -252,6 +252,16 @@ class Learner(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val=limit, gradient_clip_algorithm="norm")
         optimizer.step()
         return True
+
+    def _check(self) -> None:
+        """Raise before a checkpoint keeps anything that is not finite: a finite loss may have another gradient."""
+        self._tally.check()
+        for player, own in self._owned.items():
+            if not all(bool(p.isfinite().all()) for p in own):
+                raise FloatingPointError(
+                    f"the parameters of {player!r} are not finite after batch {self.step - 1}, though its losses were: a "
+                    "term's gradient is not. Lower the learning rate, or look for a square root or a division at 0"
+                )
 
     def _advance_schedules(self) -> None:
         schedules = self.lr_schedulers()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from limbeck.data import Data
@@ -19,11 +20,12 @@ _END = object()
 
 
 class Splits(NamedTuple):
-    """The loaders of one training."""
+    """The loaders of one training, each at its beginning, and how many classes the data says that it has."""
 
     train: Epochs | Repeatable
     val: Epochs | Repeatable | None
     test: Epochs | Repeatable | None
+    num_classes: int | None = None
 
 
 def splits(data: Any, seed: int) -> Splits:
@@ -34,7 +36,7 @@ def splits(data: Any, seed: int) -> Splits:
         ValueError: An empty one.
     """
     if isinstance(data, Data):
-        return Splits(data.train, data.val, data.test)
+        return splits((data.train, data.val, data.test), seed)._replace(num_classes=data.num_classes)
     loaders = data if isinstance(data, tuple) else (data,)
     if not 1 <= len(loaders) <= 3:
         raise TypeError(f"data must be train, (train, val) or (train, val, test), got a tuple of {len(loaders)}")
@@ -64,25 +66,23 @@ class Repeatable:
     def __init__(self, loader: Iterable[Any], seed: int, train: bool) -> None:
         self.loader, self.seed, self.train = loader, seed, train
         self._view, self._batch, self._fresh = 0, 0, True
-        self._own: Tensor | None = None  # state of the loader's own generator when the view began
+        self._own: list[Tensor] | None = None  # states of the loader's own generators when the view began
 
     def __len__(self) -> int:
         return len(self.loader)  # type: ignore[arg-type]  # `_repeatable` saw to it
 
     def __iter__(self) -> Iterator[Any]:
-        if (
-            self._fresh and self._own is not None and self._generator is not None
-        ):  # loaded: the loader's generator goes back to where it was
-            self._generator.set_state(self._own)
+        if self._fresh and self._own is not None:  # loaded: the generators go back to where they were
+            self._set_states(self._own)
         if not self._fresh or self._batch >= len(self):
             self._view, self._batch = self._view + 1, 0
         self._fresh = False
-        if self._generator is not None:
-            self._own = self._generator.get_state()
+        self._own = self._states()
         sampler = getattr(self.loader, "sampler", None)
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(self._view)
-        draws = Draws(generator("user", self.seed, self._view).initial_seed())
+        view = self._view if self.train else 0  # what is measured stays the same
+        draws = Draws(generator("user", self.seed, view).initial_seed())
         with draws.apart():
             batches = iter(self.loader)
         seen, done = self._batch, 0
@@ -99,27 +99,35 @@ class Repeatable:
     @cached_property
     def first(self) -> Any:
         """A batch to look at; what the training will see is not touched."""
-        before = None if self._generator is None else self._generator.get_state()
+        before = self._states()
         with Draws(0).apart():
             batch = next(iter(self.loader))
-        if self._generator is not None and before is not None:
-            self._generator.set_state(before)
+        self._set_states(before)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the view, how many of its batches were handed out, and the loader's own generator as it then began."""
-        own = self._own
-        if self._generator is not None and self._batch >= len(self):  # the next view begins where this one ended
-            own = self._generator.get_state()
-        return {"view": self._view, "batch": self._batch, "own": own}
+        """Return the view, how many of its batches were handed out, and the loader's own generators as it then began."""
+        ended = self._batch >= len(self)  # the next view begins where this one ended
+        return {"view": self._view, "batch": self._batch, "own": self._states() if ended else self._own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next ``iter()`` go on after the batches that ``state`` counts."""
         self._view, self._batch, self._own, self._fresh = state["view"], state["batch"], state["own"], True
 
     @property
-    def _generator(self) -> torch.Generator | None:
-        return getattr(self.loader, "generator", None)
+    def _generators(self) -> list[torch.Generator]:
+        """Those that the loader or its sampler was given."""
+        sampler, batches = (getattr(self.loader, name, None) for name in ("sampler", "batch_sampler"))
+        holders = (self.loader, sampler, batches, getattr(batches, "sampler", None))
+        found = [getattr(holder, "generator", None) for holder in holders]
+        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+    def _states(self) -> list[Tensor]:
+        return [one.get_state() for one in self._generators]
+
+    def _set_states(self, states: list[Tensor]) -> None:
+        for one, state in zip(self._generators, states, strict=True):
+            one.set_state(state)
 
     def _share(self, batch: Any) -> Any:
         rank, world = share()
@@ -138,7 +146,9 @@ def _rows(leaf: Any, rank: int, world: int, even: bool) -> Any:
 
 def _repeatable(loader: Any, name: str, seed: int) -> Epochs | Repeatable:
     if isinstance(loader, Epochs):
-        return loader
+        return loader.with_seed(loader.seed)  # at its beginning, whatever it served before
+    if isinstance(loader, list) and any(isinstance(each, (DataLoader, Epochs)) for each in loader):
+        raise TypeError("got a list of loaders: pass a tuple, (train, val) or (train, val, test)")
     if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__") or isinstance(loader, (Tensor, dict, str)):
         raise TypeError(
             f"the {name} data must be a loader with a length that yields (inputs, targets), "
