@@ -1,0 +1,170 @@
+"""The pages: a run's and a comparison's."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from limbeck.measure import Cost, paired
+from limbeck.report.comparison import Comparison, comparison_report, findings
+from limbeck.report.run import run_report
+from limbeck.report.table import Candidate, difference, markdown_table, points, quantity
+
+COST = Cost(parameters=1234567, macs=40_000_000, bytes=5_000_000, latency_ms=0.4321)
+HOSTILE = "<script>alert('x')</script> [red] $a$ & co"
+
+STAGED = """stage,epoch,step,seconds,train/student/hint,train/student/hint.weighted,train/student/loss,lr/student,\
+val/student/accuracy,val/student/loss,train/student/hard,train/student/hard.weighted,train/student/soft,train/student/soft.weighted
+hint,1,10,0.5,4.0,4.0,4.0,0.1,0.1,2.3,,,,
+hint,2,20,0.5,3.0,3.0,3.0,0.1,0.1,2.3,,,,
+knowledge,1,30,0.5,,,2.0,0.1,0.5,1.5,1.0,0.1,2.0,1.9
+knowledge,2,40,0.5,,,1.5,0.1,0.7,1.0,0.8,0.1,1.5,1.4
+"""
+RESULT = {
+    "method": "fitnets",
+    "data": "digits",
+    "seed": 0,
+    "finished": True,
+    "seconds": 2.0,
+    "networks": {
+        "student": {
+            "parameters": 1210,
+            "macs": 1180,
+            "bytes": 4840,
+            "latency_ms": 0.03,
+            "val": {"accuracy": 0.7, "loss": 1.0},
+            "test": {"accuracy": 0.6852, "loss": 0.9},
+        }
+    },
+    "teacher": {"accuracy": 0.9097, "loss": 0.3},
+    "versions": {"torch": "2.15.0"},
+}
+
+
+class Checker(HTMLParser):
+    """Collects what a page loads, and whether its elements close."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.open, self.words = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def read(page):
+    text = page.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    assert all(value.startswith("#") for value in checker.loaded), "a page needs nothing but itself"
+    assert "<script" not in text
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert '<html lang="en"' in text
+    assert 'name="viewport"' in text
+    assert "prefers-color-scheme" in text
+    return text, " ".join(" ".join(checker.words).split())
+
+
+def folder(tmp_path, metrics=STAGED, result=RESULT):
+    if metrics is not None:
+        (tmp_path / "metrics.csv").write_text(metrics)
+    if result is not None:
+        (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "config.yaml").write_text("epochs: 4\n")
+    return tmp_path
+
+
+def candidates(name="kd", gains=(0.02, 0.03, 0.04)):
+    plain = (0.80, 0.82, 0.84)
+    better = tuple(value + gain for value, gain in zip(plain, gains, strict=True))
+    return (
+        Candidate("teacher", "teacher", COST, (0.95,)),
+        Candidate("student, plain", "baseline", COST, plain),
+        Candidate(name, "distilled", COST, better, paired(better, plain)),
+    )
+
+
+def test_a_runs_page_says_what_came_out(tmp_path):
+    page = run_report(folder(tmp_path))
+    assert page == tmp_path / "report.html"
+    text, words = read(page)
+    assert "68.52 %" in words
+    assert "90.97 %" in words
+    assert "1.21 k" in words
+    assert "epochs: 4" in words
+    assert text.count("<svg") == 3  # accuracy, losses, and shares in the one stage with several terms
+    assert "shares of the loss: student, stage knowledge" in text
+    assert "shares of the loss: student, stage hint" not in text
+
+
+def test_a_run_that_is_not_finished_has_a_page(tmp_path):
+    unfinished = {**RESULT, "finished": False, "networks": {}, "teacher": None}
+    _, words = read(run_report(folder(tmp_path, "\n".join(STAGED.splitlines()[:2]), unfinished)))
+    assert "not finished: 1 epochs are done" in words
+
+
+@pytest.mark.parametrize("metrics", [None, "", STAGED.splitlines()[0] + "\n"], ids=["none", "empty", "header"])
+def test_a_run_without_rows_has_a_page(tmp_path, metrics):
+    text, _ = read(run_report(folder(tmp_path, metrics, None)))
+    assert "<svg" not in text
+
+
+def test_what_the_user_named_is_text_and_never_markup(tmp_path):
+    hostile = {**RESULT, "data": HOSTILE, "networks": {HOSTILE: RESULT["networks"]["student"]}}
+    _, words = read(run_report(folder(tmp_path, STAGED.replace("knowledge", "k<b>"), hostile)))
+    assert HOSTILE in words
+    page = comparison_report([Comparison(HOSTILE, HOSTILE, candidates(HOSTILE))], tmp_path / "c.html")
+    assert HOSTILE in read(page)[1]
+
+
+def test_a_page_is_the_same_each_time_and_leaves_no_draft(tmp_path):
+    first = run_report(folder(tmp_path)).read_bytes()
+    assert run_report(tmp_path).read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.yaml",
+        "metrics.csv",
+        "report.html",
+        "result.json",
+    ]
+
+
+def test_a_comparisons_page_says_who_was_helped(tmp_path):
+    page = comparison_report([Comparison("100 labels", "few", candidates())], tmp_path / "c.html", facts={"Seeds": "3"})
+    _, words = read(page)
+    assert "kd helped: +3.00 points" in words
+    assert "82.00 ± 2.00" in words
+    assert "100 labels" in words
+
+
+def test_findings_do_not_hide_harm():
+    assert "hurt" in findings(Comparison("", "", candidates(gains=(-0.02, -0.03, -0.04))))[0]
+    assert findings(Comparison("", "", candidates(gains=(-0.02, 0.03, 0.01))))[0].startswith("No difference shown")
+
+
+def test_numbers():
+    assert [quantity(n) for n in (999, 999_950, 1_234_567, 4.09e9)] == ["999", "1.00 M", "1.23 M", "4.09 G"]
+    assert points(-0.0035) == "−0.35"
+    assert difference(None) == "–"
+    assert difference(paired([0.9], [0.8])) == "+10.00 (one seed: no interval)"
+
+
+def test_markdown_table_keeps_its_columns():
+    table = markdown_table(candidates("a|b")).splitlines()
+    assert len(table) == 5
+    assert "a\\|b" in table[-1]
+    assert len({line.replace("\\|", "").count("|") for line in table}) == 1
