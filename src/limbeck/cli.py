@@ -469,7 +469,7 @@ def _logger(name: str, run_dir: str | None) -> Any:
 def _settings(config: Namespace) -> Mapping[str, Any]:
     """The whole command, as `--config` takes it."""
     parser, _ = _parser()
-    text = parser.dump(config, skip_none=False, skip_validation=True)
+    text = parser.dump(config, skip_validation=True)
     return yaml.safe_load(text)  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,411 @@
+"""The command line, from words to exit codes."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from limbeck import methods, zoo
+from limbeck.cli import main
+
+TINY = "--samples 200 --epochs 1 --accelerator cpu --progress false"
+CONTROL = "--teacher mlp-16@random"
+
+
+@dataclass
+class Answer:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[[str], Answer]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys) -> Run:
+    """Runs a command in an empty folder; runs draw no report, which takes ten times as long as the training."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("limbeck.engine.fit.run_report", lambda folder: None)
+    monkeypatch.setattr("warnings.showwarning", None)  # main() sets its own; put back after the test
+
+    def command(line: str) -> Answer:
+        try:
+            code = main(line.split())
+        except SystemExit as end:
+            code = int(end.code or 0)
+        shown = capsys.readouterr()
+        return Answer(code, shown.out, shown.err)
+
+    return command
+
+
+def weights(net: nn.Module, path: str = "weights.safetensors") -> str:
+    save_file(net.state_dict(), path)
+    return path
+
+
+def same(a: str, b: str) -> bool:
+    one, other = (load_file(Path(folder) / "student.safetensors") for folder in (a, b))
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# the main job
+
+
+def test_train_distill_eval(run):
+    trained = run(
+        "train --network mlp-32 --samples 400 --epochs 6 --schedule cosine --run-dir runs/teacher --accelerator cpu"
+    )
+    assert (trained.code, trained.err) == (0, "")
+    assert "runs/teacher/student.safetensors" in trained.out
+
+    distilled = run(
+        f"distill kd --student mlp-16 --teacher mlp-32@runs/teacher/student.safetensors --run-dir runs/kd {TINY}"
+    )
+    assert (distilled.code, distilled.err) == (0, "")
+    told = json.loads(Path("runs/kd/result.json").read_text())
+    assert (told["method"], told["data"], told["seed"]) == ("kd", "digits", 0)
+    assert told["teacher"]["accuracy"] > 0.5
+
+    measured = run("eval --network mlp-16@runs/kd/student.safetensors")
+    assert measured.code == 0
+    accuracy = f"{100 * told['networks']['student']['test']['accuracy']:.2f} %"
+    assert accuracy in distilled.out
+    assert accuracy in measured.out
+
+
+EVERY = {
+    "plain": "--student mlp-16",
+    "ls": "--student mlp-16 --smoothing 0.2",
+    "kd": f"--student mlp-16 {CONTROL} --temperature 2 --alpha 0.5",
+    "logits": f"--student mlp-16 {CONTROL}",
+    "fitnets": "--student resnet8 --teacher resnet14@random --epochs 2",
+    "at": "--student resnet8 --teacher resnet14@random --layers [[layer1,layer1],[layer2,layer2]]",
+    "rkd": f"--student mlp-16 {CONTROL}",
+    "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
+    "adversarial": "--student resnet8 --teacher resnet14@random",
+    "ban": "--student mlp-16 --generations 1 --epochs 2",
+}
+
+
+def test_every_method_is_in_the_table():
+    assert EVERY.keys() == set(methods.__all__)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_every_method_trains_from_the_command_line(run, method):
+    answer = run(f"distill {method} {TINY} --run-dir run {EVERY[method]}")
+    assert answer.code == 0, answer.err
+    student = zoo.network(EVERY[method].split()[1], 10, (1, 8, 8))
+    student.load_state_dict(load_file("run/student.safetensors"))
+    with open("run/metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == (2 if "--epochs 2" in EVERY[method] else 1)
+
+
+def test_options_reach_the_method(run):
+    run(f"distill kd --student mlp-16 {CONTROL} {TINY} --run-dir a --temperature 1 --alpha 0.5")
+    run(f"distill kd --student mlp-16 {CONTROL} {TINY} --run-dir b --temperature 9 --alpha 0.5")
+    assert not same("a", "b")
+
+
+def test_dashes_and_underscores_are_alike(run):
+    for words in ("--run-dir a --weight-decay 0.1", "--run_dir=b --weight_decay=0.1"):
+        assert run(f"train --network mlp-16 {TINY} {words}").code == 0
+    assert same("a", "b")
+    assert yaml.safe_load(Path("a/config.yaml").read_text())["train"]["weight_decay"] == 0.1
+
+
+def test_a_run_has_a_folder_of_its_own_by_default(run):
+    assert run(f"train --network mlp-16 {TINY}").code == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.endswith("-plain-mlp_16-digits")
+
+
+def test_the_config_of_a_run_reproduces_it(run):
+    teacher = weights(zoo.network("mlp-16", 10, (1, 8, 8)))
+    run(f"distill kd --student mlp-16 --teacher mlp-16@{teacher} --seed 3 --lr 0.1 {TINY} --run-dir a")
+    again = run("--config a/config.yaml distill kd --run-dir b")
+    assert again.code == 0, again.err
+    assert same("a", "b")
+    other = run("--config a/config.yaml distill kd --run-dir c --seed 4")
+    assert other.code == 0, other.err
+    assert not same("a", "c")
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(run, monkeypatch):
+    line = f"train --network mlp-16 {TINY} --run-dir".replace("--epochs 1", "--epochs 3")
+    assert run(f"{line} whole").code == 0
+    seen = []
+
+    def press(module: nn.Module, inputs: object) -> None:
+        seen.append(module.training)
+        if module.training and seen.count(True) == 5:
+            signal.raise_signal(signal.SIGINT)
+
+    made = zoo.network
+    with monkeypatch.context() as patched:
+
+        def interrupting(*arguments: object) -> nn.Module:
+            net = made(*arguments)
+            net.register_forward_pre_hook(press)
+            return net
+
+        patched.setattr("limbeck.zoo.network", interrupting)
+        stopped = run(f"{line} parts")
+    assert stopped.code == 130
+    assert "the same command with --run-dir parts --resume goes on" in stopped.out
+    assert run(f"{line} parts").code == 2
+    assert run(f"{line} parts --resume").code == 0
+    assert same("whole", "parts")
+
+
+def test_a_second_ctrl_c_is_130_too(run, monkeypatch):
+    def twice(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("limbeck.cli.fit", twice)
+    assert run(f"train --network mlp-16 {TINY}").code == 130
+
+
+# what there is
+
+
+def test_list_methods_has_a_line_for_each(run):
+    header, *lines = run("list methods").out.splitlines()
+    assert header.split() == ["method", "paper", "year", "matches", "who", "teaches"]
+    assert [line.split()[0] for line in lines] == list(methods.__all__)
+    (line,) = (line for line in lines if line.startswith("rkd"))
+    assert line.split("  ")[0] == "rkd"
+    assert all(part in line for part in ("Relational Knowledge Distillation", "2019", "relations", "frozen network"))
+
+
+def test_list_networks_and_data(run):
+    networks, data = run("list networks").out, run("list data").out
+    assert len(networks.splitlines()) == 1 + len(zoo.names())
+    assert all(name in networks for name in zoo.names())
+    assert [line.split()[0] for line in data.splitlines()[1:4]] == ["digits", "mnist", "fashion-mnist"]
+
+
+def test_cite_prints_bibtex(run):
+    answer = run("cite at")
+    assert answer.out.startswith("@inproceedings{")
+    assert "Paying More Attention to Attention" in answer.out
+    assert answer.out.count("{") == answer.out.count("}")
+
+
+def test_layers_prints_both_tables_and_the_pairs(run):
+    out = run("layers resnet8 resnet14 --shape [1,8,8] --num-classes 7").out
+    assert "student: resnet8" in out
+    assert "teacher: resnet14" in out
+    assert "(N, 64, 2, 2)" in out
+    assert "(N, 7)" in out
+    pairs = out[out.index("pairs that methods use") :]
+    assert [line.split()[1::2] for line in pairs.splitlines() if "layer" in line][1:] == [
+        [f"layer{n}", f"layer{n}"] for n in (1, 2, 3)
+    ]
+    assert "teacher" not in run("layers resnet8").out
+
+
+def test_every_command_has_help(run):
+    for command in ("", "train", "distill", "eval", "layers", "list", "cite", "demo"):
+        answer = run(f"{command} --help")
+        assert answer.code == 0
+        assert "usage: limbeck" in answer.out
+
+
+def test_help_has_the_words_of_the_docstrings(run):
+    shown = " ".join(run("distill kd --help").out.split())
+    for words in (
+        "--temperature TEMPERATURE",
+        "resnet56@teacher.safetensors",
+        "Learning rate; 0.05 as in RepDistiller",
+    ):
+        assert words in shown
+
+
+def test_the_program_is_installed():
+    program = Path(sys.executable).with_name("limbeck")
+    answer = subprocess.run([program, "cite", "kd"], capture_output=True, text=True, check=True)
+    assert "Distilling the Knowledge" in answer.stdout
+
+
+# what the user can mend: the exit code is 2, and standard error names the thing and the remedy
+
+
+def empty_folder() -> None:
+    Path("images/train/cat").mkdir(parents=True)
+
+
+def empty_parquet() -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": [], "label": []}, schema=pa.schema([("image", image), ("label", pa.int64())]))
+    Path("rows").mkdir()
+    for split in ("train", "test"):
+        pq.write_table(table, f"rows/{split}-00000.parquet")
+
+
+def teacher_of(*shape: int, classes: int = 10) -> Callable[[], str]:
+    return lambda: weights(zoo.network("mlp-" + "-".join(map(str, shape)), classes, (1, 8, 8)))
+
+
+def garbage() -> None:
+    Path("weights.safetensors").write_text("nothing of the kind")
+
+
+FILE = "--teacher mlp-16@weights.safetensors"
+PAIR = "--student resnet8 --teacher resnet14@random"
+WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
+    # networks and layers
+    "unknown network": (list, "train --network resnt8", ["unknown network 'resnt8'", "resnet8"]),
+    "unknown layer": (
+        list,
+        f"distill at {PAIR} --layers [[layr1,layer1]]",
+        ["no layer 'layr1'", "'layer1'", "limbeck layers"],
+    ),
+    "unknown hint": (list, f"distill fitnets {PAIR} --hint layr2", ["no layer 'layr2'", "'layer2'"]),
+    "hint larger than guided": (
+        list,
+        f"distill fitnets {PAIR} --hint layer1 --guided layer3",
+        [
+            "student's shape (8, 64, 2, 2)",
+            "teacher's (8, 16, 8, 8)",
+            "choose a guided layer whose map is at least as large",
+        ],
+    ),
+    "a map and a vector": (
+        list,
+        "distill fitnets --student plane2 --teacher mlp-16@random",
+        ["(8, 16, 2, 2)", "(8, 16)", "choose layers of the same kind", "limbeck layers"],
+    ),
+    "no maps at all": (
+        list,
+        f"distill at --student mlp-16 {CONTROL}",
+        ["feature maps", "'layers.fc2:in'", "(kd, rkd)"],
+    ),
+    # teachers
+    "other classes": (
+        teacher_of(16, classes=7),
+        f"distill kd --student mlp-8 {FILE}",
+        ["trained for 7 classes, the data has 10"],
+    ),
+    "weights that do not fit": (
+        teacher_of(20),
+        f"distill kd --student mlp-8 {FILE}",
+        [
+            "mlp-16: the weights in weights.safetensors do not fit",
+            "layers.fc1.weight (file (20, 64), network (16, 64))",
+        ],
+    ),
+    "weights of another network": (
+        teacher_of(16, 16),
+        f"distill kd --student mlp-8 {FILE}",
+        ["do not fit", "not in the network (2): layers.fc3.bias, layers.fc3.weight"],
+    ),
+    "no weights": (
+        list,
+        "distill kd --student mlp-8 --teacher mlp-16",
+        ["mlp-16@FILE", "limbeck train --network mlp-16", "mlp-16@random"],
+    ),
+    "no file": (list, f"distill kd --student mlp-8 {FILE}", ["no such file", "weights.safetensors"]),
+    "no weights inside": (garbage, f"distill kd --student mlp-8 {FILE}", ["not a readable safetensors file"]),
+    "no teacher": (list, "distill kd --student mlp-8", ["required: teacher"]),
+    "a teacher too many": (list, f"distill plain --student mlp-8 {CONTROL}", ["unrecognized arguments: --teacher"]),
+    "nothing to evaluate": (list, "eval --network mlp-8", ["the network mlp-8 has no weights", "mlp-8@FILE"]),
+    # data
+    "unknown data": (list, "train --network mlp-8 --data digts", ["digits", "'digts'"]),
+    "no root": (list, "train --network mlp-8 --data cifar10", ["CIFAR10", "--root DIR"]),
+    "a wrong root": (list, "train --network mlp-8 --data mnist --root nowhere", ["nowhere", "--root DIR"]),
+    "no image": (empty_folder, "train --network resnet8 --data imagefolder --root images", ["imagefolder", "images"]),
+    "no row": (
+        empty_parquet,
+        "train --network resnet8 --data parquet --root rows",
+        ["parquet", "at least one sample", "got none"],
+    ),
+    "more samples than there are": (
+        list,
+        "train --network mlp-8 --samples 9999",
+        ["samples between 1 and the 1294", "got 9999"],
+    ),
+    # options
+    "misspelt command": (list, "distil kd", ["'distil'", "did you mean distill"]),
+    "misspelt method": (list, "distill kdd --student mlp-8", ["'kdd'", "did you mean kd?"]),
+    "misspelt option": (
+        list,
+        f"distill kd --student mlp-8 {CONTROL} --temprature 3",
+        ["--temprature", "did you mean --temperature", "limbeck distill kd --help"],
+    ),
+    "misspelt with dashes": (list, "train --network mlp-8 --batchsize=3", ["did you mean --batch-size"]),
+    "misspelt in cite": (list, "cite kdd", ["unknown method 'kdd'", "did you mean kd"]),
+    "no number": (list, "train --network mlp-8 --lr fast", ['"lr"', "float", "fast"]),
+    "a choice that is none": (
+        list,
+        "train --network mlp-8 --optimizer sdg",
+        ["optimizer", "'sgd', 'adam', 'adamw'", "sdg"],
+    ),
+    "no epoch": (list, "train --network mlp-8 --epochs 0", ["epochs must be at least 1, got 0"]),
+    "a value that makes no sense": (
+        list,
+        f"distill fitnets {PAIR} --hint-share 2",
+        ["hint_share must lie in (0, 1), got 2.0"],
+    ),
+    "unknown logger": (list, f"train --network mlp-8 {TINY} --logger FooLogger", ["'FooLogger'", "TensorBoardLogger"]),
+    "a strategy that is none": (list, f"train --network mlp-8 {TINY} --strategy foo", ["strategy='foo'"]),
+    "resume of what": (list, f"train --network mlp-8 {TINY} --resume", ["--resume needs the folder", "--run-dir"]),
+    "no config": (list, "--config nowhere.yaml", ["nowhere.yaml"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_the_user_can_mend(run, case):
+    prepare, line, words = WRONG[case]
+    prepare()
+    answer = run(line)
+    assert answer.code == 2, answer.err
+    assert answer.out == ""
+    assert answer.err.startswith("limbeck: error: ")
+    assert "Traceback" not in answer.err
+    assert len(answer.err.splitlines()) <= 5
+    for word in words:
+        assert word in answer.err
+
+
+def test_a_loss_that_explodes_is_named(run):
+    answer = run(f"distill kd --student mlp-16 {CONTROL} {TINY} --lr 1e30 --run-dir run")
+    assert answer.code == 2
+    assert "is not finite at batch" in answer.err
+    assert "'student/" in answer.err
+    assert "lower the learning rate" in answer.err
+    assert not Path("run/checkpoints").exists()
+
+
+def test_a_teacher_no_better_than_chance_is_a_warning(run):
+    answer = run(f"distill kd --student mlp-16 --teacher mlp-64@random {TINY} --run-dir run")
+    assert answer.code == 0
+    told = json.loads(Path("run/result.json").read_text())
+    assert answer.err.startswith("limbeck: warning: the teacher is no better than chance: accuracy ")
+    assert f"accuracy {told['teacher']['accuracy']:.1%} of 10 classes" in answer.err
+    assert "NAME@FILE" in answer.err
+    assert "ChanceWarning" in Path("run/train.log").read_text()
+
+
+def test_a_traceback_on_demand(run, monkeypatch):
+    monkeypatch.setenv("LIMBECK_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="unknown network"):
+        run("train --network resnt8")
