@@ -5,34 +5,27 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from limbeck import data as datasets
 from limbeck import zoo
+from limbeck.compare import Entry, compare
 from limbeck.data import Data
-from limbeck.engine.evaluate import evaluate
-from limbeck.engine.fit import Trainable, fit
+from limbeck.engine.fit import fit
 from limbeck.engine.learner import ChanceWarning
 from limbeck.engine.run import Run
-from limbeck.measure import paired
-from limbeck.measure.cost import Cost, cost
-from limbeck.methods import fitnets, kd, ls, plain
+from limbeck.methods import kd, plain
 from limbeck.report.comparison import Comparison, comparison_report, findings
-from limbeck.report.table import Candidate, Role, console_table
+from limbeck.report.table import console_table
 
 TEACHER, STUDENT = "mlp-256-256", "mlp-32"
 LABELS, BATCH_SIZE = 100, 128
 CLIP = 1.0  # FitNets' hint loss is a sum over 256 units: unclipped, at this learning rate, it destroys a student
-
-Build = Callable[[nn.Module], Trainable]
-"""Makes a method of a student."""
 
 
 def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[Comparison]:
@@ -53,58 +46,40 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
     started, console = time.perf_counter(), Console(highlight=False, soft_wrap=True)
     everything = datasets.load("digits", batch_size=BATCH_SIZE)
     few = datasets.load("digits", batch_size=BATCH_SIZE, labels=LABELS)
-    with _bar(console) as bar, warnings.catch_warnings():
+
+    def trained(entries: list[str | Entry], data: Data, title: str, note: str) -> Comparison:
+        compared = compare(
+            entries,
+            lambda: _network(STUDENT, data),
+            teacher,
+            data,
+            epochs=epochs,
+            seeds=seeds,
+            clip=CLIP,
+        )
+        return replace(compared, title=title, note=note)
+
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ChanceWarning)  # the untrained teacher is meant
-        task = bar.add_task("teacher", total=1 + 7 * seeds)
-        teacher = _network(TEACHER, everything, seed=0)
+        teacher, untrained = (_network(TEACHER, everything, seed) for seed in (0, 1))
         fit(plain(teacher), everything, epochs=epochs, clip=CLIP, progress=False)
-        bar.advance(task)
-        known = Candidate(f"teacher {TEACHER}", "teacher", *_measure([teacher], everything))
-
-        def train(name: str, data: Data, build: Build) -> list[nn.Module]:
-            students = []
-            for seed in range(seeds):
-                bar.update(task, description=name)
-                student = _network(STUDENT, data, seed)
-                fit(build(student), data.with_seed(seed), epochs=epochs, clip=CLIP, seed=seed, progress=False)
-                students.append(student)
-                bar.advance(task)
-            return students
-
-        example = few.example()
-        untrained = _network(TEACHER, few, seed=1)
-        taught = partial(kd, teacher=teacher)
-        distilled = train("kd, 100 labels", few, taught)
         comparisons = [
-            Comparison(
+            trained(
+                ["kd", "fitnets", "ls", Entry("kd", name="kd, untrained teacher", teacher=untrained, control=True)],
+                few,
                 f"{LABELS} labels, {len(few.train.ids) - LABELS:,} more images without",
                 f"The teacher was trained on all {len(few.train.ids):,} labels. The students know {LABELS} of them.",
-                _candidates(
-                    known,
-                    few,
-                    train("plain, 100 labels", few.labelled(), plain),
-                    ("kd", "distilled", distilled),
-                    ("fitnets", "distilled", train("fitnets", few, partial(fitnets, teacher=teacher, example=example))),
-                    ("ls (label smoothing)", "control", train("ls", few.labelled(), ls)),
-                    (
-                        "kd, untrained teacher",
-                        "control",
-                        train("untrained teacher", few, partial(kd, teacher=untrained)),
-                    ),
-                ),
             ),
-            Comparison(
+            trained(
+                ["kd"],
+                everything,
                 f"All {len(few.train.ids):,} labels",
                 "The same student with every label. Distillation need not help here, and can hurt.",
-                _candidates(
-                    known,
-                    everything,
-                    train("plain, all labels", everything, plain),
-                    ("kd", "distilled", train("kd, all labels", everything, taught)),
-                ),
             ),
         ]
-    Run(run_dir).write_networks({"student": distilled[0], "teacher": teacher})
+        student = _network(STUDENT, few, seed=0)  # the first of those compared, once more
+        fit(kd(student, teacher), few, epochs=epochs, clip=CLIP, progress=False)
+    Run(run_dir).write_networks({"student": student, "teacher": teacher})
     facts = {
         "Command": f"limbeck demo --seeds {seeds} --epochs {epochs}",
         "Time": f"{time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads",
@@ -121,26 +96,7 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
     return comparisons
 
 
-def _network(name: str, data: Data, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
+def _network(name: str, data: Data, seed: int | None = None) -> nn.Module:
+    if seed is not None:
+        torch.manual_seed(seed)
     return zoo.network(name, data.num_classes, data.shape)
-
-
-def _measure(nets: list[nn.Module], data: Data) -> tuple[Cost, tuple[float, ...]]:
-    return cost(nets[0], data.example(1)), tuple(evaluate(net, data.test)["accuracy"] for net in nets)
-
-
-def _candidates(
-    teacher: Candidate, data: Data, alone: list[nn.Module], *others: tuple[str, Role, list[nn.Module]]
-) -> tuple[Candidate, ...]:
-    price, baseline = _measure(alone, data)
-    found = [teacher, Candidate(f"student {STUDENT}, plain", "baseline", price, baseline)]
-    for name, role, nets in others:
-        price, accuracies = _measure(nets, data)
-        found.append(Candidate(name, role, price, accuracies, paired(accuracies, baseline)))
-    return tuple(found)
-
-
-def _bar(console: Console) -> Progress:
-    words = TextColumn("{task.description:>20}"), TextColumn("{task.completed}/{task.total}")
-    return Progress(words[0], BarColumn(), words[1], TimeElapsedColumn(), console=console, transient=True)

@@ -1,0 +1,403 @@
+"""Comparisons: the same budget for all, resumable run by run, and verdicts that are wrong as rarely as they say."""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from scipy import stats
+from torch import nn
+
+import limbeck
+from limbeck.compare import Entry, compare, grid
+from limbeck.engine.learner import Learner
+from limbeck.measure import judge, paired
+from limbeck.measure.cost import Cost
+from limbeck.measure.evidence import holm, seeds_needed
+from limbeck.report.comparison import Comparison, findings
+from limbeck.report.table import Candidate, csv_table, latex_table, markdown_table, rows
+
+DATA = limbeck.data.load("digits", labels=100, batch_size=128)
+ENTRIES = ["fitnets", Entry("kd", {"temperature": 2.0})]
+NAMES = ["plain", "fitnets", "kd, temperature=2.0"]
+EPOCHS, SEEDS, BATCHES = 2, 2, len(DATA.train)
+
+
+def network(name):
+    return limbeck.zoo.network(name, DATA.num_classes, DATA.shape)
+
+
+student = partial(network, "mlp-16")
+
+
+def make_teacher(seed=0):
+    torch.manual_seed(seed)
+    return network("mlp-32")
+
+
+def run(run_dir=None, entries=ENTRIES, **changed):
+    settings = {"epochs": EPOCHS, "seeds": SEEDS, "clip": 1.0, "progress": False, "accelerator": "cpu"} | changed
+    given = [settings.pop(name, default) for name, default in (("student", student), ("teacher", make_teacher()))]
+    return compare(entries, *given, DATA, run_dir=run_dir, **settings)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    return folder, run(folder)
+
+
+def tables(folder):
+    return [(folder / name).read_text() for name in ("table.md", "table.csv", "table.tex")]
+
+
+def finished(folder):
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/result.json"))]
+    return sum(result["finished"] for result in results)
+
+
+def stop_at(batch, number):
+    """Send this process a signal after so many batches of all its runs together."""
+    left, original = [batch], Learner.on_train_batch_end
+
+    def count(self, *args):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), number)
+        original(self, *args)
+
+    return count
+
+
+# runs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_killed_half_way_and_resumed_gives_the_same_table(unbroken, tmp_path):
+    # in the second epoch of kd with the first seed: two runs are finished, three not begun
+    batch = 2 * EPOCHS * BATCHES + BATCHES + BATCHES // 2
+    done = subprocess.run([sys.executable, __file__, str(tmp_path), str(batch)], capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    assert finished(tmp_path) == 2
+    assert (tmp_path / "kd-temperature=2.0/seed-0/checkpoints/last.ckpt").exists()
+    assert not (tmp_path / "table.md").exists()
+
+    resumed = run(tmp_path)
+    assert tables(tmp_path) == tables(unbroken[0])
+    assert [c.accuracies for c in resumed.candidates] == [c.accuracies for c in unbroken[1].candidates]  # bitwise
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_the_same_call_goes_on(unbroken, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "on_train_batch_end", stop_at(BATCHES + 3, signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="plain, seed 0"):
+            run(tmp_path)
+    assert finished(tmp_path) == 0
+    run(tmp_path)
+    assert tables(tmp_path) == tables(unbroken[0])
+
+
+def test_what_is_finished_is_read_and_not_trained_again(unbroken, monkeypatch):
+    folder, comparison = unbroken
+    before = tables(folder)
+    monkeypatch.setattr(Learner, "training_step", lambda *args: pytest.fail("it trains"))
+    again = run(folder)
+    assert tables(folder) == before
+    assert (
+        again.candidates[1:]
+        == tuple(  # all but latency, which is measured
+            Candidate(c.name, c.role, a.cost, c.accuracies, c.paired)
+            for c, a in zip(comparison.candidates[1:], again.candidates[1:], strict=True)
+        )
+    )
+
+
+def test_every_run_has_the_same_budget_weights_and_order(unbroken):
+    folder, _ = unbroken
+    runs = [folder / name / f"seed-{seed}" for name in ("plain", "fitnets", "kd-temperature=2.0") for seed in range(2)]
+    steps, weights = set(), {}
+    for path in runs:
+        with (path / "metrics.csv").open() as file:
+            steps.add(int(list(csv.DictReader(file))[-1]["step"]))
+        settings = yaml.safe_load((path / "config.yaml").read_text())
+        weights.setdefault(settings["seed"], set()).add(settings["student"])
+    assert steps == {EPOCHS * BATCHES}
+    assert [len(same) for same in weights.values()] == [1, 1]
+    assert weights[0] != weights[1]
+
+
+def test_a_run_is_what_fit_gives_with_its_seed(unbroken):
+    """Paired runs are no invention of the comparison: plain on the labelled samples, kd on all, the seed everywhere."""
+    found = {candidate.name: candidate.accuracies[1] for candidate in unbroken[1].candidates[1:]}
+    for name, data, make in (
+        ("plain", DATA.labelled(), limbeck.plain),
+        ("kd, temperature=2.0", DATA, partial(limbeck.kd, teacher=make_teacher(), temperature=2.0)),
+    ):
+        torch.manual_seed(1)
+        options = {"epochs": EPOCHS, "seed": 1, "clip": 1.0, "accelerator": "cpu", "progress": False}
+        result = limbeck.fit(make(student()), data.with_seed(1), **options)
+        assert result.metrics["test/student/accuracy"] == found[name]
+
+
+def test_the_folder_holds_every_form_of_the_table(unbroken):
+    folder, comparison = unbroken
+    results = json.loads((folder / "results.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["teacher", *NAMES]
+    assert [tuple(row["accuracies"]) for row in results["rows"]] == [c.accuracies for c in comparison.candidates]
+    assert results["epochs"] == dict.fromkeys(NAMES, EPOCHS)
+    with (folder / "table.csv").open() as file:
+        assert [float(row["mean"]) for row in csv.DictReader(file)] == [row["mean"] for row in results["rows"]]
+    page = (folder / "report.html").read_text()
+    assert all(f">{name}<" in page for name in NAMES)
+
+
+def test_peers_and_methods_without_a_teacher_and_other_teachers():
+    entries = ["plain", "ls", "dml", Entry("kd", name="untrained", teacher=make_teacher(1), control=True), "kd"]
+    comparison = run(entries=entries, epochs=1, seeds=1)
+    roles = {candidate.name: candidate.role for candidate in comparison.candidates}
+    assert roles == {
+        "teacher": "teacher",
+        "plain": "baseline",
+        "ls": "control",
+        "dml": "distilled",
+        "untrained": "control",
+        "kd": "distilled",
+    }
+    reached = {candidate.name: candidate.accuracies for candidate in comparison.candidates}
+    assert reached["untrained"] != reached["kd"]
+
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = make_teacher()
+
+    def forward(self, inputs):
+        time.sleep(0.02)
+        return self.net(inputs)
+
+
+def test_compute_matched_methods_have_epochs_by_their_measured_time(tmp_path):
+    settings = {"entries": ["kd"], "teacher": Slow(), "epochs": 4, "seeds": 1, "match": "compute"}
+    comparison = run(tmp_path, **settings)
+    ratio = json.loads((tmp_path / "step-times.json").read_text())["kd"]
+    epochs = json.loads((tmp_path / "results.json").read_text())["epochs"]
+    assert epochs == {"plain": 4, "kd": max(1, round(4 / ratio))}
+    assert epochs["kd"] < 4
+    assert f"kd {epochs['kd']}" in comparison.note
+    run(tmp_path, **settings)  # another measurement would refuse the runs that are there, or train others
+
+
+# what is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["kd", Entry("fitnets", {"temprature": 2})], "fitnets has no option 'temprature'.*temperature"),
+        (["kd", "fitnet"], "unknown method 'fitnet'.*fitnets"),
+        (["kd", Entry("ban", {"generations": 0})], "generations must be at least 1"),  # known once it begins
+        (["kd", Entry("ls", teacher=make_teacher())], "ls has no teacher"),
+        (["kd", Entry("kd")], "two entries have the same name, 'kd'"),
+        ([], "nothing to compare"),
+    ],
+)
+def test_entries_that_cannot_be_trained_fail_before_any_training(entries, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, entries)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_student_must_be_made_anew_and_of_the_seed():
+    net, draws = student(), iter(range(100))
+
+    def of_its_own():
+        torch.manual_seed(next(draws))
+        return student()
+
+    with pytest.raises(ValueError, match="same network twice"):
+        run(student=lambda: net)
+    with pytest.raises(ValueError, match="other weights at each call"):
+        run(student=of_its_own)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": 3}, "another epochs: 2, and not 3"),
+        ({"clip": 2.0}, "another clip"),
+        ({"optimizer": lambda parameters: torch.optim.SGD(parameters, 0.01)}, "another optimizer"),
+        ({"schedule": lambda optimizer, updates: torch.optim.lr_scheduler.StepLR(optimizer, 3)}, "another schedule"),
+        ({"student": partial(network, "mlp-17")}, "another student"),
+    ],
+)
+def test_runs_of_another_comparison_are_not_taken_for_this_one(unbroken, changed, message):
+    with pytest.raises(ValueError, match=message):
+        run(unbroken[0], **changed)
+
+
+def test_a_finished_run_of_another_teacher_is_not_taken_for_this_ones(unbroken):
+    with pytest.raises(ValueError, match=r"fitnets.seed-0 has another teacher"):
+        run(unbroken[0], teacher=make_teacher(1))
+
+
+def test_a_method_with_more_stages_than_epochs_is_no_fair_comparison():
+    with pytest.raises(ValueError, match=f"fitnets took {2 * BATCHES} steps and plain {BATCHES}"):
+        run(entries=["fitnets"], epochs=1, seeds=1)
+
+
+def test_a_grid_has_every_combination():
+    entries = grid("kd", temperature=[1, 4, 20], alpha=[0.5, 0.9])
+    assert [entry.options for entry in entries] == [
+        {"temperature": temperature, "alpha": alpha} for temperature in (1, 4, 20) for alpha in (0.5, 0.9)
+    ]
+    assert len({entry.folder for entry in entries}) == 6
+    long = [Entry("at", {"layers": [("layer1", "layer1")] * 20, "power": power}) for power in (1, 2)]
+    assert len({entry.folder for entry in long}) == 2
+    assert all(len(entry.folder) <= 80 for entry in long)
+
+
+# verdicts ------------------------------------------------------------------------------------------------------------
+
+SIMULATIONS = 2000
+
+
+def simulate(effects, seeds, rng, *, images=None, noise=0.004):
+    """Judge one comparison whose truth is known: ``effects`` beside a baseline, all sharing what the seed gives."""
+    shared = rng.normal(0.85, 0.01, seeds)
+    truths = [shared + effect + rng.normal(0, noise, seeds) for effect in (0.0, *effects)]
+    found = truths if images is None else [rng.binomial(images, truth.clip(0, 1)) / images for truth in truths]
+    baseline, *treated = [np.float32(values).tolist() for values in found]
+    return judge([paired(values, baseline) for values in treated])
+
+
+def rates(effects, seeds, seed=0, **options):
+    """How often each verdict falls on the last of ``effects``, and how often any row claims what is not so."""
+    rng = np.random.default_rng(seed)
+    verdicts, wrong = {"helps": 0, "hurts": 0, "cannot tell": 0}, 0
+    for _ in range(SIMULATIONS):
+        judged = simulate(effects, seeds, rng, **options)
+        verdicts[judged[-1].verdict] += 1
+        true = ["helps" if effect > 0 else "hurts" if effect < 0 else None for effect in effects]
+        wrong += any(one.verdict not in ("cannot tell", truth) for one, truth in zip(judged, true, strict=True))
+    return {name: count / SIMULATIONS for name, count in verdicts.items()}, wrong / SIMULATIONS
+
+
+BOUND = 0.05 + 3 * math.sqrt(0.05 * 0.95 / SIMULATIONS)  # three standard errors of what is simulated
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("methods", [1, 5])
+@pytest.mark.parametrize("images", [None, 300])
+def test_no_more_than_one_table_in_twenty_claims_what_is_not_so(seeds, methods, images, record_property):
+    _, wrong = rates([0.0] * methods, seeds, images=images)
+    record_property("false claims", wrong)
+    print(f"{methods} methods without effect, {seeds} seeds, {images or 'exact'}: {wrong:.1%} of tables claim one")
+    assert wrong <= BOUND
+
+
+def test_claims_are_right_about_some_while_others_do_nothing(record_property):
+    verdicts, wrong = rates([0.0, 0.0, -0.02, 0.02], 5)
+    record_property("false claims", wrong)
+    print(f"two of four with effect, 5 seeds: {wrong:.1%} of tables claim what is not so")
+    assert wrong <= BOUND
+    assert verdicts["helps"] > 0.8
+
+
+def test_power_grows_with_the_effect_and_is_that_of_the_t_test():
+    powers = []
+    for effect in (0.0, 0.003, 0.006, 0.012, 0.024):
+        verdicts, _ = rates([effect], 5)
+        size = effect / (0.004 * math.sqrt(2)) * math.sqrt(5)
+        critical = stats.t.ppf(0.975, 4)
+        assert verdicts["helps"] == pytest.approx(stats.nct.sf(critical, 4, size), abs=0.035)
+        assert verdicts["hurts"] <= 0.035  # 2.5 % at no effect at all
+        powers.append(verdicts["helps"])
+        print(f"effect {100 * effect:.1f} points, sd of differences 0.57, 5 seeds: helps {verdicts['helps']:.1%}")
+    assert powers == sorted(powers)
+    assert powers[-1] > 0.99
+
+
+@pytest.mark.parametrize(("size", "seeds"), [(0.5, 34), (0.8, 15), (1.0, 10)])
+def test_the_seeds_needed_are_the_textbooks(size, seeds):
+    """Cohen's d_z at 5 % and 80 %, as G*Power has it."""
+    spread = [-1.0, 0.0, 1.0]
+    pair = paired([0.01 * (size + one) for one in spread], [0.0] * 3)
+    assert pair.sd == pytest.approx(0.01)
+    assert seeds_needed(pair) == seeds
+    assert judge([pair])[0].words == f"cannot tell with 3 seeds; {seeds - 3} more might"
+
+
+def test_as_many_seeds_as_needed_tell_as_often_as_promised():
+    verdicts, _ = rates([0.004 * math.sqrt(2)], 10)  # d_z = 1
+    assert verdicts["helps"] == pytest.approx(0.8, abs=0.04)
+
+
+def test_holm_by_hand():
+    # 0.005·4, then 0.01·3, then 0.03·2, then 0.04·1 which must not fall below the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_a_row_that_tells_alone_need_not_among_many():
+    treated, baseline = [0.90, 0.92, 0.937], [0.88, 0.89, 0.897]
+    pair = paired(treated, baseline)
+    assert pair.p == pytest.approx(stats.ttest_rel(treated, baseline).pvalue)
+    assert 0.025 < pair.p < 0.05
+    assert judge([pair])[0].verdict == "helps"
+    assert judge([paired(baseline, treated)])[0].verdict == "hurts"
+    of_two = judge([pair] * 2)[0]
+    assert of_two.verdict == "cannot tell"
+    assert pair.low > 0
+    assert of_two.more == seeds_needed(pair, 0.025) - 3 > 0
+
+
+def test_one_seed_and_differences_that_are_all_alike_tell_nothing():
+    alone = judge([paired([0.9], [0.5])])[0]
+    assert alone.words == "cannot tell with 1 seed"
+    images = 360
+    alike = np.float32([[100 / images, 331 / images], [99 / images, 330 / images]]).tolist()
+    assert alike[0][0] - alike[1][0] != alike[0][1] - alike[1][1]  # in their last bits
+    judged = judge([paired(*alike)])[0]
+    assert judged.words == "cannot tell with 2 seeds"
+    assert judged.more is None
+
+
+def test_tables_say_the_same_in_every_format():
+    price = Cost(1000, 2000, 4000, 0.1)
+    plain, mine = (0.80, 0.81, 0.805, 0.7898), (0.82, 0.831, 0.824, 0.8146)
+    candidates = (
+        Candidate("teacher", "teacher", price, (0.95,)),
+        Candidate("plain", "baseline", price, plain),
+        Candidate("kd_50% | a", "distilled", price, mine, paired(mine, plain)),
+    )
+    of = stats.ttest_rel(mine, plain)
+    interval = of.confidence_interval()
+    low, high = 100 * interval.low, 100 * interval.high
+    cells = ("kd_50% | a", "82.24", f"{100 * np.std(mine, ddof=1):.2f}", "+2.12", f"[+{low:.2f}, +{high:.2f}]")
+    assert of.pvalue < 0.001
+    assert rows(candidates)[2] == (*cells, "<0.001", "helps")
+    assert rows(candidates)[0] == ("teacher", "95.00", "–", "–", "–", "–", "–")
+    assert r"| kd_50% \| a | 82.24 |" in markdown_table(candidates)
+    assert r"kd\_50\% | a & 82.24 &" in latex_table(candidates)
+    row = list(csv.DictReader(csv_table(candidates).splitlines()))[2]
+    assert float(row["p_holm"]) == pytest.approx(of.pvalue)
+    assert float(row["low"]) == pytest.approx(interval.low)
+    assert row["verdict"] == "helps"
+    said = findings(Comparison("", "", candidates))
+    assert said[0].startswith("kd_50% | a: helps. +2.12 points against the plain student over 4 seeds")
+
+
+if __name__ == "__main__":  # what is killed half-way
+    Learner.on_train_batch_end = stop_at(int(sys.argv[2]), signal.SIGKILL)
+    run(Path(sys.argv[1]))
