@@ -132,14 +132,15 @@ def answers(net: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([net(part) for part in images.split(2_000)])
 
 
-def build(part: str) -> MLP:
-    return MLP((1200, 1200), dropout=0.5, input_dropout=0.2) if part == "teacher" else MLP((800, 800))
+def build(part: str, input_dropout: float = 0.0) -> MLP:
+    return MLP((1200, 1200), dropout=0.5, input_dropout=input_dropout) if part == "teacher" else MLP((800, 800))
 
 
 def learn(part: str, seed: int, digits: Digits, args: argparse.Namespace) -> MLP:
     """Train the network of one part."""
     torch.manual_seed(seed)
-    net = build(part)  # the students of one seed start from the same weights and see the same batches
+    # the students of one seed start from the same weights and see the same batches
+    net = build(part, args.input_dropout)
     if part == "teacher":
         train(
             limbeck.plain(net), jittered(digits.images), digits.labels, digits.train,
@@ -177,9 +178,11 @@ def run(part: str, seed: int, digits: Digits, args: argparse.Namespace) -> None:
     record = path.with_suffix(".json")
     who = "teacher" if part == "teacher" else "student"
     wanted = {"epochs": getattr(args, f"epochs_{who}"), "rate": getattr(args, f"rate_{who}")}
+    if part == "teacher":
+        wanted["input_dropout"] = args.input_dropout
     if record.exists():
         found = json.loads(record.read_text())
-        if any(found[name] != value for name, value in wanted.items()):
+        if any(found.get(name) != value for name, value in wanted.items()):
             raise SystemExit(f"{record} was made with {found}, not {wanted}: give another --out")
         return
     print(f"{part}, seed {seed}: {wanted}", flush=True)
@@ -282,9 +285,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/hinton"))
     parser.add_argument("--parts", nargs="*", default=["teacher", *STUDENTS], choices=["teacher", *STUDENTS])
     parser.add_argument("--epochs-teacher", type=int, default=70)
-    parser.add_argument("--epochs-student", type=int, default=20)
+    parser.add_argument("--epochs-student", type=int, default=12)
     parser.add_argument("--rate-teacher", type=float, default=0.1)
-    parser.add_argument("--rate-student", type=float, default=0.2)
+    parser.add_argument("--rate-student", type=float, default=0.1)
+    parser.add_argument("--input-dropout", type=float, default=0.2, help="of the teacher; 0.2 as in arXiv 1207.0580")
     parser.add_argument("--seeds", type=int, default=3, help="of the students; there is one teacher")
     args = parser.parse_args()
 
