@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 import yaml
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
 from limbeck.compare import Entry, compare, grid
@@ -58,7 +60,10 @@ def unbroken(tmp_path_factory):
 
 
 def tables(folder):
-    return [(folder / name).read_text() for name in ("table.md", "table.csv", "table.tex")]
+    """What the tables say, but for the latency, which is measured anew."""
+    with (folder / "table.csv").open(newline="") as file:
+        records = [{**row, "latency_ms": ""} for row in csv.DictReader(file)]
+    return records, *(re.sub(r"[\d.]+ ms", "ms", (folder / f"table.{kind}").read_text()) for kind in ("md", "tex"))
 
 
 def finished(folder):
@@ -174,6 +179,25 @@ def test_peers_and_methods_without_a_teacher_and_other_teachers():
     }
     reached = {candidate.name: candidate.accuracies for candidate in comparison.candidates}
     assert reached["untrained"] != reached["kd"]
+
+
+def test_loaders_of_ones_own():
+    torch.manual_seed(0)
+    parts = [TensorDataset(torch.randn(64, *DATA.shape), torch.randint(10, (64,))) for _ in range(3)]
+
+    def loaders(**options):
+        return tuple(DataLoader(part, batch_size=16, shuffle=True, **options) for part in parts)
+
+    options = {"epochs": 1, "seeds": 2, "progress": False, "accelerator": "cpu"}
+    plain_again = Entry("plain", name="plain, again")
+    found = compare([plain_again], student, None, loaders(), **options).candidates
+    assert found[0].accuracies == found[1].accuracies
+    with pytest.raises(ValueError, match="generator of its own"):
+        compare([plain_again], student, None, loaders(generator=torch.Generator()), **options)
+    with pytest.raises(TypeError, match="test data"):
+        compare([plain_again], student, None, loaders()[:2], **options)
+    with pytest.raises(ValueError, match="match='compute' needs"):
+        compare([plain_again], student, None, loaders(), match="compute", **options)
 
 
 class Slow(nn.Module):
@@ -342,6 +366,21 @@ def test_as_many_seeds_as_needed_tell_as_often_as_promised():
     assert verdicts["helps"] == pytest.approx(0.8, abs=0.04)
 
 
+@pytest.mark.parametrize("methods", [1, 4])
+def test_looking_again_after_adding_the_seeds_asked_for_is_wrong_about_twice_as_often(methods):
+    """Not a virtue but what the legend says."""
+    rng, wrong = np.random.default_rng(1), 0
+    for _ in range(SIMULATIONS):
+        values = rng.normal(0.85, 0.01, 20) + rng.normal(0, 0.004, (1 + methods, 20))
+        judged = judge([paired(row[:3], values[0, :3]) for row in values[1:]])
+        if all(one.verdict == "cannot tell" for one in judged):
+            n = min(20, 3 + min(one.more or 17 for one in judged))
+            judged = judge([paired(row[:n], values[0, :n]) for row in values[1:]])
+        wrong += any(one.verdict != "cannot tell" for one in judged)
+    print(f"{methods} methods without effect, a second look at up to 20 seeds: {wrong / SIMULATIONS:.1%} claim one")
+    assert 0.075 < wrong / SIMULATIONS < 0.125
+
+
 def test_holm_by_hand():
     # 0.005·4, then 0.01·3, then 0.03·2, then 0.04·1 which must not fall below the one before
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -384,12 +423,14 @@ def test_tables_say_the_same_in_every_format():
     of = stats.ttest_rel(mine, plain)
     interval = of.confidence_interval()
     low, high = 100 * interval.low, 100 * interval.high
-    cells = ("kd_50% | a", "82.24", f"{100 * np.std(mine, ddof=1):.2f}", "+2.12", f"[+{low:.2f}, +{high:.2f}]")
+    costs = ("1.00 k", "2.00 k", "0.10 ms")
+    reached = f"82.24 ± {100 * np.std(mine, ddof=1):.2f}"
+    cells = ("kd_50% | a", *costs, reached, f"+2.12 [+{low:.2f}, +{high:.2f}]")
     assert of.pvalue < 0.001
     assert rows(candidates)[2] == (*cells, "<0.001", "helps")
-    assert rows(candidates)[0] == ("teacher", "95.00", "–", "–", "–", "–", "–")
-    assert r"| kd_50% \| a | 82.24 |" in markdown_table(candidates)
-    assert r"kd\_50\% | a & 82.24 &" in latex_table(candidates)
+    assert rows(candidates)[0] == ("teacher", *costs, "95.00", "–", "–", "–")
+    assert r"| kd_50% \| a | 1.00 k | 2.00 k | 0.10 ms | 82.24" in markdown_table(candidates)
+    assert r"kd\_50\% | a & 1.00 k & 2.00 k & 0.10 ms & 82.24" in latex_table(candidates)
     row = list(csv.DictReader(csv_table(candidates).splitlines()))[2]
     assert float(row["p_holm"]) == pytest.approx(of.pvalue)
     assert float(row["low"]) == pytest.approx(interval.low)

@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 import limbeck
-from limbeck.measure import paired, summary, verdict
+from limbeck.measure import judge, paired, summary
+
+
+def verdict(pair):
+    return judge([pair])[0].verdict
+
 
 COUNTED = nn.Sequential(
     nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5)
@@ -70,16 +75,16 @@ def test_one_seed_shows_nothing():
     pair = paired([0.9], [0.5])
     assert pair.difference == pytest.approx(0.4)
     assert math.isnan(pair.low)
-    assert verdict(pair) == "no difference shown"
+    assert verdict(pair) == "cannot tell"
 
 
 @pytest.mark.parametrize(
     ("treated", "said"),
     [
-        ([0.52, 0.622, 0.718], "helped"),
-        ([0.48, 0.578, 0.682], "hurt"),
-        ([0.60, 0.55, 0.70], "no difference shown"),
-        ([0.50, 0.60, 0.70], "no difference shown"),
+        ([0.52, 0.622, 0.718], "helps"),
+        ([0.48, 0.578, 0.682], "hurts"),
+        ([0.60, 0.55, 0.70], "cannot tell"),
+        ([0.50, 0.60, 0.70], "cannot tell"),
     ],
 )
 def test_verdict(treated, said):
@@ -90,7 +95,7 @@ def test_pairing_removes_what_both_owe_to_the_seed():
     baseline = [0.1, 0.5, 0.9]
     assert (
         verdict(paired([value + gain for value, gain in zip(baseline, (0.02, 0.021, 0.019), strict=True)], baseline))
-        == "helped"
+        == "helps"
     )
 
 

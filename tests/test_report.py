@@ -9,7 +9,7 @@ import pytest
 from limbeck.measure import Cost, paired
 from limbeck.report.comparison import Comparison, comparison_report, findings
 from limbeck.report.run import run_report
-from limbeck.report.table import Candidate, difference, markdown_table, points, quantity
+from limbeck.report.table import Candidate, markdown_table, points, quantity, rows
 
 COST = Cost(parameters=1234567, macs=40_000_000, bytes=5_000_000, latency_ms=0.4321)
 HOSTILE = "<script>alert('x')</script> [red] $a$ & co"
@@ -146,25 +146,33 @@ def test_a_page_is_the_same_each_time_and_leaves_no_draft(tmp_path):
 def test_a_comparisons_page_says_who_was_helped(tmp_path):
     page = comparison_report([Comparison("100 labels", "few", candidates())], tmp_path / "c.html", facts={"Seeds": "3"})
     _, words = read(page)
-    assert "kd helped: +3.00 points" in words
+    assert "kd: helps. +3.00 points" in words
     assert "82.00 ± 2.00" in words
     assert "100 labels" in words
 
 
 def test_findings_do_not_hide_harm():
-    assert "hurt" in findings(Comparison("", "", candidates(gains=(-0.02, -0.03, -0.04))))[0]
-    assert findings(Comparison("", "", candidates(gains=(-0.02, 0.03, 0.01))))[0].startswith("No difference shown")
+    assert "kd: hurts." in findings(Comparison("", "", candidates(gains=(-0.02, -0.03, -0.04))))[0]
+    assert findings(Comparison("", "", candidates(gains=(-0.02, 0.03, 0.01))))[0].startswith(
+        "kd: cannot tell with 3 seeds"
+    )
 
 
 def test_numbers():
     assert [quantity(n) for n in (999, 999_950, 1_234_567, 4.09e9)] == ["999", "1.00 M", "1.23 M", "4.09 G"]
     assert points(-0.0035) == "−0.35"
-    assert difference(None) == "–"
-    assert difference(paired([0.9], [0.8])) == "+10.00 (one seed: no interval)"
+
+
+def test_a_single_seed_has_no_interval_and_tells_nothing():
+    cells = rows([Candidate("kd", "distilled", COST, (0.9,), paired([0.9], [0.8]))])[0]
+    assert "90.00" in cells
+    assert any(cell.startswith("+10.00") and "[" not in cell for cell in cells)
+    assert any("cannot tell" in cell for cell in cells)
 
 
 def test_markdown_table_keeps_its_columns():
-    table = markdown_table(candidates("a|b")).splitlines()
+    table = [line for line in markdown_table(candidates("a|b")).splitlines() if line.startswith("|")]
     assert len(table) == 5
+    assert "1.23 M" in table[-1]
     assert "a\\|b" in table[-1]
     assert len({line.replace("\\|", "").count("|") for line in table}) == 1

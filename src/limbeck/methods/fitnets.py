@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from limbeck.frozen import frozen
 from limbeck.layers import layers, pairs, shape_at
 from limbeck.method import Distill
-from limbeck.methods.kd import soft_cross_entropy
+from limbeck.methods.kd import check_temperature, soft_cross_entropy
 from limbeck.nets.connectors import regressor
 from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import S, T, on
@@ -95,8 +95,7 @@ def fitnets(
     """
     if not 0 < hint_share < 1:
         raise ValueError(f"hint_share must lie in (0, 1), got {hint_share}")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    check_temperature(temperature)
     guided, hint = _places(student, teacher, guided, hint, example, task)
     predicted = S[guided].via(_regressor(student, teacher, guided, hint, example, task))
     learn_hint = Distill(student, teacher, on(_hint, predicted, T[hint], name="hint", reduction=reduction), task)

@@ -88,13 +88,19 @@ def kd(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the share of the soft term and must lie in [0, 1], got {alpha}")
+    check_temperature(temperature)
     soft = on(soft_target, S, T, name="soft", temperature=temperature)
     return Distill(student, teacher, (1 - alpha) * task.hard + alpha * soft, task)
 
 
-def _check(student: Tensor, teacher: Tensor, temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Raise a ValueError unless T > 0."""
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def _check(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    check_temperature(temperature)
     if student.shape[:-1] == teacher.shape[:-1] and student.shape != teacher.shape:
         raise ValueError(
             f"the student has {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: "

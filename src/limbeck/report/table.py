@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 Role = Literal["teacher", "baseline", "distilled", "control"]
 
-HEADER = ("network", "mean", "sd", "difference", "95 % interval", "p", "verdict")
+HEADER = ("network", "params", "MACs", "latency", "accuracy", "vs plain student", "p", "verdict")
+NARROW = 6
+"""How many of these columns a terminal of 80 has room for."""
 
 LEGEND = (
     "Test accuracy in percent: mean and standard deviation over seeds. Difference to the plain student over the same "
     "seeds, in percentage points, with the 95 % t interval of each on its own; it covers weights and order of the data, "
     "not the choice of test images. p: paired t-test, corrected after Holm for all rows at once; below 0.05 a row helps "
-    "or hurts, so an interval without 0 need not be enough. More seeds: with 80 % probability, if the true difference "
-    "is the one seen."
+    "or hurts, so an interval without 0 need not be enough. More seeds: these would tell with 80 % probability, if the "
+    "true difference is the one seen; who adds them and looks again is wrong in one table of ten, not of twenty."
 )
 
 Record = dict[str, Any]
@@ -54,18 +56,17 @@ def judgements(candidates: Sequence[Candidate]) -> list[Judgement | None]:
 
 
 def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
-    """Return the comparison as a table for `rich.print`."""
+    """Return the comparison as a table for `rich.print`; `limbeck.report.comparison.findings` says what it shows."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, caption=LEGEND, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.title_justify = table.caption_justify = "left"
-    for heading in HEADER:
-        words = heading in ("network", "verdict")
-        table.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title_justify = "left"
+    for index, heading in enumerate(HEADER[:NARROW]):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for cells in rows(candidates):
-        table.add_row(*map(Text, cells))  # Text: a name in [brackets] is no markup
+        table.add_row(*map(Text, cells[:NARROW]))  # Text: a name in [brackets] is no markup
     return table
 
 
@@ -122,6 +123,9 @@ def _record(candidate: Candidate, judgement: Judgement | None) -> Record:
     return {
         "name": candidate.name,
         "role": candidate.role,
+        "parameters": candidate.cost.parameters,
+        "macs": candidate.cost.macs,
+        "latency_ms": candidate.cost.latency_ms,
         "n": len(candidate.accuracies),
         "mean": of and of.mean,
         "sd": of and _known(of.sd),
@@ -138,20 +142,21 @@ def _record(candidate: Candidate, judgement: Judgement | None) -> Record:
 
 
 def _cells(candidate: Candidate, judgement: Judgement | None) -> tuple[str, ...]:
-    if not candidate.accuracies:
-        return (candidate.name, *["–"] * (len(HEADER) - 1))
-    of, pair = summary(candidate.accuracies), candidate.paired
-    accuracy = (candidate.name, percent(of.mean), "–" if math.isnan(of.sd) else percent(of.sd))
-    if pair is None or judgement is None:
-        return (*accuracy, "–", "–", "–", "–")
-    return (*accuracy, points(pair.difference), *_evidence(judgement), judgement.words)
+    price = candidate.cost
+    costs = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
+    reached = (candidate.name, *costs, accuracy(candidate.accuracies))
+    if judgement is None:
+        return (*reached, "–", "–", "–")
+    return (*reached, *_evidence(judgement), judgement.words)
 
 
 def _evidence(judgement: Judgement) -> tuple[str, str]:
+    """The difference with its interval, and p; neither interval nor p where there is no spread to make them of."""
     pair = judgement.pair
     if math.isnan(pair.low):
-        return "–", "–"
-    return f"[{points(pair.low)}, {points(pair.high)}]", "<0.001" if judgement.p < 0.001 else f"{judgement.p:.3f}"
+        return f"{points(pair.difference)} (no interval)", "–"
+    interval = f"{points(pair.difference)} [{points(pair.low)}, {points(pair.high)}]"
+    return interval, "<0.001" if judgement.p < 0.001 else f"{judgement.p:.3f}"
 
 
 def _known(value: float) -> float | None:
