@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warning", "failed"]
 
-SAMPLES = 2000  # of the data that are looked at, in at most as many seconds:
-SECONDS = 5.0
+SAMPLES, SECONDS = 2000, 4.0  # of the data that one check looks at, and the time that it has
 PROGRESS = 0.5  # where in the training terms are weighed: a weight that changes is seldom 0 half-way
 LIFT = 0.1  # of accuracy, from which another order of classes or another scale of inputs is suspected
 DOMINANT = 0.99  # share of the gradient that leaves nothing to the other terms
@@ -248,7 +247,7 @@ def _some(loader: Epochs | Repeatable, task: Task, samples: int = SAMPLES) -> It
     if isinstance(loader, Epochs):  # any of its samples, since the first may all be of one class
         loader = loader.plain()
         loader.ids = loader.ids[torch.randperm(len(loader.ids), generator=generator("check"))[:samples]]
-    seen, end = 0, time.perf_counter() + SECONDS
+    seen, end = 0, time.perf_counter() + SECONDS * samples / SAMPLES
     for batch in loader:
         yield move_data_to_device(batch, _device())
         seen += len(task.target(batch))
@@ -585,7 +584,7 @@ def _compared(player: str, own: list[tuple[str, float, float, Tensor]]) -> Itera
 
 def _balance(terms: list[TermCheck], shipped: Collection[str]) -> Iterator[Finding]:
     """Find terms that train nothing, that leave nothing to others, or that pull against each other."""
-    broken = False
+    moved = True
     for term in terms:
         name = f"{term.player}/{term.name}"
         if not math.isfinite(term.value) or not math.isfinite(term.gradient):
@@ -593,21 +592,21 @@ def _balance(terms: list[TermCheck], shipped: Collection[str]) -> Iterator[Findi
                 f"the term {name!r} is {term.value}, its gradient {term.gradient}: look for a division or root at 0"
             )
             yield Finding("gradients", "failed", message)
-            broken = True
+            moved = False
         elif term.gradient == 0:
             message = (
                 f"the term {name!r} gives its player no gradient: it trains nothing. Perhaps its layers come after what "
                 "it should teach, are detached, or the loss is 0 for all"
             )
             yield Finding("gradients", "failed", message, {"value": term.value, "gradient": 0.0})
-            broken = True
-        elif term.share >= DOMINANT and term.cosines:
+            moved = False
+        elif term.share >= DOMINANT and any(other.gradient for other in terms if other.name in term.cosines):
             message = (
                 f"the term {name!r} has {term.share:.2%} of the gradient, and the others next to nothing: lower its "
                 "weight, or ask for the weights of other shares (shares=)"
             )
             yield Finding("balance", "warning", message, {"share": term.share})
-    if not broken:
+    if moved:
         yield Finding("gradients", "ok", "every term moves its player")
     for a, b in combinations(terms, 2):
         cosine = a.cosines.get(b.name, 0.0) if a.player == b.player else 0.0
@@ -762,7 +761,7 @@ def _cost(stage: Stage, loader: Epochs | Repeatable, batch: Batch, epochs: int |
         torch.cuda.reset_peak_memory_stats(device)
     times: list[float] = []
     started = time.perf_counter()
-    for one in islice(loader, 12):
+    for one in islice(loader, 8):
         play(method, move_data_to_device(one, device), optimizers, PROGRESS)
         wait()
         times.append(time.perf_counter())
