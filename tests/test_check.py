@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
 from limbeck import Distill, Frozen, Loss, Method, S, Stage, T, Turn, Y, classification, on
-from limbeck.check import Checkup, check, console_table
+from limbeck.checkup import Checkup, check, console_table
 from limbeck.data import Data
 from limbeck.losses import soft_target
 

@@ -45,6 +45,8 @@ from limbeck.trace import record as record
 if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it is first asked for
     from limbeck import data as data
     from limbeck import zoo as zoo
+    from limbeck.checkup import Checkup as Checkup
+    from limbeck.checkup import check as check
     from limbeck.engine.distill import distill as distill
     from limbeck.engine.evaluate import evaluate as evaluate
     from limbeck.engine.fit import Result as Result
@@ -57,6 +59,8 @@ if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it i
 _ENGINE = {
     "data": "limbeck.data",
     "zoo": "limbeck.zoo",
+    "Checkup": "limbeck.checkup",
+    "check": "limbeck.checkup",
     "distill": "limbeck.engine.distill",
     "evaluate": "limbeck.engine.evaluate",
     "Result": "limbeck.engine.fit",

@@ -151,7 +151,7 @@ def check(
 
     Example:
         >>> import limbeck
-        >>> from limbeck.check import check
+        >>> from limbeck import check
         >>> data = limbeck.data.load("digits")
         >>> teacher, student = (limbeck.zoo.network(n, 10, data.shape) for n in ("mlp-64", "mlp-16"))
         >>> _ = limbeck.fit(limbeck.plain(teacher), data, epochs=5)
