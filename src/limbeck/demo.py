@@ -68,7 +68,7 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
                 ["kd", "fitnets", "ls", Entry("kd", name="kd, untrained teacher", teacher=untrained, control=True)],
                 few,
                 f"{LABELS} labels, {len(few.train.ids) - LABELS:,} more images without",
-                f"The teacher was trained on all {len(few.train.ids):,} labels. The students know {LABELS} of them.",
+                f"The teacher, {TEACHER}, was trained on all {len(few.train.ids):,} labels. The students, {STUDENT}, know {LABELS}.",
             ),
             trained(
                 ["kd"],
@@ -88,6 +88,7 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
     report = comparison_report(comparisons, Path(run_dir) / "report.html", facts=facts)
     for comparison in comparisons:
         console.print(console_table(comparison.candidates, comparison.title))
+        console.print(f"  {comparison.note}")
         for sentence in findings(comparison):
             console.print(f"  {sentence}")
     console.print(
