@@ -68,7 +68,8 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
                 ["kd", "fitnets", "ls", Entry("kd", name="kd, untrained teacher", teacher=untrained, control=True)],
                 few,
                 f"{LABELS} labels, {len(few.train.ids) - LABELS:,} more images without",
-                f"The teacher, {TEACHER}, was trained on all {len(few.train.ids):,} labels. The students, {STUDENT}, know {LABELS}.",
+                f"The teacher, {TEACHER}, was trained on all {len(few.train.ids):,} labels. "
+                f"The students, {STUDENT}, know {LABELS} of them.",
             ),
             trained(
                 ["kd"],
