@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TextIO
+from typing import Any, Literal, NoReturn
 
 import torch
 import yaml
@@ -327,14 +327,7 @@ def _complain(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]limbeck: error:[/red] {_plain(message)}")
 
 
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _warn(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> None:
     """Show a warning as a sentence, without the line of ours that it came from."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[yellow]limbeck: warning:[/yellow] {_plain(str(message))}")

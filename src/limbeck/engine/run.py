@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import yaml
@@ -89,16 +89,9 @@ class Run:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
 
-        def note(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def note(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> None:
             logger.warning("%s: %s", category.__name__, message)
-            show(message, category, filename, lineno, file, line)
+            show(message, category, *place, **line)
 
         warnings.showwarning = note
         try:
