@@ -19,11 +19,13 @@ from limbeck.method import play as play
 from limbeck.methods import adversarial as adversarial
 from limbeck.methods import at as at
 from limbeck.methods import ban as ban
+from limbeck.methods import dkd as dkd
 from limbeck.methods import dml as dml
 from limbeck.methods import fitnets as fitnets
 from limbeck.methods import kd as kd
 from limbeck.methods import logits as logits
 from limbeck.methods import ls as ls
+from limbeck.methods import nst as nst
 from limbeck.methods import plain as plain
 from limbeck.methods import rkd as rkd
 from limbeck.nets.ensemble import Ensemble as Ensemble

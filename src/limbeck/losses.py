@@ -2,11 +2,15 @@
 
 from limbeck.methods.adversarial import absolute_error as absolute_error
 from limbeck.methods.at import attention as attention
+from limbeck.methods.dkd import decoupled as dkd
+from limbeck.methods.dkd import dkd_others as dkd_others
+from limbeck.methods.dkd import dkd_target as dkd_target
 from limbeck.methods.fitnets import hint as hint
 from limbeck.methods.kd import soft_cross_entropy as soft_cross_entropy
 from limbeck.methods.kd import soft_target as soft_target
 from limbeck.methods.logits import logit_regression as logit_regression
 from limbeck.methods.ls import label_smoothing as label_smoothing
+from limbeck.methods.nst import neuron_selectivity as neuron_selectivity
 from limbeck.methods.rkd import rkd_angle as rkd_angle
 from limbeck.methods.rkd import rkd_distance as rkd_distance
 from limbeck.task import cross_entropy as cross_entropy

@@ -189,6 +189,11 @@ PARITY: dict[str, Row] = {
         lambda v: v.get("beta", 1.0) / (2 if v.get("reduction", "").endswith("/2") else 1),
         "ours is the mean over positions and samples; sseung has the paper's β/2 before it",
     ),
+    "nst": Row(
+        lambda v: losses.neuron_selectivity(v.student, v.teacher, v.get("kernel"), sigma=v.get("sigma")),
+        lambda v: 1.0,
+        "both are the mean over samples of the three means over pairs of channels",
+    ),
     "rkd_distance": Row(
         lambda v: losses.rkd_distance(*embeddings(v)),
         lambda v: v.get("weight", 1.0),
@@ -203,6 +208,11 @@ PARITY: dict[str, Row] = {
         lambda v: v.get("w_d") * losses.rkd_distance(*embeddings(v)) + v.get("w_a") * losses.rkd_angle(*embeddings(v)),
         lambda v: 1.0,
         "both are the weighted sum of the two",
+    ),
+    "dkd": Row(
+        lambda v: losses.dkd(v.student, v.teacher, v.labels, v.get("alpha"), v.get("beta"), v.temperature),
+        lambda v: len(v.student) if v.get("reduction").startswith("sum") else 1.0,
+        "both are the mean over samples with T²; mmrazor's 'mean' is in effect the sum over them, N times it",
     ),
 }
 
@@ -268,6 +278,14 @@ def attention_norms(v: Vector) -> Tensor:
 
 def attention_with_channels(v: Vector) -> Tensor:
     return losses.attention(*(x.flatten(1, 2).unsqueeze(1) for x in maps(v)), power=v.get("p"))
+
+
+def selectivity_without_teacher(v: Vector) -> Tensor:
+    s, t, c = v.student, v.teacher, v.get("c")
+    t_hat = F.normalize(t.flatten(2), dim=2)
+    constant = (t_hat @ t_hat.mT + c).square().mean((1, 2)).sum()
+    ours = losses.neuron_selectivity(s, t) + 2 * c * losses.neuron_selectivity(s, t, kernel="linear")
+    return len(s) * ours - constant
 
 
 def relative_distances(x: Tensor, floor: float, diagonal: float | None, eps: float = 0.0) -> Tensor:
@@ -358,6 +376,11 @@ DEFECTS = [
         "KD_Lib never averages the channels out, so it has no attention map",
         lambda v: v.method == "at" and "no channel reduction" in v.text,
         attention_with_channels,
+    ),
+    Defect(
+        "TuSimple leaves the constant teacher-teacher term out and sums over the batch; an offset c adds 2c times linear",
+        lambda v: v.method == "nst" and "teacher-teacher term omitted" in v.text,
+        selectivity_without_teacher,
     ),
     Defect(
         "KD_Lib clamps squared distances at 1e-10, not 1e-12, and adds 1e-7 to their mean",

@@ -3,12 +3,14 @@
 from limbeck.methods.adversarial import adversarial
 from limbeck.methods.at import at
 from limbeck.methods.ban import ban
+from limbeck.methods.dkd import dkd
 from limbeck.methods.dml import dml
 from limbeck.methods.fitnets import fitnets
 from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
+from limbeck.methods.nst import nst
 from limbeck.methods.plain import plain
 from limbeck.methods.rkd import rkd
 
-__all__ = ["adversarial", "at", "ban", "dml", "fitnets", "kd", "logits", "ls", "plain", "rkd"]
+__all__ = ["adversarial", "at", "ban", "dkd", "dml", "fitnets", "kd", "logits", "ls", "nst", "plain", "rkd"]
