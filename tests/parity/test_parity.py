@@ -82,7 +82,8 @@ class Vector:
     @property
     def share(self) -> float:
         """The weight of the peer's distillation term; the labels have the rest."""
-        return self.get("kd_weight", self.get("alpha", self.get("distil_weight", 1.0)))
+        alpha = 1.0 if "beta" in self.case["params"] else self.get("alpha")  # a paper's two weights are no shares
+        return self.get("kd_weight", self.get("distil_weight", 1.0) if alpha is None else alpha)
 
     @property
     def hard(self) -> Tensor | float:

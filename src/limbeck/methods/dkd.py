@@ -1,0 +1,164 @@
+"""Decoupled knowledge distillation.
+
+Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679; official code
+megvii-research/mdistiller.
+
+Where we differ from the authors' code: sums in place of the logarithm of a softmax, which is -inf for a confident student;
+the label's class is left out exactly, where theirs lowers its logit by 1000; samples without a label do not count; the
+warm-up rises with every batch instead of every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.method import Distill
+from limbeck.methods.kd import check_temperature
+from limbeck.numerics import full_precision, same_shape
+from limbeck.objective import S, T, Y, on
+from limbeck.paper import Paper
+from limbeck.task import UNLABELLED, Task, classification
+
+PAPER = Paper(
+    key="zhao2022decoupled",
+    title="Decoupled Knowledge Distillation",
+    authors="Zhao, Borui and Cui, Quan and Song, Renjie and Qiu, Yiyu and Liang, Jiajun",
+    venue="CVPR",
+    year=2022,
+    arxiv="2203.08679",
+    matches="the label's probability and the other classes', apart",
+    teacher="frozen network",
+)
+
+
+@full_precision
+def dkd_target(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float = 4.0) -> Tensor:
+    """T² KL(b_t ‖ b_s) of the binary b = (p_y, 1 − p_y), mean over the labelled positions: how hard a sample is.
+
+    Args:
+        student: Logits, (N, K) or (N, ..., K), the classes last.
+        teacher: Logits of the same shape.
+        targets: Class indices, (N) or (N, ...); -100 is "no label".
+        temperature: T > 0.
+    """
+    _check(student, teacher, targets, temperature)
+    odds_s, odds_t = (_log_odds(logits / temperature, targets) for logits in (student, teacher))
+    target = odds_t.sigmoid() * (F.logsigmoid(odds_t) - F.logsigmoid(odds_s))
+    others = (-odds_t).sigmoid() * (F.logsigmoid(-odds_t) - F.logsigmoid(-odds_s))
+    return temperature**2 * _labelled_mean(target + others, targets)
+
+
+@full_precision
+def dkd_others(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float = 4.0) -> Tensor:
+    """T² KL(q_t ‖ q_s) of q, the softmax over the classes but the label's; sum over them, mean over labelled positions.
+
+    Args:
+        student: Logits, (N, K) or (N, ..., K), the classes last.
+        teacher: Logits of the same shape.
+        targets: Class indices, (N) or (N, ...); -100 is "no label".
+        temperature: T > 0.
+    """
+    _check(student, teacher, targets, temperature)
+    z_s, z_t = (_others(logits / temperature, targets) for logits in (student, teacher))
+    log_sum_s, log_sum_t = z_s.logsumexp(-1), z_t.logsumexp(-1)
+    q_t = (z_t - log_sum_t.unsqueeze(-1)).exp()
+    # Σ q_t (log q_t − log q_s), so written that equal logits have a gradient of exactly 0
+    divergence = (q_t * (z_t - z_s)).sum(-1) + log_sum_s - log_sum_t
+    return temperature**2 * _labelled_mean(divergence, targets)
+
+
+@full_precision
+def decoupled(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    target: float = 1.0,
+    others: float = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """``target`` · `dkd_target` + ``others`` · `dkd_others`; with the weights 1 and 1 − p_t(y), it is `soft_target`.
+
+    Args:
+        student: Logits, (N, K) or (N, ..., K), the classes last.
+        teacher: Logits of the same shape.
+        targets: Class indices, (N) or (N, ...); -100 is "no label".
+        target: Weight of the label's class against the rest, the paper's α.
+        others: Weight of the other classes among themselves, the paper's β.
+        temperature: T > 0.
+    """
+    binary = dkd_target(student, teacher, targets, temperature)
+    return target * binary + others * dkd_others(student, teacher, targets, temperature)
+
+
+def dkd(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    target: float = 1.0,
+    others: float = 8.0,
+    temperature: float = 4.0,
+    warmup: float = 1 / 12,
+    task: Task = classification,
+) -> Distill:
+    """Distil how sure the teacher is of the label, and apart from it, how it ranks the other classes.
+
+    L = CE(y, z_s) + r · (target · T² KL(b_t ‖ b_s) + others · T² KL(q_t ‖ q_s)). In `kd` a sure teacher silences the last
+    term, which carries most of the knowledge. r rises from 1/20 to 1 during the warm-up; a loop of your own has to pass
+    ``progress`` to `limbeck.play`, or r stays there.
+
+    Args:
+        student: The network to train.
+        teacher: The network to learn from, of the same classes.
+        target: Weight of the label's class against the rest; 1 as the authors' α.
+        others: Weight of the other classes among themselves; 8 as the authors' β for most pairs on CIFAR-100 (2 for
+            resnet56 and resnet110, 6 for vgg13 to MobileNetV2).
+        temperature: T softens both outputs; 4 as the authors'.
+        warmup: The share of the training in which both terms rise to their weights; 20 of 240 epochs as the authors'. 0 for
+            none.
+        task: How batches are fed and measured.
+    """
+    check_temperature(temperature)
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup is a share of the training and must lie in [0, 1], got {warmup}")
+    options = {"temperature": temperature}
+    decoupling = target * on(dkd_target, S, T, Y, name="target", **options)
+    decoupling += others * on(dkd_others, S, T, Y, name="others", **options)
+    return Distill(student, teacher, task.hard + (_rising(warmup) if warmup else 1.0) * decoupling, task)
+
+
+def _rising(warmup: float) -> Callable[[float], float]:
+    """The authors' weight at the start of each of their 20 epochs of warm-up, the first of which has 1/20."""
+    return lambda progress: min(1.0, progress / warmup + 1 / 20)
+
+
+def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log p_y / (1 − p_y)."""
+    return logits.gather(-1, _index(targets)).squeeze(-1) - _others(logits, targets).logsumexp(-1)
+
+
+def _others(logits: Tensor, targets: Tensor) -> Tensor:
+    """The logits with the label's so low that its probability is exactly 0; finite, or 0 · (∞ − ∞) would be NaN."""
+    return logits.scatter(-1, _index(targets), torch.finfo(logits.dtype).min)
+
+
+def _index(targets: Tensor) -> Tensor:
+    return targets.clamp(min=0).unsqueeze(-1)  # any class will do where there is no label
+
+
+def _labelled_mean(values: Tensor, targets: Tensor) -> Tensor:
+    labelled = targets != UNLABELLED
+    return values.where(labelled, 0.0).sum() / labelled.sum().clamp(min=1)
+
+
+def _check(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> None:
+    check_temperature(temperature)
+    same_shape("logits", student, teacher)
+    if targets.is_floating_point() or targets.shape != student.shape[:-1]:
+        raise ValueError(
+            f"targets must be class indices of shape {tuple(student.shape[:-1])}, got {targets.dtype} of shape "
+            f"{tuple(targets.shape)}: with mixed or soft labels there is no one class to decouple, use kd or dist"
+        )
