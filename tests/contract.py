@@ -36,6 +36,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),
     "adversarial": lambda student, teacher, example: limbeck.adversarial(student, teacher, example=example),
     "ban": lambda student, teacher, example: limbeck.ban(student, teacher, generations=2),
+    "vid": lambda student, teacher, example: limbeck.vid(student, teacher, example=example),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # its teachers are untrained

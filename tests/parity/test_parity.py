@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck import losses
+from limbeck.methods.vid import Gaussian
+from limbeck.nets.connectors import pointwise
 
 OWN = Path(__file__).parent / "golden"
 
@@ -143,6 +145,17 @@ def maps(v: Vector) -> tuple[Tensor, Tensor]:
     return tuple(x if list(x.shape[2:]) == grid else F.adaptive_avg_pool2d(x, grid) for x in (v.student, v.teacher))
 
 
+def gaussian(v: Vector) -> Tensor:
+    """The Gaussian loss with the peer's weights; where it has a regressor, its mean is that of the regressed features."""
+    mean, weights = v.student, [x for name, x in v.inputs.items() if name.startswith("aux_conv")]
+    if weights:
+        regressor = pointwise(mean.shape[1], *(len(weight) for weight in weights))
+        mean = torch.func.functional_call(regressor, {f"{2 * i}.weight": w for i, w in enumerate(weights)}, (mean,))
+    scale = v.inputs["aux_log_scale"]
+    loss = Gaussian(len(scale), floor=v.get("eps"))
+    return torch.func.functional_call(loss, {"log_scale": scale}, (mean, v.teacher))
+
+
 PARITY: dict[str, Row] = {
     "kd_hinton": Row(
         lambda v: losses.soft_target(v.student, v.teacher, v.temperature),
@@ -195,6 +208,7 @@ PARITY: dict[str, Row] = {
         lambda v: 1.0,
         "both are the mean over samples of the three means over pairs of channels",
     ),
+    "vid": Row(gaussian, lambda v: 1.0, "both are the mean over all elements; the floor of the variance is the peer's"),
     "rkd_distance": Row(
         lambda v: losses.rkd_distance(*embeddings(v)),
         lambda v: v.get("weight", 1.0),

@@ -12,5 +12,6 @@ from limbeck.methods.ls import ls
 from limbeck.methods.nst import nst
 from limbeck.methods.plain import plain
 from limbeck.methods.rkd import rkd
+from limbeck.methods.vid import vid
 
-__all__ = ["adversarial", "at", "ban", "dkd", "dml", "fitnets", "kd", "logits", "ls", "nst", "plain", "rkd"]
+__all__ = ["adversarial", "at", "ban", "dkd", "dml", "fitnets", "kd", "logits", "ls", "nst", "plain", "rkd", "vid"]

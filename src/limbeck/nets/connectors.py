@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 Shape = tuple[int, ...]
 
@@ -46,3 +49,21 @@ def _advice(student: Shape, teacher: Shape, need: str) -> str:
         f"no regressor leads from the student's shape {student} to the teacher's {teacher}: choose {need} "
         "(`limbeck layers STUDENT TEACHER` shows all shapes)"
     )
+
+
+def common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both maps, (N, C, H, W), on the smaller grid of the two: the larger is pooled."""
+    grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return _pooled(student, grid), _pooled(teacher, grid)
+
+
+def pointwise(*channels: int) -> nn.Sequential:
+    """Return 1x1 convolutions without bias from each number of channels to the next, with ReLUs between."""
+    steps: list[nn.Module] = []
+    for inputs, outputs in pairwise(channels):
+        steps += [nn.Conv2d(inputs, outputs, 1, bias=False), nn.ReLU()]
+    return nn.Sequential(*steps[:-1])
+
+
+def _pooled(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    return maps if maps.shape[2:] == grid else F.adaptive_avg_pool2d(maps, grid)
