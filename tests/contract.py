@@ -23,6 +23,11 @@ from limbeck.method import assign, descend, parameters, play
 Built = Method | Iterable[Stage]
 Batch = tuple[Tensor, Tensor]
 
+def as_wide_as_the_student(teacher: nn.Module) -> nn.Module:
+    """Another teacher in its place, for methods that need equal channels."""
+    return sequential(1) if isinstance(teacher, nn.Sequential) else net(1)
+
+
 ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "plain": lambda student, teacher, example: limbeck.plain(student),
     "ls": lambda student, teacher, example: limbeck.ls(student),
@@ -32,6 +37,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "fitnets": lambda student, teacher, example: limbeck.fitnets(student, teacher, example=example),
     "at": lambda student, teacher, example: limbeck.at(student, teacher, example=example),
     "nst": lambda student, teacher, example: limbeck.nst(student, teacher, example=example),
+    "fsp": lambda student, teacher, example: limbeck.fsp(student, as_wide_as_the_student(teacher), example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
     "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),
     "adversarial": lambda student, teacher, example: limbeck.adversarial(student, teacher, example=example),

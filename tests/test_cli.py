@@ -95,6 +95,7 @@ EVERY = {
     "fitnets": "--student resnet8 --teacher resnet14@random --epochs 2",
     "at": "--student resnet8 --teacher resnet14@random --layers [[layer1,layer1],[layer2,layer2]]",
     "nst": "--student resnet8 --teacher resnet14@random --layers [[layer1,layer1],[layer2,layer2]]",
+    "fsp": "--student resnet8 --teacher resnet14@random --epochs 2",
     "rkd": f"--student mlp-16 {CONTROL}",
     "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
     "adversarial": "--student resnet8 --teacher resnet14@random",

@@ -6,6 +6,7 @@ from limbeck.methods.dkd import decoupled as dkd
 from limbeck.methods.dkd import dkd_others as dkd_others
 from limbeck.methods.dkd import dkd_target as dkd_target
 from limbeck.methods.fitnets import hint as hint
+from limbeck.methods.fsp import _fsp as fsp
 from limbeck.methods.kd import soft_cross_entropy as soft_cross_entropy
 from limbeck.methods.kd import soft_target as soft_target
 from limbeck.methods.logits import logit_regression as logit_regression

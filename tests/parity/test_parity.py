@@ -145,6 +145,19 @@ def maps(v: Vector) -> tuple[Tensor, Tensor]:
     return tuple(x if list(x.shape[2:]) == grid else F.adaptive_avg_pool2d(x, grid) for x in (v.student, v.teacher))
 
 
+def flow_pair(v: Vector, who: str) -> tuple[Tensor, Tensor]:
+    """A section's first and last maps: on different grids RepDistiller and AberHu take the mean, ours the maximum."""
+    first, last = v.inputs[f"{who}_first"], v.inputs[f"{who}_second"]
+    grid = [min(sizes) for sizes in zip(first.shape[2:], last.shape[2:], strict=True)]
+    if v.get("pool") != "adaptive_avg":
+        return first, last
+    return tuple(x if list(x.shape[2:]) == grid else F.adaptive_avg_pool2d(x, grid) for x in (first, last))
+
+
+def flow_entries(v: Vector) -> int:
+    return v.inputs["student_first"].shape[1] * v.inputs["student_second"].shape[1]
+
+
 def gaussian(v: Vector) -> Tensor:
     """The Gaussian loss with the peer's weights; where it has a regressor, its mean is that of the regressed features."""
     mean, weights = v.student, [x for name, x in v.inputs.items() if name.startswith("aux_conv")]
@@ -207,6 +220,11 @@ PARITY: dict[str, Row] = {
         lambda v: losses.neuron_selectivity(v.student, v.teacher, v.get("kernel"), sigma=v.get("sigma")),
         lambda v: 1.0,
         "both are the mean over samples of the three means over pairs of channels",
+    ),
+    "fsp": Row(
+        lambda v: losses.fsp(flow_pair(v, "student"), flow_pair(v, "teacher")),
+        lambda v: {"mean_over_elements": 1 / flow_entries(v), "batchmean/2": 0.5}.get(v.get("reduction"), 1.0),
+        "ours is the sum over the matrix's entries, as in the paper; RepDistiller and AberHu divide by them, sseung by 2",
     ),
     "vid": Row(gaussian, lambda v: 1.0, "both are the mean over all elements; the floor of the variance is the peer's"),
     "rkd_distance": Row(
@@ -303,6 +321,14 @@ def selectivity_without_teacher(v: Vector) -> Tensor:
     return len(s) * ours - constant
 
 
+def flow_column_norms(v: Vector) -> Tensor:
+    flow_s, flow_t = (
+        torch.einsum("bmhw,bnhw->bmn", *flow_pair(v, who)) / v.inputs[f"{who}_first"][0, 0].numel()
+        for who in ("student", "teacher")
+    )
+    return (flow_s - flow_t).norm(dim=1).sum() / len(flow_s)
+
+
 def relative_distances(x: Tensor, floor: float, diagonal: float | None, eps: float = 0.0) -> Tensor:
     """Distances over their mean; ``floor`` on the squares; the mean leaves the diagonal out if that is set to 0."""
     d = (x[:, None] - x[None]).square().sum(-1).clamp(min=floor).sqrt()
@@ -391,6 +417,11 @@ DEFECTS = [
         "KD_Lib never averages the channels out, so it has no attention map",
         lambda v: v.method == "at" and "no channel reduction" in v.text,
         attention_with_channels,
+    ),
+    Defect(
+        "torchdistill sums the lengths of the difference's columns, not their squares",
+        lambda v: v.method == "fsp" and "column norms" in v.get("reduction", ""),
+        flow_column_norms,
     ),
     Defect(
         "TuSimple leaves the constant teacher-teacher term out and sums over the batch; an offset c adds 2c times linear",

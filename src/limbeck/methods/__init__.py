@@ -6,6 +6,7 @@ from limbeck.methods.ban import ban
 from limbeck.methods.dkd import dkd
 from limbeck.methods.dml import dml
 from limbeck.methods.fitnets import fitnets
+from limbeck.methods.fsp import fsp
 from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
@@ -14,4 +15,19 @@ from limbeck.methods.plain import plain
 from limbeck.methods.rkd import rkd
 from limbeck.methods.vid import vid
 
-__all__ = ["adversarial", "at", "ban", "dkd", "dml", "fitnets", "kd", "logits", "ls", "nst", "plain", "rkd", "vid"]
+__all__ = [
+    "adversarial",
+    "at",
+    "ban",
+    "dkd",
+    "dml",
+    "fitnets",
+    "fsp",
+    "kd",
+    "logits",
+    "ls",
+    "nst",
+    "plain",
+    "rkd",
+    "vid",
+]
