@@ -19,7 +19,9 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ from limbeck.engine.fit import Precision, Trainable, example_of, fit
 from limbeck.engine.learner import Row, Schedule
 from limbeck.engine.run import Run
 from limbeck.files import write
+from limbeck.frozen import Frozen, bare
 from limbeck.measure import cost, paired
 from limbeck.method import Make, Method
 from limbeck.report.comparison import Comparison, write_comparison
@@ -170,6 +173,8 @@ def compare(
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     if match not in ("epochs", "compute"):
         raise ValueError(f"match must be 'epochs' or 'compute', got {match!r}")
+    if match == "compute" and (devices > 1 or not isinstance(data, Data)):
+        raise ValueError("match='compute' needs one device, and a limbeck.data.Data, whose epochs can be cut short")
     listed = _line_up(entries)
     runs = _Runs(
         student,
@@ -189,12 +194,12 @@ def compare(
     )
     runs.check(listed)
     budget = {entry.name: epochs for entry in listed}
-    if match == "compute":
-        budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
     outcomes: dict[str, list[_Outcome]] = {entry.name: [] for entry in listed}
     with _bar(progress) as bar:
-        task = bar.add_task("", total=seeds * sum(budget.values()))
-        done = 0
+        task, done = bar.add_task("timing", total=None), 0
+        if match == "compute":
+            budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
+        bar.update(task, total=seeds * sum(budget.values()))
         for seed, entry in itertools.product(range(seeds), listed):  # seed by seed: what fails fails in the first
             bar.update(task, description=f"{entry.name}, seed {seed}")
             outcome = runs.outcome(entry, seed, budget[entry.name], _Ticks(bar, task, done, runs.batches))
@@ -211,7 +216,7 @@ def compare(
     if run_dir is not None:
         seconds = {name: [outcome.seconds for outcome in of] for name, of in outcomes.items()}
         versions = {"torch": torch.__version__, "Python": sys.version.split()[0]}
-        write_comparison(
+        rank_zero_only(write_comparison)(
             comparison,
             Path(run_dir),
             facts={
@@ -243,9 +248,8 @@ class _Runs:
     training: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        loaders = self.data if isinstance(self.data, tuple) else ()
-        if not isinstance(self.data, Data) and (len(loaders) != 3 or loaders[2] is None):
-            raise TypeError("a comparison needs test data: a limbeck.data.Data, or loaders (train, val, test)")
+        if not isinstance(self.data, Data):
+            _check_loaders(self.data)
         self.shared = {
             **{name: self.training[name] for name in ("precision", "accumulate", "clip")},
             "optimizer": _describe_optimizer(self.training["optimizer"]),
@@ -303,8 +307,6 @@ class _Runs:
 
     def step_times(self, entries: Sequence[Entry]) -> dict[str, float]:
         """Return each entry's time a step as a multiple of plain's: measured once, and kept, as budgets depend on it."""
-        if not isinstance(self.data, Data):
-            raise TypeError("match='compute' needs a limbeck.data.Data, whose epochs can be cut short to time them")
         path = None if self.folder is None else self.folder / "step-times.json"
         ratios: dict[str, float] = json.loads(path.read_text()) if path is not None and path.exists() else {}
         if missing := [entry for entry in entries if entry.name not in ratios]:
@@ -322,9 +324,9 @@ class _Runs:
         price = cost(student, example)
         if self.teacher is not None:
             test = self.data.test if isinstance(self.data, Data) else self.data[2]
-            yield Candidate(
-                "teacher", "teacher", cost(self.teacher, example), (evaluate(self.teacher, test)["accuracy"],)
-            )
+            device = Fabric(accelerator=self.training["accelerator"], devices=1).device
+            accuracy = evaluate(Frozen(bare(self.teacher)).to(device).net, test)["accuracy"]  # a view moves alone
+            yield Candidate("teacher", "teacher", cost(self.teacher, example), (accuracy,))
         reached = {name: tuple(outcome.accuracy for outcome in of) for name, of in outcomes.items()}
         for entry in entries:
             mine = reached[entry.name]
@@ -431,6 +433,18 @@ def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
     if len(listed) == 1:
         raise ValueError("there is nothing to compare with the plain student: name a method")
     return listed
+
+
+def _check_loaders(data: Any) -> None:
+    loaders = data if isinstance(data, tuple) else ()
+    if len(loaders) != 3 or loaders[2] is None:
+        raise TypeError("a comparison needs test data: a limbeck.data.Data, or loaders (train, val, test)")
+    holders = [holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))]
+    if any(getattr(holder, "generator", None) is not None for holder in holders):
+        raise ValueError(
+            "a loader draws from a generator of its own, which goes on from run to run, so that methods would see "
+            "other orders: leave generator= out, every run's seed is set before it"
+        )
 
 
 def _kept(run: Run, settings: Mapping[str, Any]) -> _Outcome | None:
