@@ -23,6 +23,7 @@ from limbeck.method import assign, descend, parameters, play
 Built = Method | Iterable[Stage]
 Batch = tuple[Tensor, Tensor]
 
+
 def as_wide_as_the_student(teacher: nn.Module) -> nn.Module:
     """Another teacher in its place, for methods that need equal channels."""
     return sequential(1) if isinstance(teacher, nn.Sequential) else net(1)
@@ -39,10 +40,12 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "nst": lambda student, teacher, example: limbeck.nst(student, teacher, example=example),
     "fsp": lambda student, teacher, example: limbeck.fsp(student, as_wide_as_the_student(teacher), example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
+    "sp": lambda student, teacher, example: limbeck.sp(student, teacher, example=example),
     "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),
     "adversarial": lambda student, teacher, example: limbeck.adversarial(student, teacher, example=example),
     "ban": lambda student, teacher, example: limbeck.ban(student, teacher, generations=2),
     "vid": lambda student, teacher, example: limbeck.vid(student, teacher, example=example),
+    "ft": lambda student, teacher, example: limbeck.ft(student, teacher, paraphraser_share=0.25, example=example),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # its teachers are untrained

@@ -6,7 +6,8 @@ from limbeck.methods.dkd import decoupled as dkd
 from limbeck.methods.dkd import dkd_others as dkd_others
 from limbeck.methods.dkd import dkd_target as dkd_target
 from limbeck.methods.fitnets import hint as hint
-from limbeck.methods.fsp import _fsp as fsp
+from limbeck.methods.fsp import flow_distance as fsp
+from limbeck.methods.ft import factor as factor
 from limbeck.methods.kd import soft_cross_entropy as soft_cross_entropy
 from limbeck.methods.kd import soft_target as soft_target
 from limbeck.methods.logits import logit_regression as logit_regression
@@ -14,4 +15,5 @@ from limbeck.methods.ls import label_smoothing as label_smoothing
 from limbeck.methods.nst import neuron_selectivity as neuron_selectivity
 from limbeck.methods.rkd import rkd_angle as rkd_angle
 from limbeck.methods.rkd import rkd_distance as rkd_distance
+from limbeck.methods.sp import similarity as similarity
 from limbeck.task import cross_entropy as cross_entropy

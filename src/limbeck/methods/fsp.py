@@ -54,6 +54,19 @@ def flow_matrix(first: Tensor, last: Tensor) -> Tensor:
     return first.flatten(2) @ last.flatten(2).mT / (grid[0] * grid[1])
 
 
+@full_precision
+def flow_distance(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tensor, Tensor]) -> Tensor:
+    """‖G_t − G_s‖² of the `flow_matrix` of each network, the sum over its entries, mean over samples.
+
+    Args:
+        student_pair: What a section of the student begins and ends with, (N, m, H, W) and (N, n, H, W).
+        teacher_pair: The teacher's, of as many channels; the grids may differ from the student's.
+    """
+    flow_s, flow_t = flow_matrix(*student_pair), flow_matrix(*teacher_pair)
+    same_shape("flow matrices, (N, channels of the first layer, of the last)", flow_s, flow_t)
+    return (flow_s - flow_t).square().sum((1, 2)).mean()
+
+
 def fsp(
     student: nn.Module,
     teacher: nn.Module,
@@ -91,21 +104,8 @@ def fsp(
     yield Stage(Distill(student, None, task.hard, task), 1 - flow_share, name="task")
 
 
-@full_precision
-def _fsp(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tensor, Tensor]) -> Tensor:
-    """‖G_t − G_s‖² of the `flow_matrix` of each network, the sum over its entries, mean over samples.
-
-    Args:
-        student_pair: What a section of the student begins and ends with, (N, m, H, W) and (N, n, H, W).
-        teacher_pair: The teacher's, of as many channels; the grids may differ from the student's.
-    """
-    flow_s, flow_t = flow_matrix(*student_pair), flow_matrix(*teacher_pair)
-    same_shape("flow matrices, (N, channels of the first layer, of the last)", flow_s, flow_t)
-    return (flow_s - flow_t).square().sum((1, 2)).mean()
-
-
 def _flows(first_s: Tensor, last_s: Tensor, first_t: Tensor, last_t: Tensor) -> Tensor:
-    return _fsp((first_s, last_s), (first_t, last_t))
+    return flow_distance((first_s, last_s), (first_t, last_t))
 
 
 def _sections(

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from limbeck.layers import paired
 from limbeck.method import Distill
+from limbeck.nets.connectors import common_grid
 from limbeck.numerics import full_precision
 from limbeck.objective import S, T, on
 from limbeck.paper import Paper
@@ -110,12 +110,8 @@ def _selectivities(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             )
     if len(student) != len(teacher):
         raise ValueError(f"student and teacher must look at the same samples, got {len(student)} and {len(teacher)}")
-    grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-    return _directions(_pool(student, grid)), _directions(_pool(teacher, grid))
-
-
-def _pool(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    return features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, grid)
+    s, t = common_grid(student, teacher)
+    return _directions(s), _directions(t)
 
 
 def _directions(features: Tensor) -> Tensor:
