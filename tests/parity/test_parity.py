@@ -227,6 +227,13 @@ PARITY: dict[str, Row] = {
         "ours is the sum over the matrix's entries, as in the paper; RepDistiller and AberHu divide by them, sseung by 2",
     ),
     "vid": Row(gaussian, lambda v: 1.0, "both are the mean over all elements; the floor of the variance is the peer's"),
+    "ft": Row(
+        lambda v: losses.factor(v.student, v.teacher, v.get("p", 1)),
+        lambda v: {"mean_over_elements": 1.0, "batchmean_of_norms": v.student[0].numel() ** (1 / v.get("p", 1))}[
+            v.get("reduction")
+        ],
+        "ours takes the p-th power's mean over a factor's D elements: D^(1/p) for torchdistill's norm of p = 2",
+    ),
     "rkd_distance": Row(
         lambda v: losses.rkd_distance(*embeddings(v)),
         lambda v: v.get("weight", 1.0),
@@ -329,6 +336,14 @@ def flow_column_norms(v: Vector) -> Tensor:
     return (flow_s - flow_t).norm(dim=1).sum() / len(flow_s)
 
 
+def factors_as_attention(v: Vector) -> Tensor:
+    return losses.factor(*(x.abs().pow(v.get("p1")).mean(1) for x in (v.student, v.teacher)), p=v.get("p2"))
+
+
+def factors_with_exploding_gradient(v: Vector) -> Tensor:
+    return F.l1_loss(*(F.normalize(x.flatten(1)) for x in (v.student, v.teacher)))
+
+
 def relative_distances(x: Tensor, floor: float, diagonal: float | None, eps: float = 0.0) -> Tensor:
     """Distances over their mean; ``floor`` on the squares; the mean leaves the diagonal out if that is set to 0."""
     d = (x[:, None] - x[None]).square().sum(-1).clamp(min=floor).sqrt()
@@ -427,6 +442,17 @@ DEFECTS = [
         "TuSimple leaves the constant teacher-teacher term out and sums over the batch; an offset c adds 2c times linear",
         lambda v: v.method == "nst" and "teacher-teacher term omitted" in v.text,
         selectivity_without_teacher,
+    ),
+    Defect(
+        "RepDistiller's FT averages the channels out: the absolute error of attention maps, not of factors",
+        lambda v: v.method == "ft" and v.get("p1") is not None,
+        factors_as_attention,
+    ),
+    Defect(
+        "F.normalize of an all-zero factor multiplies its gradient by 1e12; ours has none there",
+        lambda v: v.method == "ft" and v.get("p1") is None and not v.student.flatten(1).any(1).all(),
+        factors_with_exploding_gradient,
+        gradient_only=True,
     ),
     Defect(
         "KD_Lib clamps squared distances at 1e-10, not 1e-12, and adds 1e-7 to their mean",

@@ -7,6 +7,7 @@ from limbeck.methods.dkd import dkd
 from limbeck.methods.dml import dml
 from limbeck.methods.fitnets import fitnets
 from limbeck.methods.fsp import fsp
+from limbeck.methods.ft import ft
 from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
@@ -23,6 +24,7 @@ __all__ = [
     "dml",
     "fitnets",
     "fsp",
+    "ft",
     "kd",
     "logits",
     "ls",

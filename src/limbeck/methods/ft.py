@@ -1,0 +1,126 @@
+"""Factor transfer.
+
+Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018, arXiv 1802.04977;
+official code Jangho-Kim/Factor-Transfer-pytorch.
+
+Like the authors' code we train the paraphraser by the absolute error, where the paper writes a squared norm. A factor that
+is all zero has no direction and gets no gradient, where theirs has one of 1e12. RepDistiller's "FT" compares attention maps
+of the factors, which is another loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.frozen import frozen
+from limbeck.layers import paired, shape_at
+from limbeck.method import Distill
+from limbeck.nets.translator import Paraphraser, translator
+from limbeck.numerics import full_precision, same_shape
+from limbeck.objective import S, T, on
+from limbeck.paper import Paper
+from limbeck.stage import Stage
+from limbeck.task import Task, classification
+
+PAPER = Paper(
+    key="kim2018paraphrasing",
+    title="Paraphrasing Complex Network: Network Compression via Factor Transfer",
+    authors="Kim, Jangho and Park, SeongUk and Kwak, Nojun",
+    venue="NeurIPS",
+    year=2018,
+    arxiv="1802.04977",
+    matches="factors of the last features",
+    teacher="frozen network",
+)
+
+
+@full_precision
+def factor(student: Tensor, teacher: Tensor, p: float = 1) -> Tensor:
+    """Distance of the factors, each sample's divided by its length: (mean_i |u_s − u_t|^p)^(1/p), mean over samples.
+
+    u = vec(F) / ‖F‖₂. With p = 1 it is the mean of |u_s − u_t| over all elements. The p-th power's mean over a factor's D
+    elements, not its sum: the paper's norm is D^(1/p) times as much.
+
+    Args:
+        student: Factors, (N, ...), flattened per sample.
+        teacher: Factors of the same shape.
+        p: Which norm, at least 1; 1 as in the authors' code.
+    """
+    _check_power(p)
+    same_shape("factors", student, teacher)
+    difference = _directions(student) - _directions(teacher)
+    if p == 1:
+        return difference.abs().mean()
+    norms: Tensor = torch.linalg.vector_norm(difference, p, dim=1)
+    return norms.mean() / math.pow(difference.shape[1], 1 / p)
+
+
+_factor = factor  # the weight of the method bears the same name
+
+
+def ft(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    layer: tuple[str, str] | None = None,
+    factor: float = 500.0,
+    rate: float = 0.5,
+    p: float = 1,
+    paraphraser_share: float = 0.1,
+    example: Tensor,
+    task: Task = classification,
+) -> Iterator[Stage]:
+    """Let the student find the factors into which a paraphraser puts the teacher's features.
+
+    Stage 1, without labels and without the student: mean |P(x_t) − x_t|, which trains the paraphraser P alone.
+    Stage 2: CE(y, z_s) + factor · mean |u(translator(x_s)) − u(P.encoder(x_t))|, with the paraphraser frozen.
+
+    Args:
+        student: The network to train.
+        teacher: The network to learn from.
+        layer: The student's and the teacher's layer, maps of one size; by default the last pair of `limbeck.pairs`.
+        factor: Weight of the factors; 500 as in the authors' code, with its mean over all elements.
+        rate: Factors for each of the teacher's channels, the paper's k; 0.5 as in its experiments.
+        p: Norm of the difference, see `limbeck.losses.factor`; 1 as in the authors' code.
+        paraphraser_share: Stage 1's part of the epochs; 0.1 is ours, the authors' code has 5 before 164, RepDistiller 30
+            before 240.
+        example: A batch of inputs, (N, ...), from which paraphraser and translator get their channels.
+        task: How batches are fed and measured.
+    """
+    if not 0 < paraphraser_share < 1:
+        raise ValueError(f"paraphraser_share must lie in (0, 1), got {paraphraser_share}")
+    if rate <= 0:
+        raise ValueError(f"rate, the factors for each channel, must be positive, got {rate}")
+    _check_power(p)
+    s, t = paired(student, teacher, None if layer is None else [layer], example, task, maps=True)[-1]
+    of_student, of_teacher = shape_at(student, s, example, task), shape_at(teacher, t, example, task)
+    if of_student[2:] != of_teacher[2:]:
+        raise ValueError(
+            f"factors are compared position by position: the student's {s!r} has shape {of_student} but the teacher's "
+            f"{t!r} {of_teacher}: name layers whose maps are of one size (`limbeck layers STUDENT TEACHER` shows them)"
+        )
+    factors = max(1, round(rate * of_teacher[1]))
+    paraphraser = Paraphraser(of_teacher[1], factors)
+    restore = on(full_precision(F.l1_loss), T[t].via(paraphraser), T[t], name="paraphrase")
+    yield Stage(Distill(student, teacher, restore, task), paraphraser_share, trains=[restore], name="paraphraser")
+
+    translated = S[s].via(translator(of_student[1], factors))
+    paraphrased = T[t].via(frozen(paraphraser.encoder))
+    follow = task.hard + factor * on(_factor, translated, paraphrased, name="factor", p=p)
+    yield Stage(Distill(student, teacher, follow, task), 1 - paraphraser_share, name="factors")
+
+
+def _directions(factors: Tensor) -> Tensor:
+    vectors = factors.flatten(1)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return vectors / lengths.where(lengths > 1e-12, torch.inf)
+
+
+def _check_power(p: float) -> None:
+    if p < 1:
+        raise ValueError(f"p is the power of a norm and must be at least 1, got {p}")
