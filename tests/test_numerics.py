@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from limbeck.losses import cross_entropy
-from limbeck.numerics import full_precision, same_shape
+from limbeck.numerics import full_precision, same_shape, unit_rows
 
 
 @full_precision
@@ -75,3 +75,13 @@ def test_same_shape():
     same_shape("maps", torch.ones(2, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"maps: .* got \(2, 3\) and \(2, 1\)"):
         same_shape("maps", torch.ones(2, 3), torch.ones(2, 1))
+
+
+def test_rows_get_length_one_and_rows_of_zeros_no_gradient():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-2e4, 0.0]], requires_grad=True)
+    unit = unit_rows(rows)
+    torch.testing.assert_close(unit, torch.tensor([[0.6, 0.8], [0.0, 0.0], [-1.0, 0.0]]))
+    torch.testing.assert_close(unit_rows(rows, epsilon=1.0)[0], torch.tensor([0.5, 4 / 6]))
+    (unit @ torch.tensor([1.0, 1.0])).sum().backward()
+    assert rows.grad.isfinite().all()
+    assert not rows.grad[1].any()

@@ -30,6 +30,7 @@ from limbeck.methods import ls as ls
 from limbeck.methods import nst as nst
 from limbeck.methods import plain as plain
 from limbeck.methods import rkd as rkd
+from limbeck.methods import sp as sp
 from limbeck.methods import vid as vid
 from limbeck.nets.ensemble import Ensemble as Ensemble
 from limbeck.objective import Loss as Loss

@@ -59,3 +59,12 @@ def same_shape(name: str, student: Tensor, teacher: Tensor) -> None:
             f"{name}: student and teacher must have the same shape, "
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
+
+
+def unit_rows(rows: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Return each row divided by its length plus ``epsilon``; a row of zeros stays so and has no gradient.
+
+    `torch.nn.functional.normalize` would multiply that row's gradient by 1e12.
+    """
+    squares = rows.square().sum(-1, keepdim=True)
+    return rows / (squares.where(squares > 0, torch.inf).sqrt() + epsilon)

@@ -254,6 +254,11 @@ PARITY: dict[str, Row] = {
         lambda v: len(v.student) if v.get("reduction").startswith("sum") else 1.0,
         "both are the mean over samples with T²; mmrazor's 'mean' is in effect the sum over them, N times it",
     ),
+    "sp": Row(
+        lambda v: losses.similarity(v.student, v.teacher),
+        lambda v: 1.0,
+        "both are the mean over all N² entries",
+    ),
 }
 
 
@@ -382,6 +387,11 @@ def has_duplicates(x: Tensor) -> bool:
     return len(x.unique(dim=0)) < len(x)
 
 
+def similarity_by_sums(v: Vector) -> Tensor:
+    grams = (flat @ flat.T for flat in (x.flatten(1) for x in (v.student, v.teacher)))
+    return mean_square(*(F.normalize(gram, p=1) for gram in grams))
+
+
 DEFECTS = [
     Defect(
         "nn.KLDivLoss() divides by the classes too, the labels' term does not: the soft share is 1/K of what it says",
@@ -469,6 +479,11 @@ DEFECTS = [
         lambda v: v.method in ("rkd", "rkd_angle") and "COUNTED" not in v.text and has_duplicates(v.student),
         angles_with_exploding_gradient,
         gradient_only=True,
+    ),
+    Defect(
+        "torchdistill divides the rows of the similarities by the sum of their absolute values, not by their length",
+        lambda v: v.method == "sp" and v.get("row_norm") == "L1",
+        similarity_by_sums,
     ),
 ]
 

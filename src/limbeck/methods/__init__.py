@@ -14,6 +14,7 @@ from limbeck.methods.ls import ls
 from limbeck.methods.nst import nst
 from limbeck.methods.plain import plain
 from limbeck.methods.rkd import rkd
+from limbeck.methods.sp import sp
 from limbeck.methods.vid import vid
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "nst",
     "plain",
     "rkd",
+    "sp",
     "vid",
 ]
