@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -182,11 +183,13 @@ def seeds_needed(pair: Paired, level: float = LEVEL, power: float = POWER) -> in
     """
     if math.isnan(pair.low) or pair.difference == 0:
         return None
-    import numpy as np
     from scipy import stats
 
-    n = np.arange(pair.n + 1, MOST + 1)
-    critical = stats.t.ppf(1 - level / 2, n - 1)
-    shift = abs(pair.difference) / pair.sd * np.sqrt(n)
-    enough = n[stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift) >= power]
-    return int(enough[0]) if len(enough) else None
+    def rejects(n: int) -> float:
+        critical = stats.t.ppf(1 - level / 2, n - 1)
+        shift = abs(pair.difference) / pair.sd * math.sqrt(n)
+        return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+
+    plans = range(pair.n + 1, MOST + 1)
+    enough = bisect_left(plans, power, key=rejects)
+    return plans[enough] if enough < len(plans) else None

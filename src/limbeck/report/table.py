@@ -22,8 +22,8 @@ LEGEND = (
     "Test accuracy in percent: mean and standard deviation over seeds. Difference to the plain student over the same "
     "seeds, in percentage points, with the 95 % t interval of each on its own; it covers weights and order of the data, "
     "not the choice of test images. p: paired t-test, corrected after Holm for all rows at once; below 0.05 a row helps "
-    "or hurts, so an interval without 0 need not be enough. More seeds: these would tell with 80 % probability, if the "
-    "true difference is the one seen; who adds them and looks again is wrong in one table of ten, not of twenty."
+    "or hurts, so an interval without 0 need not be enough. +n seeds: so many more would tell with 80 % probability, if "
+    "the true difference is the one seen; who adds them and looks again is wrong in one table of ten, not of twenty."
 )
 
 Record = dict[str, Any]
@@ -147,7 +147,8 @@ def _cells(candidate: Candidate, judgement: Judgement | None) -> tuple[str, ...]
     reached = (candidate.name, *costs, accuracy(candidate.accuracies))
     if judgement is None:
         return (*reached, "–", "–", "–")
-    return (*reached, *_evidence(judgement), judgement.words)
+    more = f" (+{judgement.more} seeds)" if judgement.more else ""
+    return (*reached, *_evidence(judgement), judgement.verdict + more)
 
 
 def _evidence(judgement: Judgement) -> tuple[str, str]:
