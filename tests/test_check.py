@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import limbeck
 from limbeck import Distill, Frozen, Loss, Method, S, Stage, T, Turn, Y, classification, on
 from limbeck.checkup import Checkup, check, console_table
+from limbeck.cli import main
 from limbeck.data import Data
 from limbeck.losses import soft_target
 
@@ -560,3 +561,14 @@ def test_what_is_no_method_is_refused(student, data):
         check([], data)
     with pytest.raises(ValueError, match="epochs"):
         check(limbeck.plain(student), data, epochs=0)
+
+
+def test_the_command_prints_and_says_by_its_exit_code(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["check", "kd", "--student", "mlp-8", "--teacher", "mlp-16@random", "--samples", "200"]
+    assert main(words) == 0  # a teacher at chance may be a control: a warning
+    assert "chance" in capsys.readouterr().out
+    assert main([*words, "--expect", "0.9", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["ok"]
+    assert {term["name"] for term in told["terms"]} == {"hard", "soft"}

@@ -16,6 +16,7 @@ from limbeck.method import optimizers as optimizers
 from limbeck.method import play as play
 
 # the methods: one paper, one file
+from limbeck.methods import ab as ab
 from limbeck.methods import adversarial as adversarial
 from limbeck.methods import at as at
 from limbeck.methods import ban as ban
@@ -28,6 +29,7 @@ from limbeck.methods import kd as kd
 from limbeck.methods import logits as logits
 from limbeck.methods import ls as ls
 from limbeck.methods import nst as nst
+from limbeck.methods import pkt as pkt
 from limbeck.methods import plain as plain
 from limbeck.methods import rkd as rkd
 from limbeck.methods import sp as sp
@@ -53,6 +55,9 @@ if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it i
     from limbeck import zoo as zoo
     from limbeck.checkup import Checkup as Checkup
     from limbeck.checkup import check as check
+    from limbeck.comparison import Entry as Entry
+    from limbeck.comparison import compare as compare
+    from limbeck.comparison import grid as grid
     from limbeck.engine.distill import distill as distill
     from limbeck.engine.evaluate import evaluate as evaluate
     from limbeck.engine.fit import Result as Result
@@ -67,6 +72,9 @@ _ENGINE = {
     "zoo": "limbeck.zoo",
     "Checkup": "limbeck.checkup",
     "check": "limbeck.checkup",
+    "Entry": "limbeck.comparison",
+    "compare": "limbeck.comparison",
+    "grid": "limbeck.comparison",
     "distill": "limbeck.engine.distill",
     "evaluate": "limbeck.engine.evaluate",
     "Result": "limbeck.engine.fit",

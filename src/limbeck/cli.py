@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -26,16 +27,20 @@ from torch import nn
 
 from limbeck import data as datasets
 from limbeck import methods, zoo
+from limbeck.checkup import check
+from limbeck.checkup import console_table as checkup_table
+from limbeck.comparison import Entry, compare, grid
 from limbeck.demo import demo
 from limbeck.engine.assemble import GIVEN, assemble, find
 from limbeck.engine.evaluate import evaluate
-from limbeck.engine.fit import Precision, Result, fit
+from limbeck.engine.fit import Precision, Result, Trainable, fit
 from limbeck.engine.learner import Schedule
 from limbeck.layers import Layer, layers, pairs
 from limbeck.measure.cost import cost
 from limbeck.method import Make
 from limbeck.paper import Paper
-from limbeck.report.table import milliseconds, percent, quantity
+from limbeck.report.comparison import findings
+from limbeck.report.table import console_table, milliseconds, percent, quantity
 
 STOPPED = 128 + signal.SIGINT
 """The exit code of a program that Ctrl-C ended."""
@@ -51,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = parser.parse_args(words)
     command = config.subcommand
     leaf = config[command]
-    if command in ("distill", "list"):
+    if command in ("distill", "check", "list"):
         command, leaf = f"{command} {leaf.subcommand}", leaf[leaf.subcommand]
     warnings.showwarning = _warn
     try:
@@ -182,6 +187,31 @@ def training(
     }
 
 
+def doubts(
+    expect: float | None = None,
+    epochs: int | None = None,
+    share: dict[str, float] | None = None,
+    json: bool = False,
+) -> None:
+    """Say what to expect.
+
+    Args:
+        expect: The accuracy that the teacher is known to have, in [0, 1].
+        epochs: Of the training, for the estimate of its time.
+        share: The share of the gradient that terms shall have, as {attention: 0.3}; weights are suggested.
+        json: Print JSON.
+    """
+
+
+def contest(seeds: int = 3, match: Literal["epochs", "compute"] = "epochs") -> None:
+    """Say what is fair.
+
+    Args:
+        seeds: How many, from 0 on, the same for all methods.
+        match: What is equal: the epochs, or about the time of a run.
+    """
+
+
 def student_of(student: str) -> str:
     """Name the student.
 
@@ -234,17 +264,54 @@ def _train(leaf: Namespace, config: Namespace) -> int:
     """Train a network on the labels: a teacher, say."""
     data = _call(load_data, leaf)
     seed_everything(leaf.seed, verbose=False)
-    net = zoo.network(leaf.network, data.num_classes, data.shape)
+    net = _network(leaf.network, data)
     return _fit("plain", leaf.network, methods.plain(net), data, leaf, config)
 
 
 def _distill(method: str, leaf: Namespace, config: Namespace) -> int:
+    """Train a student by a method."""
     data = _call(load_data, leaf)
-    seed_everything(leaf.seed, verbose=False)
-    student = zoo.network(leaf.student, data.num_classes, data.shape)
-    own = {name: leaf[name] for name in _options(method)}
-    assembled = assemble(method, student, _teachers(leaf, data), data.example(), own)
-    return _fit(method, leaf.student, assembled, data, leaf, config)
+    return _fit(method, leaf.student, _assembled(method, leaf, data), data, leaf, config)
+
+
+def _check(method: str, leaf: Namespace, config: Namespace) -> int:
+    """Look for mistakes in a set-up before it is trained; exit code 1 where there are any."""
+    data = _call(load_data, leaf)
+    checkup = check(_assembled(method, leaf, data), data, expect=leaf.expect, epochs=leaf.epochs, shares=leaf.share)
+    if leaf.json:
+        print(checkup.json())
+    else:
+        Console().print(checkup_table(checkup))
+    return 0 if checkup.ok else 1
+
+
+def _compare(leaf: Namespace, config: Namespace) -> int:
+    """Train a student by several methods, and by none, over paired seeds; say what that shows."""
+    data = _call(load_data, leaf)
+    entries = [entry for words in leaf.methods for entry in _entries(words)]
+    teacher = None if leaf.teacher is None else _network(_weighted(leaf.teacher, "teacher"), data)
+    run_dir = leaf.run_dir or _fresh_folder("compare", leaf.student, leaf.data)
+    settings = {name: value for name, value in _call(training, leaf).items() if name not in ("resume", "loggers")}
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        comparison = compare(
+            entries,
+            lambda: _network(leaf.student, data),
+            teacher,
+            data,
+            seeds=leaf.seeds,
+            match=leaf.match,
+            run_dir=run_dir,
+            **settings,
+        )
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command with --run-dir {_plain(run_dir)} goes on")
+        return STOPPED
+    console.print(console_table(comparison.candidates, comparison.title))
+    for sentence in findings(comparison):
+        console.print(f"  {_plain(sentence)}")
+    console.print(_plain(str(Path(run_dir) / "report.html")))
+    return 0
 
 
 def _fit(name: str, network: str, method: Any, data: datasets.Data, leaf: Namespace, config: Namespace) -> int:
@@ -261,7 +328,7 @@ def _fit(name: str, network: str, method: Any, data: datasets.Data, leaf: Namesp
 def _eval(leaf: Namespace, config: Namespace) -> int:
     """Measure a network on the test data."""
     data = _call(load_data, leaf)
-    net = zoo.network(_weighted(leaf.network, "network"), data.num_classes, data.shape)
+    net = _network(_weighted(leaf.network, "network"), data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     metrics = evaluate(net.to(device), data.to(device).test)
     _show(f"{data.name}, {len(data.test.ids):,} test images", {leaf.network: (net.cpu(), metrics)}, data)
@@ -317,6 +384,28 @@ def _demo(leaf: Namespace, config: Namespace) -> int:
 # their parts ---------------------------------------------------------------------------------------------------------
 
 
+def _network(name: str, data: datasets.Data) -> nn.Module:
+    return zoo.network(name, data.num_classes, data.shape)
+
+
+def _assembled(method: str, leaf: Namespace, data: datasets.Data) -> Trainable:
+    seed_everything(leaf.seed, verbose=False)
+    own = {name: leaf[name] for name in _options(method)}
+    return assemble(method, _network(leaf.student, data), _teachers(leaf, data), data.example(), own)
+
+
+def _entries(words: str) -> list[Entry]:
+    """Read ``kd:temperature=1,4,20:alpha=0.5``: a method with the values of its options, every combination of them."""
+    method, *options = words.split(":")
+    values: dict[str, list[Any]] = {}
+    for option in options:
+        name, equals, listed = option.partition("=")
+        if not equals:
+            raise ValueError(f"{words}: expected METHOD:OPTION=VALUE,VALUE:..., got {option!r}")
+        values[name.replace("-", "_")] = [yaml.safe_load(value) for value in listed.split(",")]
+    return grid(method, **values)
+
+
 def paper_of(method: str) -> Paper:
     """Return a method's reference."""
     return sys.modules[find(method).__module__].PAPER  # type: ignore[no-any-return]
@@ -356,14 +445,26 @@ def _parser() -> tuple[Parser, dict[str, Command]]:
 
     leaf(commands, "demo", _demo, _first_line(_demo), demo)
     leaf(commands, "train", _train, _first_line(_train), network_of, load_data, training)
-    by_method = Parser(description="Train a student by a method; `limbeck distill METHOD --help` has its options.")
-    commands.add_subcommand("distill", by_method, help="train a student by a method")
-    by_method_commands = by_method.add_subcommands(metavar="METHOD")
-    for name in methods.__all__:
-        function = find(name)
-        does = _distiller(name)
-        groups: list[Callable[..., Any]] = [student_of, *_teacher_group(function), function, load_data, training]
-        leaf(by_method_commands, f"distill {name}", does, _first_line(function), *groups)
+    for word, do, last in (("distill", _distill, training), ("check", _check, doubts)):
+        by_method = Parser(description=f"{_first_line(do)} `limbeck {word} METHOD --help` has its options.")
+        commands.add_subcommand(word, by_method, help=_first_line(do))
+        by_method_commands = by_method.add_subcommands(metavar="METHOD")
+        for name in methods.__all__:
+            function = find(name)
+            groups: list[Callable[..., Any]] = [student_of, *_teacher_group(function), function, load_data, last]
+            leaf(by_method_commands, f"{word} {name}", partial(do, name), _first_line(function), *groups)
+    compared = leaf(
+        commands,
+        "compare",
+        _compare,
+        _first_line(_compare),
+        student_of,
+        possible_teacher_of,
+        load_data,
+        contest,
+        training,
+    )
+    compared.add_argument("methods", type=str, nargs="+", help="each METHOD or METHOD:OPTION=VALUE,VALUE:OPTION=VALUE")
     leaf(commands, "eval", _eval, _first_line(_eval), network_of, load_data)
     shown = leaf(commands, "layers", _layers, _first_line(_layers))
     shown.add_argument("student", type=str, help="a network of `limbeck list networks`")
@@ -378,10 +479,6 @@ def _parser() -> tuple[Parser, dict[str, Command]]:
     cited = leaf(commands, "cite", _cite, _first_line(_cite))
     cited.add_argument("method", type=str, help="a method of `limbeck list methods`")
     return parser, leaves
-
-
-def _distiller(name: str) -> Command:
-    return lambda leaf, config: _distill(name, leaf, config)
 
 
 def _skipped(group: Callable[..., Any]) -> set[str | int]:
@@ -407,10 +504,10 @@ def _teacher_group(function: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 def _teachers(leaf: Namespace, data: datasets.Data) -> nn.Module | list[nn.Module] | None:
     if "peers" in leaf:
-        return [zoo.network(name, data.num_classes, data.shape) for name in _several(leaf.peers)]
+        return [_network(name, data) for name in _several(leaf.peers)]
     if leaf.get("teacher") is None:
         return None
-    return zoo.network(_weighted(leaf.teacher, "teacher"), data.num_classes, data.shape)
+    return _network(_weighted(leaf.teacher, "teacher"), data)
 
 
 def _weighted(name: str, role: str) -> str:

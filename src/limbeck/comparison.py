@@ -160,7 +160,7 @@ def compare(
 
     Example:
         >>> import limbeck
-        >>> from limbeck.compare import compare, grid
+        >>> from limbeck import compare, grid
         >>> data = limbeck.data.load("digits", labels=100)
         >>> teacher = limbeck.zoo.network("mlp-64", 10, data.shape)
         >>> _ = limbeck.fit(limbeck.plain(teacher), limbeck.data.load("digits"), epochs=5)

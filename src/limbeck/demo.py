@@ -14,7 +14,7 @@ from torch import nn
 
 from limbeck import data as datasets
 from limbeck import zoo
-from limbeck.compare import Entry, compare
+from limbeck.comparison import Entry, compare
 from limbeck.data import Data
 from limbeck.engine.fit import fit
 from limbeck.engine.learner import ChanceWarning
