@@ -39,6 +39,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "at": lambda student, teacher, example: limbeck.at(student, teacher, example=example),
     "nst": lambda student, teacher, example: limbeck.nst(student, teacher, example=example),
     "fsp": lambda student, teacher, example: limbeck.fsp(student, as_wide_as_the_student(teacher), example=example),
+    "ab": lambda student, teacher, example: limbeck.ab(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
     "sp": lambda student, teacher, example: limbeck.sp(student, teacher, example=example),
     "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),

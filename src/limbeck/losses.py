@@ -1,5 +1,6 @@
 """Every pure loss, by name: student first, teacher second, then targets."""
 
+from limbeck.methods.ab import activation_boundary as activation_boundary
 from limbeck.methods.adversarial import absolute_error as absolute_error
 from limbeck.methods.at import attention as attention
 from limbeck.methods.dkd import decoupled as dkd

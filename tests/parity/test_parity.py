@@ -145,6 +145,11 @@ def maps(v: Vector) -> tuple[Tensor, Tensor]:
     return tuple(x if list(x.shape[2:]) == grid else F.adaptive_avg_pool2d(x, grid) for x in (v.student, v.teacher))
 
 
+def every_layer(v: Vector) -> tuple[list[Tensor], list[Tensor]]:
+    """The student's and the teacher's features, layer by layer."""
+    return tuple([x for name, x in v.inputs.items() if name.startswith(who)] for who in ("student_", "teacher_"))
+
+
 def flow_pair(v: Vector, who: str) -> tuple[Tensor, Tensor]:
     """A section's first and last maps: on different grids RepDistiller and AberHu take the mean, ours the maximum."""
     first, last = v.inputs[f"{who}_first"], v.inputs[f"{who}_second"]
@@ -233,6 +238,19 @@ PARITY: dict[str, Row] = {
             v.get("reduction")
         ],
         "ours takes the p-th power's mean over a factor's D elements: D^(1/p) for torchdistill's norm of p = 2",
+    ),
+    "ab": Row(
+        lambda v: sum(
+            weight * losses.activation_boundary(s, t, v.get("margin"))
+            for weight, s, t in zip(v.get("layer_weights", [1.0]), *every_layer(v), strict=True)
+        ),
+        lambda v: {
+            "sum": len(v.student),
+            "batchmean": 1.0,
+            "mean_over_elements": 1 / v.student[0].numel(),
+            "sum/B*3/1000": 0.003,
+        }[v.get("reduction", "batchmean")],
+        "ours sums over elements, mean over samples; 3/1000 and the layers' weights are the method's, not the loss's",
     ),
     "rkd_distance": Row(
         lambda v: losses.rkd_distance(*embeddings(v)),

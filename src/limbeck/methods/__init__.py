@@ -1,5 +1,6 @@
 """The methods: one paper, one file."""
 
+from limbeck.methods.ab import ab
 from limbeck.methods.adversarial import adversarial
 from limbeck.methods.at import at
 from limbeck.methods.ban import ban
@@ -18,6 +19,7 @@ from limbeck.methods.sp import sp
 from limbeck.methods.vid import vid
 
 __all__ = [
+    "ab",
     "adversarial",
     "at",
     "ban",
