@@ -144,6 +144,19 @@ def embedding(net: nn.Module, example: Any | None = None, task: Task = classific
     return f"{linear[-1]}:in"
 
 
+def embeddings(
+    student: nn.Module,
+    teacher: nn.Module,
+    layer: str | Pair | None,
+    example: Any | None = None,
+    task: Task = classification,
+) -> Pair:
+    """Return where both networks have their embeddings: ``layer``, one path or a pair, else what `embedding` finds."""
+    if layer is None:
+        return embedding(student, example, task), embedding(teacher, example, task)
+    return (layer, layer) if isinstance(layer, str) else layer
+
+
 def shape_at(net: nn.Module, path: str, example: Any, task: Task = classification) -> Shape:
     """Return the shape of what ``path`` shows for an example."""
     of_example = replace(task, inputs=lambda batch: batch)

@@ -277,6 +277,11 @@ PARITY: dict[str, Row] = {
         lambda v: 1.0,
         "both are the mean over all N² entries",
     ),
+    "pkt": Row(
+        lambda v: losses.probability(v.student, v.teacher),
+        lambda v: 1.0,
+        "both are the mean over all N² entries",
+    ),
 }
 
 
@@ -410,6 +415,13 @@ def similarity_by_sums(v: Vector) -> Tensor:
     return mean_square(*(F.normalize(gram, p=1) for gram in grams))
 
 
+def neighbours_with_epsilon(v: Vector) -> Tensor:
+    eps = v.get("eps")
+    units = (x / (x.norm(dim=1, keepdim=True) + eps) for x in (v.student, v.teacher))
+    p_s, p_t = (similar / similar.sum(1, keepdim=True) for similar in ((1 + x @ x.T) / 2 for x in units))
+    return (p_t * torch.log((p_t + eps) / (p_s + eps))).mean()
+
+
 DEFECTS = [
     Defect(
         "nn.KLDivLoss() divides by the classes too, the labels' term does not: the soft share is 1/K of what it says",
@@ -502,6 +514,11 @@ DEFECTS = [
         "torchdistill divides the rows of the similarities by the sum of their absolute values, not by their length",
         lambda v: v.method == "sp" and v.get("row_norm") == "L1",
         similarity_by_sums,
+    ),
+    Defect(
+        "AberHu adds 1e-6 to lengths and probabilities; the authors, and we, 1e-7",
+        lambda v: v.method == "pkt" and v.get("eps") != 1e-7,
+        neighbours_with_epsilon,
     ),
 ]
 

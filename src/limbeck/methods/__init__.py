@@ -13,6 +13,7 @@ from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
 from limbeck.methods.nst import nst
+from limbeck.methods.pkt import pkt
 from limbeck.methods.plain import plain
 from limbeck.methods.rkd import rkd
 from limbeck.methods.sp import sp
@@ -32,6 +33,7 @@ __all__ = [
     "logits",
     "ls",
     "nst",
+    "pkt",
     "plain",
     "rkd",
     "sp",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.distributed import gather
-from limbeck.layers import embedding
+from limbeck.layers import embeddings
 from limbeck.method import Distill
 from limbeck.numerics import full_precision
 from limbeck.objective import S, T, on
@@ -88,10 +88,7 @@ def rkd(
         example: A batch of inputs, (N, ...), to find the last linear layer that runs; without it the last registered.
         task: How batches are fed and measured.
     """
-    if layer is None:
-        at_s, at_t = embedding(student, example, task), embedding(teacher, example, task)
-    else:
-        at_s, at_t = (layer, layer) if isinstance(layer, str) else layer
+    at_s, at_t = embeddings(student, teacher, layer, example, task)
     places = S[at_s].via(gather), T[at_t].via(gather)
     relations = distance * on(rkd_distance, *places, name="distance") + angle * on(rkd_angle, *places, name="angle")
     return Distill(student, teacher, task.hard + relations, task)
