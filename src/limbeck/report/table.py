@@ -19,7 +19,7 @@ NARROW = 6
 """How many of these columns a terminal of 80 has room for."""
 
 LEGEND = (
-    "Test accuracy in percent: mean and standard deviation over seeds. Difference to the plain student over the same "
+    "Test accuracy in percent, mean ± standard deviation over seeds. Difference to the plain student over the same "
     "seeds, in percentage points, with the 95 % t interval of each on its own; it covers weights and order of the data, "
     "not the choice of test images. p: paired t-test, corrected after Holm for all rows at once; below 0.05 a row helps "
     "or hurts, so an interval without 0 need not be enough. +n seeds: so many more would tell with 80 % probability, if "
