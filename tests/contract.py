@@ -35,6 +35,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "kd": lambda student, teacher, example: limbeck.kd(student, teacher),
     "logits": lambda student, teacher, example: limbeck.logits(student, teacher, hard=0.5),
     "dkd": lambda student, teacher, example: limbeck.dkd(student, teacher),
+    "dist": lambda student, teacher, example: limbeck.dist(student, teacher),
     "fitnets": lambda student, teacher, example: limbeck.fitnets(student, teacher, example=example),
     "at": lambda student, teacher, example: limbeck.at(student, teacher, example=example),
     "nst": lambda student, teacher, example: limbeck.nst(student, teacher, example=example),

@@ -174,6 +174,11 @@ def gaussian(v: Vector) -> Tensor:
     return torch.func.functional_call(loss, {"log_scale": scale}, (mean, v.teacher))
 
 
+def classes_last(v: Vector) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) or (N, K, H, W) with the classes as ours has them."""
+    return v.student.movedim(1, -1), v.teacher.movedim(1, -1)
+
+
 PARITY: dict[str, Row] = {
     "kd_hinton": Row(
         lambda v: losses.soft_target(v.student, v.teacher, v.temperature),
@@ -281,6 +286,11 @@ PARITY: dict[str, Row] = {
         lambda v: losses.probability(v.student, v.teacher),
         lambda v: 1.0,
         "both are the mean over all N² entries",
+    ),
+    "dist": Row(
+        lambda v: losses.dist(*classes_last(v), v.get("beta"), v.get("gamma"), v.get("tau")),
+        lambda v: 1.0,
+        "both are the mean over samples and the mean over classes, times T²",
     ),
 }
 
@@ -422,6 +432,23 @@ def neighbours_with_epsilon(v: Vector) -> Tensor:
     return (p_t * torch.log((p_t + eps) / (p_s + eps))).mean()
 
 
+def correlations_of_cosines(v: Vector) -> Tensor:
+    def correlation(over: int) -> Tensor:
+        p = ((z / v.get("tau")).softmax(1) for z in (v.student, v.teacher))
+        return F.cosine_similarity(*(x - x.mean(over, keepdim=True) for x in p), dim=over, eps=1e-8).mean()
+
+    return v.get("tau") ** 2 * (v.get("beta") * (1 - correlation(1)) + v.get("gamma") * (1 - correlation(0)))
+
+
+def correlations_of_constants(v: Vector) -> Tensor:
+    def correlation(over: int) -> Tensor:
+        p_s, p_t = ((z / v.get("tau")).softmax(1) for z in (v.student, v.teacher))
+        a, b = (x - x.mean(over, keepdim=True) for x in (p_s, p_t))
+        return ((a * b).sum(over) / (a.norm(dim=over) * b.norm(dim=over) + 1e-8)).mean()
+
+    return v.get("tau") ** 2 * (v.get("beta") * (1 - correlation(1)) + v.get("gamma") * (1 - correlation(0)))
+
+
 DEFECTS = [
     Defect(
         "nn.KLDivLoss() divides by the classes too, the labels' term does not: the soft share is 1/K of what it says",
@@ -519,6 +546,17 @@ DEFECTS = [
         "AberHu adds 1e-6 to lengths and probabilities; the authors, and we, 1e-7",
         lambda v: v.method == "pkt" and v.get("eps") != 1e-7,
         neighbours_with_epsilon,
+    ),
+    Defect(
+        "torchdistill keeps each length above 1e-8; the authors, and we, add 1e-8 to their product",
+        lambda v: v.method == "dist" and "torchdistill" in v.case["variant"],
+        correlations_of_cosines,
+    ),
+    Defect(
+        "where the student's probabilities do not vary, the epsilon of the authors divides its gradient; ours has none",
+        lambda v: v.method == "dist" and not v.student.any() and "torchdistill" not in v.case["variant"],
+        correlations_of_constants,
+        gradient_only=True,
     ),
 ]
 
