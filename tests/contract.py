@@ -49,6 +49,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "ban": lambda student, teacher, example: limbeck.ban(student, teacher, generations=2),
     "vid": lambda student, teacher, example: limbeck.vid(student, teacher, example=example),
     "ft": lambda student, teacher, example: limbeck.ft(student, teacher, paraphraser_share=0.25, example=example),
+    "ofd": lambda student, teacher, example: limbeck.ofd(student, teacher, example=example),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # its teachers are untrained

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor, distributed
 
 
+def place() -> tuple[int, int]:
+    """Return this process's rank and the number of processes; (0, 1) alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
 def gather(samples: Tensor) -> Tensor:
     """Return this tensor's rows from every process, in the order of the ranks; alone, the tensor itself.
 
@@ -15,10 +22,11 @@ def gather(samples: Tensor) -> Tensor:
     Args:
         samples: (N, ...), the same N everywhere.
     """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+    _, world = place()
+    if world == 1:
         return samples
     if not samples.requires_grad:
-        rows = [torch.empty_like(samples) for _ in range(distributed.get_world_size())]
+        rows = [torch.empty_like(samples) for _ in range(world)]
         distributed.all_gather(rows, samples.contiguous())
         return torch.cat(rows)
     from torch.distributed.nn.functional import all_gather

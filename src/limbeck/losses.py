@@ -17,6 +17,7 @@ from limbeck.methods.kd import soft_target as soft_target
 from limbeck.methods.logits import logit_regression as logit_regression
 from limbeck.methods.ls import label_smoothing as label_smoothing
 from limbeck.methods.nst import neuron_selectivity as neuron_selectivity
+from limbeck.methods.ofd import margin_relu as margin_relu
 from limbeck.methods.pkt import probability as probability
 from limbeck.methods.rkd import rkd_angle as rkd_angle
 from limbeck.methods.rkd import rkd_distance as rkd_distance

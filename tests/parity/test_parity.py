@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck import losses
+from limbeck.methods.ofd import margins
 from limbeck.methods.vid import Gaussian
 from limbeck.nets.connectors import pointwise
 
@@ -179,6 +180,16 @@ def classes_last(v: Vector) -> tuple[Tensor, Tensor]:
     return v.student.movedim(1, -1), v.teacher.movedim(1, -1)
 
 
+def margin(v: Vector) -> Tensor | float:
+    """The peer's margin: given, without one, or AberHu's: the mean of the batch's negative responses in each channel."""
+    if "aux_margin" in v.inputs:
+        return v.inputs["aux_margin"]
+    if v.get("margin") is None:
+        return -math.inf
+    below = v.teacher < 0
+    return v.teacher.where(below, 0.0).sum((0, 2, 3)) / (below.sum((0, 2, 3)) + 1e-6)
+
+
 PARITY: dict[str, Row] = {
     "kd_hinton": Row(
         lambda v: losses.soft_target(v.student, v.teacher, v.temperature),
@@ -256,6 +267,21 @@ PARITY: dict[str, Row] = {
             "sum/B*3/1000": 0.003,
         }[v.get("reduction", "batchmean")],
         "ours sums over elements, mean over samples; 3/1000 and the layers' weights are the method's, not the loss's",
+    ),
+    "ofd": Row(
+        lambda v: losses.margin_relu(v.student, v.teacher, margin(v)),
+        lambda v: {
+            "sum": len(v.student),
+            "batchmean": 1.0,
+            "sum/B/1000": 1e-3,
+            "mean_over_elements": 1 / v.student[0].numel(),
+        }[v.get("reduction")],
+        "ours is the sum over elements, mean over samples; the authors divide by samples and 1000 in their training script",
+    ),
+    "ofd_margin": Row(
+        lambda v: margins(v.inputs["teacher_bn_weight"], v.inputs["teacher_bn_bias"]).float().to(v.dtype).sum(),
+        lambda v: 1.0,
+        "the authors keep each margin in float32",
     ),
     "rkd_distance": Row(
         lambda v: losses.rkd_distance(*embeddings(v)),

@@ -14,6 +14,7 @@ from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
 from limbeck.methods.nst import nst
+from limbeck.methods.ofd import ofd
 from limbeck.methods.pkt import pkt
 from limbeck.methods.plain import plain
 from limbeck.methods.rkd import rkd
@@ -35,6 +36,7 @@ __all__ = [
     "logits",
     "ls",
     "nst",
+    "ofd",
     "pkt",
     "plain",
     "rkd",

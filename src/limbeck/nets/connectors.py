@@ -7,6 +7,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.nets.norm import GlobalBatchNorm
+
 Shape = tuple[int, ...]
 
 
@@ -63,6 +65,13 @@ def pointwise(*channels: int) -> nn.Sequential:
     for inputs, outputs in pairwise(channels):
         steps += [nn.Conv2d(inputs, outputs, 1, bias=False), nn.ReLU()]
     return nn.Sequential(*steps[:-1])
+
+
+def normalised(inputs: int, outputs: int, kernel: int = 1) -> nn.Sequential:
+    """Return a convolution that keeps the grid, without bias and started as He's (fan-out), and a batch norm."""
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, GlobalBatchNorm(outputs))
 
 
 def _pooled(maps: Tensor, grid: tuple[int, int]) -> Tensor:
