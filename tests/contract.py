@@ -41,6 +41,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "nst": lambda student, teacher, example: limbeck.nst(student, teacher, example=example),
     "fsp": lambda student, teacher, example: limbeck.fsp(student, as_wide_as_the_student(teacher), example=example),
     "ab": lambda student, teacher, example: limbeck.ab(student, teacher, example=example),
+    "review": lambda student, teacher, example: limbeck.review(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
     "pkt": lambda student, teacher, example: limbeck.pkt(student, teacher),
     "sp": lambda student, teacher, example: limbeck.sp(student, teacher, example=example),

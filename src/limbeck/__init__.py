@@ -33,6 +33,7 @@ from limbeck.methods import nst as nst
 from limbeck.methods import ofd as ofd
 from limbeck.methods import pkt as pkt
 from limbeck.methods import plain as plain
+from limbeck.methods import review as review
 from limbeck.methods import rkd as rkd
 from limbeck.methods import sp as sp
 from limbeck.methods import vid as vid

@@ -19,6 +19,7 @@ from limbeck.methods.ls import label_smoothing as label_smoothing
 from limbeck.methods.nst import neuron_selectivity as neuron_selectivity
 from limbeck.methods.ofd import margin_relu as margin_relu
 from limbeck.methods.pkt import probability as probability
+from limbeck.methods.review import hierarchical_context as review
 from limbeck.methods.rkd import rkd_angle as rkd_angle
 from limbeck.methods.rkd import rkd_distance as rkd_distance
 from limbeck.methods.sp import similarity as similarity

@@ -39,3 +39,14 @@ class Stage:
 def linear(start: float, end: float) -> Callable[[float], float]:
     """Return a weight that goes from ``start`` to ``end`` linearly over the training progress."""
     return lambda progress: start + (end - start) * progress
+
+
+def rising(warmup: float) -> Callable[[float], float]:
+    """Return a factor that goes from 1/20 to 1 in the first ``warmup`` of the training, and stays there.
+
+    1/20 is the first of 20 epochs of warm-up, as ReviewKD and DKD have it: a weight of 0 would leave the term out.
+
+    Args:
+        warmup: A share of the training, in (0, 1].
+    """
+    return lambda progress: min(1.0, 1 / 20 + progress / warmup)

@@ -283,6 +283,15 @@ PARITY: dict[str, Row] = {
         lambda v: 1.0,
         "the authors keep each margin in float32",
     ),
+    "reviewkd_hcl": Row(
+        lambda v: sum(
+            losses.review(x, v.inputs[name.replace("student", "teacher")])
+            for name, x in v.inputs.items()
+            if name.startswith("student_")
+        ),
+        lambda v: 1.0,
+        "both are the weighted mean over levels of the mean over elements; peers with several layers sum over them",
+    ),
     "rkd_distance": Row(
         lambda v: losses.rkd_distance(*embeddings(v)),
         lambda v: v.get("weight", 1.0),

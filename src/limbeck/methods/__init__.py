@@ -17,6 +17,7 @@ from limbeck.methods.nst import nst
 from limbeck.methods.ofd import ofd
 from limbeck.methods.pkt import pkt
 from limbeck.methods.plain import plain
+from limbeck.methods.review import review
 from limbeck.methods.rkd import rkd
 from limbeck.methods.sp import sp
 from limbeck.methods.vid import vid
@@ -39,6 +40,7 @@ __all__ = [
     "ofd",
     "pkt",
     "plain",
+    "review",
     "rkd",
     "sp",
     "vid",

@@ -1,0 +1,136 @@
+"""ReviewKD: knowledge review.
+
+Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044; official code
+dvlab-research/ReviewKD.
+
+Where we differ from the authors' code: the pyramid pools the difference once instead of both maps; we compare the ends of
+the stages as they are, where theirs for CIFAR takes the teacher's before the ReLU (name ``relu:in`` for that) and adds the
+pooled embedding as one more stage; fusions normalise by the global batch; the warm-up rises with every batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.layers import paired, shape_at
+from limbeck.method import Distill
+from limbeck.nets.fusion import Fusion
+from limbeck.numerics import full_precision, same_shape
+from limbeck.objective import S, T, on
+from limbeck.paper import Paper
+from limbeck.stage import rising
+from limbeck.task import Task, classification
+
+PAPER = Paper(
+    key="chen2021distilling",
+    title="Distilling Knowledge via Knowledge Review",
+    authors="Chen, Pengguang and Liu, Shu and Zhao, Hengshuang and Jia, Jiaya",
+    venue="CVPR",
+    year=2021,
+    arxiv="2104.09044",
+    matches="features, fused from the deepest up",
+    teacher="frozen network",
+)
+
+LEVELS = (4, 2, 1)
+
+
+@full_precision
+def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
+    """Hierarchical context loss: the squared error of the maps and of their pooled versions, weighted mean.
+
+    Σ_l w_l mean (pool_l(s) − pool_l(t))² / Σ_l w_l, over the map itself, w = 1, and grids of 4x4, 2x2 and 1x1 that are
+    smaller than it, each with half the weight of the one before.
+
+    Args:
+        student: Fused features, (N, C, H, W).
+        teacher: The teacher's, of the same shape.
+    """
+    same_shape("features", student, teacher)
+    if student.ndim != 4:
+        raise ValueError(f"a pyramid needs features (N, C, H, W), got shape {tuple(student.shape)}")
+    pooled = difference = student - teacher  # pooling is linear
+    side = min(difference.shape[2:])
+    # grids that divide the map nest: each is pooled from the one before
+    nested = all(size % LEVELS[0] == 0 for size in difference.shape[2:])
+    loss, weight, weights = difference.square().mean(), 1.0, 1.0
+    for level in LEVELS:
+        if level < side:
+            pooled = F.adaptive_avg_pool2d(pooled if nested else difference, level)
+            weight /= 2
+            weights += weight
+            loss = loss + weight * pooled.square().mean()
+    return loss / weights
+
+
+class Review(nn.Module):
+    """Fuses a student's layers from the deepest up, and compares each fusion with the teacher's layer.
+
+    Args:
+        students: Channels of the student's layers, from shallow to deep.
+        teachers: Channels of the teacher's.
+        middle: Channels of what passes from fusion to fusion.
+    """
+
+    def __init__(self, students: Sequence[int], teachers: Sequence[int], middle: int) -> None:
+        super().__init__()
+        deepest = len(students) - 1
+        self.fusions = nn.ModuleList(
+            Fusion(c_s, middle, c_t, deepest=index == deepest)
+            for index, (c_s, c_t) in enumerate(zip(students, teachers, strict=True))
+        )
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Return the sum of `hierarchical_context` over the layers: the student's maps first, then the teacher's."""
+        depth = len(self.fusions)
+        below, losses = None, []
+        for index in reversed(range(depth)):
+            target = maps[depth + index]
+            fused, below = self.fusions[index](maps[index], below, target.shape[2:])
+            losses.append(hierarchical_context(fused, target))
+        return sum(losses[1:], losses[0])
+
+
+def review(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    layers: Sequence[tuple[str, str]] | None = None,
+    context: float = 5.0,
+    warmup: float = 1 / 12,
+    middle: int | None = None,
+    example: Tensor,
+    task: Task = classification,
+) -> Distill:
+    """Let each of the student's stages, fused with all the deeper ones, tell what the teacher's does.
+
+    L = CE(y, z_s) + r · context · Σ_j HCL(fusion_j(s_j, fusion_{j+1}), t_j), from the deepest layer up. The fusions train
+    with the student and stay behind. r rises from 1/20 to 1 during the warm-up; a loop of your own has to pass ``progress``
+    to `limbeck.play`, or r stays there.
+
+    Args:
+        student: The network to train.
+        teacher: The network to learn from.
+        layers: Pairs of student and teacher layers, from shallow to deep; by default the ends of the stages, paired by
+            `limbeck.pairs`.
+        context: Weight of the sum over layers; 5 as in the authors' code for most pairs on CIFAR-100 (0.6 to 8).
+        warmup: The share of the training in which the term rises to its weight; 20 of 240 epochs as the authors'. 0 for
+            none.
+        middle: Channels of what passes from fusion to fusion; the deepest layer's, at most 512, as in the authors' code.
+        example: A batch of inputs, (N, ...), from which the fusions get their channels.
+        task: How batches are fed and measured.
+    """
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup is a share of the training and must lie in [0, 1], got {warmup}")
+    pairs = paired(student, teacher, layers, example, task, maps=True)
+    students = [shape_at(student, s, example, task)[1] for s, _ in pairs]
+    teachers = [shape_at(teacher, t, example, task)[1] for _, t in pairs]
+    middle = min(512, students[-1]) if middle is None else middle
+    if middle < 1:
+        raise ValueError(f"middle, the channels between fusions, must be at least 1, got {middle}")
+    places = [*(S[s] for s, _ in pairs), *(T[t] for _, t in pairs)]
+    reviewing = context * on(Review(students, teachers, middle), *places, name="context")
+    return Distill(student, teacher, task.hard + (rising(warmup) if warmup else 1.0) * reviewing, task)

@@ -1,0 +1,51 @@
+"""ReviewKD's fusion of a student's layer with what the deeper ones have told."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.nets.norm import GlobalBatchNorm
+
+
+class Fusion(nn.Module):
+    """The paper's attention-based fusion: a layer and the fusion below it, weighed at each position.
+
+    Args:
+        channels: Of the student's layer.
+        middle: Of what passes from fusion to fusion.
+        outputs: Of the teacher's layer.
+        deepest: There is nothing below to fuse with.
+    """
+
+    def __init__(self, channels: int, middle: int, outputs: int, deepest: bool = False) -> None:
+        super().__init__()
+        self.enter = _normed(channels, middle, 1)
+        self.leave = _normed(middle, outputs, 3)
+        self.attend = None if deepest else nn.Conv2d(2 * middle, 2, 1)
+
+    def forward(self, maps: Tensor, below: Tensor | None, grid: torch.Size) -> tuple[Tensor, Tensor]:
+        """Return what is compared with the teacher, (N, outputs, *grid), and what passes on, (N, middle, H, W).
+
+        Args:
+            maps: The student's layer, (N, channels, H, W).
+            below: What the deeper fusion passes on; None for the deepest.
+            grid: The size of the teacher's map.
+        """
+        fused: Tensor = self.enter(maps)
+        if self.attend is not None and below is not None:
+            below = _resized(below, fused.shape[2:])
+            own, other = self.attend(torch.cat([fused, below], 1)).sigmoid().split(1, dim=1)
+            fused = own * fused + other * below
+        return self.leave(_resized(fused, grid)), fused
+
+
+def _normed(channels: int, outputs: int, kernel: int) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, outputs, kernel, padding=kernel // 2, bias=False)
+    nn.init.kaiming_uniform_(convolution.weight, a=1)
+    return nn.Sequential(convolution, GlobalBatchNorm(outputs))
+
+
+def _resized(maps: Tensor, grid: torch.Size) -> Tensor:
+    return maps if maps.shape[2:] == grid else F.interpolate(maps, grid, mode="nearest")
