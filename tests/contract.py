@@ -39,6 +39,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "fitnets": lambda student, teacher, example: limbeck.fitnets(student, teacher, example=example),
     "at": lambda student, teacher, example: limbeck.at(student, teacher, example=example),
     "nst": lambda student, teacher, example: limbeck.nst(student, teacher, example=example),
+    "cwd": lambda student, teacher, example: limbeck.cwd(student, teacher, example=example),
     "fsp": lambda student, teacher, example: limbeck.fsp(student, as_wide_as_the_student(teacher), example=example),
     "ab": lambda student, teacher, example: limbeck.ab(student, teacher, example=example),
     "review": lambda student, teacher, example: limbeck.review(student, teacher, example=example),

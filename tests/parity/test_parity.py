@@ -327,6 +327,11 @@ PARITY: dict[str, Row] = {
         lambda v: 1.0,
         "both are the mean over samples and the mean over classes, times T²",
     ),
+    "cwd": Row(
+        lambda v: losses.channelwise(v.student, v.teacher, v.temperature),
+        lambda v: 1.0,
+        "both are the sum over positions, the mean over channels and samples, with T²",
+    ),
 }
 
 
@@ -484,6 +489,13 @@ def correlations_of_constants(v: Vector) -> Tensor:
     return v.get("tau") ** 2 * (v.get("beta") * (1 - correlation(1)) + v.get("gamma") * (1 - correlation(0)))
 
 
+def channels_by_squares(v: Vector) -> Tensor:
+    if "spatial means" in v.text:
+        return mean_square(v.student.mean((2, 3)), v.teacher.mean((2, 3)))
+    positions = v.student[0, 0].numel()
+    return positions * mean_square(*(x.flatten(2).softmax(2) for x in (v.student, v.teacher)))
+
+
 DEFECTS = [
     Defect(
         "nn.KLDivLoss() divides by the classes too, the labels' term does not: the soft share is 1/K of what it says",
@@ -592,6 +604,11 @@ DEFECTS = [
         lambda v: v.method == "dist" and not v.student.any() and "torchdistill" not in v.case["variant"],
         correlations_of_constants,
         gradient_only=True,
+    ),
+    Defect(
+        "TorchDistiller's 'mse' is the squared difference of the softmaxes, without temperature, or of the means: no CWD",
+        lambda v: v.method == "cwd" and v.get("divergence") == "mse",
+        channels_by_squares,
     ),
 ]
 

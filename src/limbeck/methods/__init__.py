@@ -4,6 +4,7 @@ from limbeck.methods.ab import ab
 from limbeck.methods.adversarial import adversarial
 from limbeck.methods.at import at
 from limbeck.methods.ban import ban
+from limbeck.methods.cwd import cwd
 from limbeck.methods.dist import dist
 from limbeck.methods.dkd import dkd
 from limbeck.methods.dml import dml
@@ -27,6 +28,7 @@ __all__ = [
     "adversarial",
     "at",
     "ban",
+    "cwd",
     "dist",
     "dkd",
     "dml",
