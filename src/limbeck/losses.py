@@ -13,6 +13,9 @@ from limbeck.methods.dkd import dkd_target as dkd_target
 from limbeck.methods.fitnets import hint as hint
 from limbeck.methods.fsp import flow_distance as fsp
 from limbeck.methods.ft import factor as factor
+from limbeck.methods.gradient import feature_gradient as feature_gradient
+from limbeck.methods.gradient import gradient_attention as gradient_attention
+from limbeck.methods.gradient import gradient_symmetry as gradient_symmetry
 from limbeck.methods.kd import soft_cross_entropy as soft_cross_entropy
 from limbeck.methods.kd import soft_target as soft_target
 from limbeck.methods.logits import logit_regression as logit_regression

@@ -11,6 +11,7 @@ from limbeck.methods.dml import dml
 from limbeck.methods.fitnets import fitnets
 from limbeck.methods.fsp import fsp
 from limbeck.methods.ft import ft
+from limbeck.methods.gradient import gradient
 from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
@@ -35,6 +36,7 @@ __all__ = [
     "fitnets",
     "fsp",
     "ft",
+    "gradient",
     "kd",
     "logits",
     "ls",

@@ -1,0 +1,196 @@
+"""Gradient-based attention transfer.
+
+Zagoruyko, Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks
+via Attention Transfer", ICLR 2017, arXiv 1612.03928, section 3.2. The official code has no gradients.
+
+The gradients are those of the sum over samples, so that they do not shrink with the batch; both networks run in full
+precision. In the student's batch norm, a sample's gradient depends on the others of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from limbeck.frozen import frozen
+from limbeck.layers import paired
+from limbeck.method import Method, Turn
+from limbeck.methods.at import PAPER as ATTENTION_TRANSFER
+from limbeck.methods.at import attention as attention_distance
+from limbeck.objective import Objective, S, Scene, T, X, Y, on
+from limbeck.task import UNLABELLED, Batch, Task, classification
+
+PAPER = replace(ATTENTION_TRANSFER, matches="gradients of the loss")
+
+FLIPPED, FLIPPED_X = S.of("flipped"), X.of("flipped_input")
+"""The student's output for the mirrored inputs, and these."""
+
+
+def gradient_attention(student: Tensor, teacher: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    """‖∂CE(z_s, y)/∂x − ∂CE(z_t, y)/∂x‖², the sum over an input's entries, mean over samples.
+
+    It is differentiated twice: z_s and z_t must have been computed from these ``inputs``, which require a gradient. The
+    teacher's gradient is a constant; a sample without label has none.
+
+    Args:
+        student: Logits, (N, K).
+        teacher: Logits, (N, K).
+        inputs: x, (N, ...), with ``requires_grad_()`` before both forward passes.
+        targets: Class indices, (N); -100 is "no label".
+    """
+    j_s = loss_gradient("student", student, targets, inputs)
+    j_t = loss_gradient("teacher", teacher, targets, inputs, constant=True)
+    return (j_s - j_t).square().sum() / len(inputs)
+
+
+def feature_gradient(
+    student: Tensor,
+    teacher: Tensor,
+    student_features: Tensor,
+    teacher_features: Tensor,
+    targets: Tensor,
+    power: float = 2,
+) -> Tensor:
+    """`limbeck.losses.attention` of the gradients ∂CE/∂F: where a layer matters to the loss; it is differentiated twice.
+
+    Args:
+        student: Logits, (N, K).
+        teacher: Logits, (N, K).
+        student_features: F_s, (N, C_s, H_s, W_s), from which the student's logits were computed.
+        teacher_features: F_t, (N, C_t, H_t, W_t), from which the teacher's were; they must require a gradient too.
+        targets: Class indices, (N); -100 is "no label".
+        power: p of the attention maps.
+    """
+    j_s = loss_gradient("student", student, targets, student_features)
+    j_t = loss_gradient("teacher", teacher, targets, teacher_features, constant=True)
+    return attention_distance(j_s, j_t, power)
+
+
+def gradient_symmetry(
+    student: Tensor, inputs: Tensor, flipped: Tensor, flipped_inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """‖J(x) − flip(J(flip(x)))‖² with J = ∂CE(z_s, y)/∂x: a mirrored image has mirrored gradients. There is no teacher.
+
+    The sum over an input's entries, mean over samples; it is differentiated twice.
+
+    Args:
+        student: Logits for the inputs, (N, K).
+        inputs: x, (N, C, H, W), with ``requires_grad_()`` before the forward pass.
+        flipped: Logits for the mirrored inputs, (N, K).
+        flipped_inputs: x mirrored along its last axis, from which ``flipped`` was computed.
+        targets: Class indices, (N); -100 is "no label".
+    """
+    j = loss_gradient("student", student, targets, inputs)
+    j_flipped = loss_gradient("student", flipped, targets, flipped_inputs)
+    return (j - j_flipped.flip(-1)).square().sum() / len(inputs)
+
+
+class Gradient(Method):
+    """A student that follows an objective in sight of gradients with respect to the inputs and all that is between.
+
+    Args:
+        student: The network to train.
+        teacher: The network to learn from.
+        objective: The weighted sum to descend; besides the usual places it may read `FLIPPED` and `FLIPPED_X`.
+        task: How batches are fed and measured; the inputs must be one tensor.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, objective: Objective, task: Task = classification
+    ) -> None:
+        super().__init__()
+        self.student, self.teacher, self.objective, self.task = student, frozen(teacher), objective, task
+
+    def players(self) -> dict[str, list[nn.Module]]:
+        """Return the student with the adapters of its objective."""
+        return {"student": [self.student, self.objective]}
+
+    def scene(self, batch: Batch, progress: float = 0.0) -> Scene:
+        """Return what the objective sees of a batch: every output depends on the scene's own inputs."""
+        given = self.task.inputs(batch)
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            raise TypeError(
+                "gradients with respect to the inputs need inputs that are one tensor of floating-point numbers"
+            )
+        x = given.detach().requires_grad_()
+        scene: dict[str, Any] = {"progress": progress, "input": x, "target": self.task.target(batch)}
+        roles = self.objective.roles()
+        # by double backward, float16 would under- and overflow
+        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            if "teacher" in roles:
+                scene["teacher"] = self._look(self.teacher, x, self.objective.paths("teacher"))
+            scene["student"] = self._look(self.student, x, self.objective.paths("student"))
+            if "flipped" in roles:
+                scene["flipped_input"] = x.flip(-1)
+                scene["flipped"] = self._look(self.student, scene["flipped_input"], self.objective.paths("student"))
+        return scene
+
+    def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
+        """Let the student descend the objective."""
+        yield Turn("student", self.objective(self.scene(batch, progress)))
+
+    def _look(self, net: nn.Module, x: Tensor, paths: set[str]) -> dict[str, Tensor]:
+        return replace(self.task, inputs=lambda batch: batch).look(net, x, paths)
+
+
+def gradient(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    attention: float = 1.0,
+    feature: float = 0.0,
+    symmetry: float = 0.0,
+    layers: Sequence[tuple[str, str]] | None = None,
+    power: float = 2,
+    example: Tensor | None = None,
+    task: Task = classification,
+) -> Gradient:
+    """Let the student's loss depend on its inputs as the teacher's does.
+
+    L = CE(y, z_s) + attention · ‖J_s − J_t‖² + feature · Σ_j mean (q_s^j − q_t^j)² + symmetry · ‖J_s − flip J_s(flip x)‖².
+    J = ∂CE/∂x; q are the attention maps of ∂CE/∂F_j, each of length 1.
+
+    A step costs two to three of `kd`, for its second derivatives; attention to activations (`at`) has none.
+
+    Args:
+        student: The network to train.
+        teacher: The network to learn from.
+        attention: Weight of the inputs' gradients, the paper's β/2, with the sum over an input's entries and the mean over
+            samples; 1 is ours, none is published. Choose it so that the term is 10 to 30 % of the labels' at the start.
+        feature: Weight of each pair's gradients; 0, and at's 1000 is of the right order.
+        symmetry: Weight of the flip symmetry, which needs no teacher but a second forward pass; 0.
+        layers: Pairs of student and teacher layers for ``feature``; by default the ends of the stages, paired by
+            `limbeck.pairs`.
+        power: p of the attention maps of ``feature``.
+        example: A batch of inputs, (N, ...), needed for ``feature`` where ``layers`` are not named.
+        task: How batches are fed and measured.
+    """
+    if layers is not None and feature == 0:
+        raise ValueError("layers are for the gradients at features, but feature is 0: give it a weight, feature=1000")
+    objective = task.hard + attention * on(gradient_attention, S, T, X, Y, name="attention")
+    for s, t in paired(student, teacher, layers, example, task, maps=True) if feature else ():
+        places = S, T, S[s], T[t], Y
+        objective += feature * on(feature_gradient, *places, name=f"feature.{s}", power=power)
+    objective += symmetry * on(gradient_symmetry, S, X, FLIPPED, FLIPPED_X, Y, name="symmetry")
+    return Gradient(student, teacher, objective, task)
+
+
+def loss_gradient(who: str, outputs: Tensor, targets: Tensor, place: Tensor, *, constant: bool = False) -> Tensor:
+    """∂ Σ CE / ∂place, which can be differentiated again unless it is to be a constant."""
+    slope: Tensor | None = None
+    if outputs.requires_grad and place.requires_grad:
+        with torch.autocast(outputs.device.type, enabled=False):
+            wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            loss = F.cross_entropy(wide, targets, reduction="sum", ignore_index=UNLABELLED)
+            (slope,) = torch.autograd.grad(loss, place, create_graph=not constant, retain_graph=True, allow_unused=True)
+    if slope is None:
+        raise ValueError(
+            f"the {who}'s outputs do not depend on the tensor given: call inputs.requires_grad_() before the forward pass, "
+            "not under no_grad, and give the very tensor that the outputs were computed from"
+        )
+    return slope.to(torch.promote_types(slope.dtype, torch.float32))
