@@ -99,7 +99,6 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "ft": STAGED,
     "ab": STAGED,
     "at": f"{ORDINARY} --layers [[layer1,layer1],[layer2,layer2]]",
-    "ab": "--student resnet8 --teacher resnet14@random --epochs 2",
     "gradient": f"--student mlp-16 {CONTROL}",
     "rkd": f"--student mlp-16 {CONTROL}",
     "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
