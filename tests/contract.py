@@ -46,6 +46,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "gradient": lambda student, teacher, example: limbeck.gradient(
         student, teacher, feature=9.0, symmetry=0.5, example=example
     ),
+    "mgd": lambda student, teacher, example: limbeck.mgd(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
     "pkt": lambda student, teacher, example: limbeck.pkt(student, teacher),
     "sp": lambda student, teacher, example: limbeck.sp(student, teacher, example=example),

@@ -31,6 +31,7 @@ from limbeck.methods import gradient as gradient
 from limbeck.methods import kd as kd
 from limbeck.methods import logits as logits
 from limbeck.methods import ls as ls
+from limbeck.methods import mgd as mgd
 from limbeck.methods import nst as nst
 from limbeck.methods import ofd as ofd
 from limbeck.methods import pkt as pkt

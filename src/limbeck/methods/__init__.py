@@ -15,6 +15,7 @@ from limbeck.methods.gradient import gradient
 from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
+from limbeck.methods.mgd import mgd
 from limbeck.methods.nst import nst
 from limbeck.methods.ofd import ofd
 from limbeck.methods.pkt import pkt
@@ -40,6 +41,7 @@ __all__ = [
     "kd",
     "logits",
     "ls",
+    "mgd",
     "nst",
     "ofd",
     "pkt",
