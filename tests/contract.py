@@ -48,6 +48,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     ),
     "mgd": lambda student, teacher, example: limbeck.mgd(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
+    "cc": lambda student, teacher, example: limbeck.cc(student, teacher, example=example),
     "pkt": lambda student, teacher, example: limbeck.pkt(student, teacher),
     "sp": lambda student, teacher, example: limbeck.sp(student, teacher, example=example),
     "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),

@@ -3,6 +3,7 @@
 from limbeck.methods.ab import activation_boundary as activation_boundary
 from limbeck.methods.adversarial import absolute_error as absolute_error
 from limbeck.methods.at import attention as attention
+from limbeck.methods.cc import correlation as correlation
 from limbeck.methods.cwd import channelwise as channelwise
 from limbeck.methods.dist import dist_inter as dist_inter
 from limbeck.methods.dist import dist_intra as dist_intra

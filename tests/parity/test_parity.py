@@ -332,6 +332,11 @@ PARITY: dict[str, Row] = {
         lambda v: 1.0,
         "both are the sum over positions, the mean over channels and samples, with T²",
     ),
+    "cc": Row(
+        lambda v: losses.correlation(v.student, v.teacher, v.get("gamma", 0.4), v.get("P_order", 2)),
+        lambda v: 1.0,
+        "both are the mean over all N² entries",
+    ),
 }
 
 
@@ -496,6 +501,24 @@ def channels_by_squares(v: Vector) -> Tensor:
     return positions * mean_square(*(x.flatten(2).softmax(2) for x in (v.student, v.teacher)))
 
 
+def correlation_norm(v: Vector) -> Tensor:
+    def correlations(x: Tensor) -> Tensor:
+        gram = x @ x.T
+        if v.get("kernel") == "bilinear":
+            return gram
+        series = sum((2 * v.get("gamma") * gram) ** p / math.factorial(p) for p in range(v.get("P_order") + 1))
+        return math.exp(-2 * v.get("gamma")) * series
+
+    pair = (x if v.get("kernel") == "bilinear" else F.normalize(x) for x in (v.student, v.teacher))
+    k_s, k_t = map(correlations, pair)
+    return (k_s - k_t).norm() / len(v.student) ** 2
+
+
+def differences_of_neighbours(v: Vector) -> Tensor:
+    difference = (v.student - v.teacher).abs()
+    return (difference[:-1] * difference[1:]).sum(1).mean()
+
+
 DEFECTS = [
     Defect(
         "nn.KLDivLoss() divides by the classes too, the labels' term does not: the soft share is 1/K of what it says",
@@ -609,6 +632,16 @@ DEFECTS = [
         "TorchDistiller's 'mse' is the squared difference of the softmaxes, without temperature, or of the means: no CWD",
         lambda v: v.method == "cwd" and v.get("divergence") == "mse",
         channels_by_squares,
+    ),
+    Defect(
+        "torchdistill takes the norm over N² in place of the mean square; its bilinear kernel is the Gram matrix",
+        lambda v: v.method == "cc" and v.get("reduction").startswith("Frobenius norm"),
+        correlation_norm,
+    ),
+    Defect(
+        "RepDistiller's CC multiplies |f_s − f_t| of neighbours in the batch, and so depends on their order",
+        lambda v: v.method == "cc" and v.get("kernel") is None,
+        differences_of_neighbours,
     ),
 ]
 

@@ -4,6 +4,7 @@ from limbeck.methods.ab import ab
 from limbeck.methods.adversarial import adversarial
 from limbeck.methods.at import at
 from limbeck.methods.ban import ban
+from limbeck.methods.cc import cc
 from limbeck.methods.cwd import cwd
 from limbeck.methods.dist import dist
 from limbeck.methods.dkd import dkd
@@ -30,6 +31,7 @@ __all__ = [
     "adversarial",
     "at",
     "ban",
+    "cc",
     "cwd",
     "dist",
     "dkd",
