@@ -42,10 +42,10 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "cwd": lambda student, teacher, example: limbeck.cwd(student, teacher, example=example),
     "fsp": lambda student, teacher, example: limbeck.fsp(student, as_wide_as_the_student(teacher), example=example),
     "ab": lambda student, teacher, example: limbeck.ab(student, teacher, example=example),
-    "review": lambda student, teacher, example: limbeck.review(student, teacher, example=example),
     "gradient": lambda student, teacher, example: limbeck.gradient(
         student, teacher, feature=9.0, symmetry=0.5, example=example
     ),
+    "review": lambda student, teacher, example: limbeck.review(student, teacher, example=example),
     "mgd": lambda student, teacher, example: limbeck.mgd(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
     "cc": lambda student, teacher, example: limbeck.cc(student, teacher, example=example),
@@ -53,6 +53,8 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "sp": lambda student, teacher, example: limbeck.sp(student, teacher, example=example),
     "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),
     "adversarial": lambda student, teacher, example: limbeck.adversarial(student, teacher, example=example),
+    "tfkd_reg": lambda student, teacher, example: limbeck.tfkd_reg(student),
+    "tfkd_self": lambda student, teacher, example: limbeck.tfkd_self(student),
     "ban": lambda student, teacher, example: limbeck.ban(student, teacher, generations=2),
     "vid": lambda student, teacher, example: limbeck.vid(student, teacher, example=example),
     "ft": lambda student, teacher, example: limbeck.ft(student, teacher, paraphraser_share=0.25, example=example),

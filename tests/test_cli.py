@@ -102,6 +102,8 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "gradient": f"--student mlp-16 {CONTROL}",
     "rkd": f"--student mlp-16 {CONTROL}",
     "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
+    "tfkd_reg": "--student mlp-16 --mode code",
+    "tfkd_self": "--student mlp-16 --epochs 2",
     "ban": "--student mlp-16 --generations 1 --epochs 2",
 }
 

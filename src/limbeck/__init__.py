@@ -40,6 +40,8 @@ from limbeck.methods import plain as plain
 from limbeck.methods import review as review
 from limbeck.methods import rkd as rkd
 from limbeck.methods import sp as sp
+from limbeck.methods import tfkd_reg as tfkd_reg
+from limbeck.methods import tfkd_self as tfkd_self
 from limbeck.methods import vid as vid
 from limbeck.nets.ensemble import Ensemble as Ensemble
 from limbeck.objective import Loss as Loss

@@ -29,4 +29,5 @@ from limbeck.methods.review import hierarchical_context as review
 from limbeck.methods.rkd import rkd_angle as rkd_angle
 from limbeck.methods.rkd import rkd_distance as rkd_distance
 from limbeck.methods.sp import similarity as similarity
+from limbeck.methods.tfkd import virtual_teacher as virtual_teacher
 from limbeck.task import cross_entropy as cross_entropy

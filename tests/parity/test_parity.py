@@ -85,7 +85,8 @@ class Vector:
     @property
     def share(self) -> float:
         """The weight of the peer's distillation term; the labels have the rest."""
-        alpha = 1.0 if "beta" in self.case["params"] else self.get("alpha")  # a paper's two weights are no shares
+        two_weights = "beta" in self.case["params"]  # a paper's two weights are no shares
+        alpha = 1.0 if two_weights else self.get("alpha", self.get("reg_alpha"))
         return self.get("kd_weight", self.get("distil_weight", 1.0) if alpha is None else alpha)
 
     @property
@@ -175,11 +176,6 @@ def gaussian(v: Vector) -> Tensor:
     return torch.func.functional_call(loss, {"log_scale": scale}, (mean, v.teacher))
 
 
-def classes_last(v: Vector) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) or (N, K, H, W) with the classes as ours has them."""
-    return v.student.movedim(1, -1), v.teacher.movedim(1, -1)
-
-
 def margin(v: Vector) -> Tensor | float:
     """The peer's margin: given, without one, or AberHu's: the mean of the batch's negative responses in each channel."""
     if "aux_margin" in v.inputs:
@@ -188,6 +184,11 @@ def margin(v: Vector) -> Tensor | float:
         return -math.inf
     below = v.teacher < 0
     return v.teacher.where(below, 0.0).sum((0, 2, 3)) / (below.sum((0, 2, 3)) + 1e-6)
+
+
+def classes_last(v: Vector) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) or (N, K, H, W) with the classes as ours has them."""
+    return v.student.movedim(1, -1), v.teacher.movedim(1, -1)
 
 
 PARITY: dict[str, Row] = {
@@ -219,6 +220,18 @@ PARITY: dict[str, Row] = {
         ),
         lambda v: 1.0,
         "ours spreads ε over all K classes; Tf-KD's ε over the K − 1 wrong ones is ours at ε·K/(K − 1)",
+    ),
+    "tfkd_reg": Row(
+        lambda v: losses.virtual_teacher(
+            v.student, v.labels, v.get("reg_temperature"), v.get("correct_prob"), mode="code"
+        ),
+        lambda v: v.share * v.get("multiplier") * per_class(v),
+        "ours sums over the classes; the authors and KD_Lib divide by them, and the authors' multiplier mends that",
+    ),
+    "tfkd_self": Row(
+        lambda v: losses.soft_target(v.student, v.teacher, v.temperature),
+        lambda v: v.share * v.get("multiplier") * per_class(v),
+        "ours sums over the classes; the authors divide by them, and their multiplier mends that",
     ),
     "logits_mse": Row(
         lambda v: losses.logit_regression(v.student / v.temperature, v.teacher / v.temperature),

@@ -24,6 +24,7 @@ from limbeck.methods.plain import plain
 from limbeck.methods.review import review
 from limbeck.methods.rkd import rkd
 from limbeck.methods.sp import sp
+from limbeck.methods.tfkd import tfkd_reg, tfkd_self
 from limbeck.methods.vid import vid
 
 __all__ = [
@@ -51,5 +52,7 @@ __all__ = [
     "review",
     "rkd",
     "sp",
+    "tfkd_reg",
+    "tfkd_self",
     "vid",
 ]

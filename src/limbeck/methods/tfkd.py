@@ -1,0 +1,145 @@
+"""Teacher-free knowledge distillation: from one's former self, or from a teacher that is written down.
+
+Yuan, Tay, Li, Wang, Feng, "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR 2020,
+arXiv 1909.11723. Authors' code: github.com/yuanli2333/Teacher-free-Knowledge-Distillation.
+
+The code differs from the paper: its divergences are means over the classes too, which a multiplier of 1 to 100 mostly
+undoes, and its virtual teacher is another one, see `virtual_teacher`. Its α and multiplier m are weights of 1 − α and
+α·m/K here: of the labels, and of `soft_target` or of `virtual_teacher` in mode "code".
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.method import Distill
+from limbeck.methods.ban import start_anew
+from limbeck.methods.kd import check_temperature, kd
+from limbeck.methods.ls import label_smoothing
+from limbeck.methods.plain import plain
+from limbeck.numerics import full_precision
+from limbeck.objective import S, Y, on
+from limbeck.paper import Paper
+from limbeck.stage import Stage
+from limbeck.task import UNLABELLED, Task, classification
+
+PAPER = Paper(
+    key="yuan2020revisiting",
+    title="Revisiting Knowledge Distillation via Label Smoothing Regularization",
+    authors="Yuan, Li and Tay, Francis E. H. and Li, Guilin and Wang, Tao and Feng, Jiashi",
+    venue="CVPR",
+    year=2020,
+    arxiv="1909.11723",
+    matches="softened outputs",
+    teacher="the former self, or a virtual one",
+)
+MODES = ("paper", "code")
+
+
+@full_precision
+def virtual_teacher(
+    student: Tensor, targets: Tensor, temperature: float = 20.0, correct: float = 0.99, mode: str = "paper"
+) -> Tensor:
+    """KL from a teacher that gives the label a probability and every other class the same, mean over labelled samples.
+
+    With p_d(y) = a and p_d(k) = (1 − a)/(K − 1) elsewhere:
+
+    - "paper": T² KL(p_d^T ‖ p_s^T), where p_d^T ∝ p_d^(1/T) as if log p_d were logits; the paper does not say.
+    - "code": KL(softmax(p_d/T) ‖ p_s). Probabilities pass for logits, the student is not softened, and there is no T².
+
+    Either target has but two values, so this is `label_smoothing` less a constant. At T = 20, a = 0.99 and K = 100 the
+    label's is 0.0157 and 0.0105: hardly more than uniform.
+
+    Args:
+        student: Logits, (N, K).
+        targets: Class indices, (N); -100 is "no label".
+        temperature: T > 0.
+        correct: a in (1/K, 1), so that the virtual teacher is always right.
+        mode: "paper" or "code".
+    """
+    _check(temperature, correct, mode)
+    classes = student.shape[1]
+    if correct * classes <= 1:
+        raise ValueError(f"correct must be above 1/K = {1 / classes:.4g} for {classes} classes, got {correct}")
+    wrong = (1 - correct) / (classes - 1)
+    gap = (math.log(correct / wrong) if mode == "paper" else correct - wrong) / temperature
+    label = 1 / (1 + (classes - 1) * math.exp(-gap))
+    other = label * math.exp(-gap)
+    entropy = -math.log(label) + (classes - 1) * other * gap
+    softening = temperature if mode == "paper" else 1.0
+    divergence = label_smoothing(student / softening, targets, 1 - (label - other)) - entropy
+    return torch.where((targets != UNLABELLED).any(), softening**2 * divergence, 0.0)
+
+
+def tfkd_reg(
+    student: nn.Module,
+    *,
+    temperature: float = 20.0,
+    correct: float = 0.99,
+    alpha: float = 0.1,
+    mode: str = "paper",
+    task: Task = classification,
+) -> Distill:
+    """Distil a virtual teacher that is always right and otherwise knows nothing.
+
+    L = (1 − α) CE(y, z_s) + α T² KL(p_d^T ‖ p_s^T).
+
+    It is label smoothing in another coat: compare it with `ls`, and call a gain over both knowledge.
+
+    Args:
+        student: The network to train.
+        temperature: T softens the virtual teacher, and in the paper's mode the student; 20 as in the authors' code.
+        correct: a, the virtual teacher's probability of the label; 0.99 as in the authors' code, the paper has 0.9 or more.
+        alpha: The share of the virtual teacher; 0.1 as in the authors' code, where m = 100 undoes the mean over classes.
+        mode: "paper" or "code", see `limbeck.losses.virtual_teacher`.
+        task: How batches are fed and measured.
+    """
+    _check(temperature, correct, mode)
+    _check_share(alpha)
+    options = {"temperature": temperature, "correct": correct, "mode": mode}
+    virtual = on(virtual_teacher, S, Y, name="virtual", **options)
+    return Distill(student, None, (1 - alpha) * task.hard + alpha * virtual, task)
+
+
+def tfkd_self(
+    student: nn.Module, *, temperature: float = 20.0, alpha: float = 0.95, task: Task = classification
+) -> Iterator[Stage]:
+    """Train a network on the labels, then again from scratch with its former self as the teacher.
+
+    L = (1 − α) CE(y, z_s) + α T² KL(p_pre^T ‖ p_s^T), in the second half of the epochs given to `fit`.
+
+    With the former self at hand, this is ``kd(student, former)``. For a fair control train `plain` as long as both halves.
+
+    Args:
+        student: The network. It ends as the second one; its first weights are those of the first.
+        temperature: T softens both outputs; 20 as in the authors' configurations, but for ResNet-18's 6.
+        alpha: The share of the former self; 0.95 as in the authors' code for small networks. Its mean over K = 100 classes
+            makes that 0.0095 beside 0.05 for the labels there, and with ResNet-18's multiplier of 50 0.475.
+        task: How batches are fed and measured.
+    """
+    check_temperature(temperature)
+    _check_share(alpha)
+    with torch.random.fork_rng():  # a network that cannot start anew is told so before it has trained; nothing is drawn
+        start_anew(copy.deepcopy(student))
+    yield Stage(plain(student, task=task), 0.5, name="former-self")
+    former = copy.deepcopy(student)
+    start_anew(student)
+    yield Stage(kd(student, former, temperature=temperature, alpha=alpha, task=task), 0.5, name="self")
+
+
+def _check(temperature: float, correct: float, mode: str) -> None:
+    check_temperature(temperature)
+    if not 0 < correct < 1:
+        raise ValueError(f"correct is the virtual teacher's probability of the label, in (1/K, 1), got {correct}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be 'paper' or 'code', got {mode!r}")
+
+
+def _check_share(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is the share of the teacher's term and must lie in [0, 1], got {alpha}")
