@@ -116,7 +116,7 @@ def review(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers, from shallow to deep; by default the ends of the stages, paired by
             `limbeck.pairs`.
-        context: Weight of the sum over layers; 5 as in the authors' code for most pairs on CIFAR-100 (0.6 to 8).
+        context: Weight of the sum over layers; 5 is one of the authors' for CIFAR-100, which go from 0.6 to 8.
         warmup: The share of the training in which the term rises to its weight; 20 of 240 epochs as the authors'. 0 for
             none.
         middle: Channels of what passes from fusion to fusion; the deepest layer's, at most 512, as in the authors' code.
