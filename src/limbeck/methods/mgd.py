@@ -72,8 +72,8 @@ def mgd(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers; by default the last of `limbeck.pairs`, as in the authors' code for
             classification. Detection takes every level of the neck.
-        generation: Weight of each pair; 7e-5 as in the authors' code for classification, with its sum over elements and mean
-            over samples (2e-5 for segmentation). Smaller maps may need more: the sum is then smaller too.
+        generation: Weight of each pair; 7e-5 as in the authors' code for classification, with its sum over elements and
+            mean over samples (2e-5 for segmentation). Smaller maps may need more: the sum is then smaller too.
         masked: The share that is hidden; 0.15 as in the authors' code for classification (0.75 of the positions for
             segmentation; 0.65 is mmrazor's default for detection).
         masks: ``"channels"`` as in the authors' code for classification, or ``"positions"`` as in the paper.
