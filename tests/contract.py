@@ -45,6 +45,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "gradient": lambda student, teacher, example: limbeck.gradient(
         student, teacher, feature=9.0, symmetry=0.5, example=example
     ),
+    "jacobian": lambda student, teacher, example: limbeck.jacobian(student, teacher),
     "review": lambda student, teacher, example: limbeck.review(student, teacher, example=example),
     "mgd": lambda student, teacher, example: limbeck.mgd(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
@@ -61,7 +62,8 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "ofd": lambda student, teacher, example: limbeck.ofd(student, teacher, example=example),
 }
 
-BY_THEIR_INPUTS = {"gradient"}  # teachers are differentiated by their inputs, so their outputs are in the graph
+# teachers are differentiated by their inputs, so their outputs are in the graph
+BY_THEIR_INPUTS = {"gradient", "jacobian"}
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # its teachers are untrained
 every_row = pytest.mark.parametrize("name", ROWS)

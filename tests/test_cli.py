@@ -100,6 +100,7 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "ab": STAGED,
     "at": f"{ORDINARY} --layers [[layer1,layer1],[layer2,layer2]]",
     "gradient": f"--student mlp-16 {CONTROL}",
+    "jacobian": f"--student mlp-16 {CONTROL} --projection 0.01",
     "rkd": f"--student mlp-16 {CONTROL}",
     "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
     "tfkd_reg": "--student mlp-16 --mode code",

@@ -29,6 +29,7 @@ from limbeck.methods import fitnets as fitnets
 from limbeck.methods import fsp as fsp
 from limbeck.methods import ft as ft
 from limbeck.methods import gradient as gradient
+from limbeck.methods import jacobian as jacobian
 from limbeck.methods import kd as kd
 from limbeck.methods import logits as logits
 from limbeck.methods import ls as ls

@@ -17,6 +17,8 @@ from limbeck.methods.ft import factor as factor
 from limbeck.methods.gradient import feature_gradient as feature_gradient
 from limbeck.methods.gradient import gradient_attention as gradient_attention
 from limbeck.methods.gradient import gradient_symmetry as gradient_symmetry
+from limbeck.methods.jacobian import jacobian_projection as jacobian_projection
+from limbeck.methods.jacobian import label_jacobian as jacobian
 from limbeck.methods.kd import soft_cross_entropy as soft_cross_entropy
 from limbeck.methods.kd import soft_target as soft_target
 from limbeck.methods.logits import logit_regression as logit_regression

@@ -13,6 +13,7 @@ from limbeck.methods.fitnets import fitnets
 from limbeck.methods.fsp import fsp
 from limbeck.methods.ft import ft
 from limbeck.methods.gradient import gradient
+from limbeck.methods.jacobian import jacobian
 from limbeck.methods.kd import kd
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
@@ -41,6 +42,7 @@ __all__ = [
     "fsp",
     "ft",
     "gradient",
+    "jacobian",
     "kd",
     "logits",
     "ls",

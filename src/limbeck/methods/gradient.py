@@ -182,12 +182,20 @@ def gradient(
 
 def loss_gradient(who: str, outputs: Tensor, targets: Tensor, place: Tensor, *, constant: bool = False) -> Tensor:
     """∂ Σ CE / ∂place, which can be differentiated again unless it is to be a constant."""
+    with torch.autocast(outputs.device.type, enabled=False):
+        wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+        loss = F.cross_entropy(wide, targets, reduction="sum", ignore_index=UNLABELLED)
+    return derivative(who, loss, place, constant=constant)
+
+
+def derivative(who: str, total: Tensor, place: Tensor, *, constant: bool = False) -> Tensor:
+    """∂ total / ∂place for a sum over samples, in full precision; differentiable again unless it is to be a constant."""
     slope: Tensor | None = None
-    if outputs.requires_grad and place.requires_grad:
-        with torch.autocast(outputs.device.type, enabled=False):
-            wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-            loss = F.cross_entropy(wide, targets, reduction="sum", ignore_index=UNLABELLED)
-            (slope,) = torch.autograd.grad(loss, place, create_graph=not constant, retain_graph=True, allow_unused=True)
+    if total.requires_grad and place.requires_grad:
+        with torch.autocast(total.device.type, enabled=False):
+            (slope,) = torch.autograd.grad(
+                total, place, create_graph=not constant, retain_graph=True, allow_unused=True
+            )
     if slope is None:
         raise ValueError(
             f"the {who}'s outputs do not depend on the tensor given: call inputs.requires_grad_() before the forward pass, "
