@@ -21,7 +21,7 @@ from limbeck import Frozen, Method, Objective, S, Stage, Turn, classification, o
 from limbeck.method import assign, descend, parameters, play
 
 Built = Method | Iterable[Stage]
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def as_wide_as_the_student(teacher: nn.Module) -> nn.Module:
@@ -50,6 +50,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "mgd": lambda student, teacher, example: limbeck.mgd(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
     "cc": lambda student, teacher, example: limbeck.cc(student, teacher, example=example),
+    "crd": lambda student, teacher, example: limbeck.crd(student, teacher, memory=64, negatives=8, example=example),
     "pkt": lambda student, teacher, example: limbeck.pkt(student, teacher),
     "sp": lambda student, teacher, example: limbeck.sp(student, teacher, example=example),
     "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),
@@ -113,8 +114,12 @@ def networks(seed: int = 0, **options: Any) -> tuple[nn.Module, nn.Module]:
 def batches(count: int, seed: int = 0) -> list[Batch]:
     draw = torch.Generator().manual_seed(seed)
     return [
-        (torch.randn(BATCH, 3, SIZE, SIZE, generator=draw), torch.randint(CLASSES, (BATCH,), generator=draw))
-        for _ in range(count)
+        (
+            torch.randn(BATCH, 3, SIZE, SIZE, generator=draw),
+            torch.randint(CLASSES, (BATCH,), generator=draw),
+            torch.arange(BATCH) + index * BATCH,
+        )
+        for index in range(count)
     ]
 
 
@@ -254,8 +259,8 @@ def test_adapters_are_trained_and_stay_behind(name):
 def test_large_inputs_stay_finite(name):
     student, teacher = networks()
     for part in stages_of(build(name, student, teacher)):
-        inputs, targets = batches(1)[0]
-        play(part.method, (1e4 * inputs, targets), prepare(part))  # raises where a loss is not finite
+        inputs, targets, ids = batches(1)[0]
+        play(part.method, (1e4 * inputs, targets, ids), prepare(part))  # raises where a loss is not finite
         grads = [p.grad for own in parameters(part.method, part.trains).values() for p in own if p.grad is not None]
         assert grads
         assert all(grad.isfinite().all() for grad in grads)
@@ -265,7 +270,8 @@ def test_large_inputs_stay_finite(name):
 def test_a_batch_of_duplicates_has_finite_gradients(name):
     student, teacher = networks()
     for part in stages_of(build(name, student, teacher)):
-        play(part.method, (torch.zeros(BATCH, 3, SIZE, SIZE), torch.zeros(BATCH, dtype=torch.long)), prepare(part))
+        targets = torch.zeros(BATCH, dtype=torch.long)
+        play(part.method, (torch.zeros(BATCH, 3, SIZE, SIZE), targets, torch.arange(BATCH)), prepare(part))
         assert all(p.isfinite().all() for p in part.method.parameters())
 
 

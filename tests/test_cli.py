@@ -102,6 +102,7 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "gradient": f"--student mlp-16 {CONTROL}",
     "jacobian": f"--student mlp-16 {CONTROL} --projection 0.01",
     "rkd": f"--student mlp-16 {CONTROL}",
+    "crd": f"{ORDINARY} --memory 1797 --negatives 64",
     "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
     "tfkd_reg": "--student mlp-16 --mode code",
     "tfkd_self": "--student mlp-16 --epochs 2",

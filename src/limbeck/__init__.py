@@ -21,6 +21,7 @@ from limbeck.methods import adversarial as adversarial
 from limbeck.methods import at as at
 from limbeck.methods import ban as ban
 from limbeck.methods import cc as cc
+from limbeck.methods import crd as crd
 from limbeck.methods import cwd as cwd
 from limbeck.methods import dist as dist
 from limbeck.methods import dkd as dkd

@@ -100,7 +100,7 @@ class Distill(Method):
         super().__init__()
         self.student, self.objective, self.task = student, objective, task
         self.teachers = nn.ModuleDict(as_teachers(teachers))
-        ours = {"student", "input", "target", "progress"}
+        ours = {"student", "input", "target", "ids", "progress"}
         if taken := sorted(ours & self.teachers.keys()):
             raise ValueError(f"a teacher cannot play the role {taken[0]!r}: rename it, every scene has that already")
         known = ours | self.teachers.keys()
@@ -117,6 +117,8 @@ class Distill(Method):
         roles = self.objective.roles()
         if "target" in roles:
             scene["target"] = self.task.target(batch)
+        if "ids" in roles:
+            scene["ids"] = self.task.ids(batch)
         for role, teacher in self.teachers.items():
             if role in roles:
                 scene[role] = self.task.look(teacher, batch, self.objective.paths(role))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 Scene = Mapping[str, Any]
-"""What one batch shows: role -> a `Trace` or a plain value (``input``, ``target``, ``progress``)."""
+"""What one batch shows: role -> a `Trace` or a plain value (``input``, ``target``, ``ids``, ``progress``)."""
 
 Weight = float | Callable[[float], float]
 """A number, or a function of the training progress in [0, 1]."""
@@ -76,6 +76,8 @@ X = Source("input")
 """The inputs of the batch."""
 Y = Source("target")
 """The targets of the batch."""
+IDS = Source("ids")
+"""The ids of the batch's samples, the same in every epoch."""
 
 
 class Term(nn.Module):
@@ -123,7 +125,7 @@ class Objective(nn.Module):
         return [source for weight, term in self.entries if _on(weight) for source in term.sources]
 
     def roles(self) -> set[str]:
-        """Return the roles that are read: the student, the teachers, ``input``, ``target``."""
+        """Return the roles that are read: the student, the teachers, ``input``, ``target``, ``ids``."""
         return {source.role for source in self.sources()}
 
     def paths(self, role: str) -> set[str]:

@@ -81,6 +81,20 @@ def target_of(batch: Batch) -> Tensor:
     return found[0]  # type: ignore[no-any-return]
 
 
+def ids_of(batch: Batch) -> Tensor:
+    """Return the ids of a batch's samples: its third entry, or ``ids`` of a dict."""
+    found = [batch["ids"]] if isinstance(batch, Mapping) and "ids" in batch else []
+    if not isinstance(batch, Mapping):
+        found = list(batch[2:3])
+    if not found:
+        raise ValueError(
+            f"found no sample ids in the batch, {describe(batch)}; methods that remember samples, such as crd, need them. "
+            "Serve (inputs, targets, ids) as limbeck.data does, an id the sample's index in the data set, "
+            "or say where they are: Task(ids=lambda batch: batch['index'])"
+        )
+    return found[0]  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Task:
     """How a batch is fed, what the labels teach and what is measured; by default, single-label classification.
@@ -90,12 +104,14 @@ class Task:
         output: Finds the tensor to learn from in what a network returns.
         inputs: Finds the inputs in a batch; a dict is passed to the network as keyword arguments.
         target: Finds the targets in a batch.
+        ids: Finds the ids of the samples in a batch, for methods that remember samples.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     output: Callable[[Any], Tensor] = logits
     inputs: Callable[[Batch], Any] = inputs_of
     target: Callable[[Batch], Tensor] = target_of
+    ids: Callable[[Batch], Tensor] = ids_of
 
     @property
     def hard(self) -> Objective:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck import losses
+from limbeck.methods.crd import Contrast
 from limbeck.methods.ofd import margins
 from limbeck.methods.vid import Gaussian
 from limbeck.nets.connectors import pointwise
@@ -186,6 +187,25 @@ def margin(v: Vector) -> Tensor | float:
     return v.teacher.where(below, 0.0).sum((0, 2, 3)) / (below.sum((0, 2, 3)) + 1e-6)
 
 
+def contrast(v: Vector) -> Tensor:
+    """The contrastive loss with the peer's banks and negatives; 1e-7, as theirs, beside the noise K/n."""
+    n, negatives = v.get("n_data"), v.get("nce_k")
+    loss = Contrast(n, v.get("feat_dim"), negatives, v.get("nce_t"), v.get("momentum")).to(v.dtype)
+    loss.bank_s, loss.bank_t = v.inputs["aux_memory_student"], v.inputs["aux_memory_teacher"]
+    pair = [
+        F.normalize(
+            F.linear(v.inputs[f"{who}_feature"], *(v.inputs[f"aux_embed_{who[0]}_{p}"] for p in ("weight", "bias")))
+        )
+        if f"{who}_feature" in v.inputs
+        else v.inputs[f"{who}_embedding"]
+        for who in ("student", "teacher")
+    ]
+    noise, loss.noise = loss.noise, loss.noise + 1e-7
+    if v.case["group"] == "crdcore2":  # the second call of the same batch
+        loss.compare(*pair, v.inputs["contrast_index"])
+    return loss.compare(*pair, v.inputs["contrast_index"]) + 2 * negatives * math.log(loss.noise / noise)
+
+
 def classes_last(v: Vector) -> tuple[Tensor, Tensor]:
     """Logits (N, K) or (N, K, H, W) with the classes as ours has them."""
     return v.student.movedim(1, -1), v.teacher.movedim(1, -1)
@@ -344,6 +364,11 @@ PARITY: dict[str, Row] = {
         lambda v: losses.channelwise(v.student, v.teacher, v.temperature),
         lambda v: 1.0,
         "both are the sum over positions, the mean over channels and samples, with T²",
+    ),
+    "crd": Row(
+        contrast,
+        lambda v: 1.0,
+        "both are the sum over 1 + K and the mean over samples, of both networks; theirs has 1e-7 in its denominators",
     ),
     "cc": Row(
         lambda v: losses.correlation(v.student, v.teacher, v.get("gamma", 0.4), v.get("P_order", 2)),

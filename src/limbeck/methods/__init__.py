@@ -5,6 +5,7 @@ from limbeck.methods.adversarial import adversarial
 from limbeck.methods.at import at
 from limbeck.methods.ban import ban
 from limbeck.methods.cc import cc
+from limbeck.methods.crd import crd
 from limbeck.methods.cwd import cwd
 from limbeck.methods.dist import dist
 from limbeck.methods.dkd import dkd
@@ -34,6 +35,7 @@ __all__ = [
     "at",
     "ban",
     "cc",
+    "crd",
     "cwd",
     "dist",
     "dkd",

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from method_toys import convnet, images, sgd
+from method_toys import normal as normal_double
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import limbeck
+from limbeck.methods.crd import Contrast
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return normal_double(*shape, seed=seed).float()
+
+
+def contrast(memory: int = 12, dimensions: int = 3, negatives: int = 4, temperature: float = 0.5) -> Contrast:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Contrast(memory, dimensions, negatives, temperature, 0.5)
+
+
+def unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=1)
+
+
+def naive(anchors: Tensor, bank: Tensor, chosen: Tensor, temperature: float) -> float:
+    """The loss of one network's embeddings, term by term."""
+    n, k = len(bank), chosen.shape[1] - 1
+    exponentials = [
+        [math.exp(float(anchor @ bank[i]) / temperature) for i in row]
+        for anchor, row in zip(anchors, chosen.tolist(), strict=True)
+    ]
+    z = n * sum(map(sum, exponentials)) / (len(anchors) * (k + 1))
+    total = 0.0
+    for positive, *others in exponentials:
+        p = positive / z
+        total -= math.log(p / (p + k / n))
+        total -= sum(math.log(k / n / (e / z + k / n)) for e in others)
+    return total / len(anchors)
+
+
+def test_formula() -> None:
+    loss = contrast().double()
+    s, t = unit(normal(5, 3, seed=1).double()), unit(normal(5, 3, seed=2).double())
+    chosen = torch.cat([torch.arange(5)[:, None], loss._others(torch.arange(5))], 1)
+    expected = naive(s, loss.bank_t, chosen, 0.5) + naive(t, loss.bank_s, chosen, 0.5)
+    assert loss.compare(s, t, chosen).item() == pytest.approx(expected)
+
+
+def test_by_hand() -> None:
+    """Two samples, one negative, all similarities 0: P = 1/n = 1/2 = K/n, so each of the four terms is log 2."""
+    loss = contrast(memory=2, dimensions=2, negatives=1)
+    loss.bank_s, loss.bank_t = torch.tensor([[1.0, 0], [1, 0]]), torch.tensor([[1.0, 0], [1, 0]])
+    value = loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 3.0]]), torch.tensor([1]))
+    assert value.item() == pytest.approx(4 * math.log(2))
+    assert loss.bank_s.flatten().tolist() == pytest.approx([1, 0, math.sqrt(0.5), math.sqrt(0.5)])
+
+
+def test_z_is_that_of_the_first_batch_and_banks_follow_the_embeddings() -> None:
+    loss, ids = contrast(), torch.tensor([7, 2])
+    s, t, before = normal(2, 3, seed=1), normal(2, 3, seed=2), loss.bank_s
+    loss(s, t, ids)
+    log_z = loss.log_z
+    torch.testing.assert_close(loss.bank_s[ids], unit(0.5 * before[ids] + 0.5 * unit(s)))
+    others = [i for i in range(12) if i not in ids]
+    assert torch.equal(loss.bank_s[others], before[others])
+    loss(t, s, ids)
+    assert torch.equal(loss.log_z, log_z)
+    remembered = loss.eval().bank_s
+    loss(s, t, ids)
+    assert torch.equal(loss.bank_s, remembered)
+
+
+def test_negatives_are_other_samples_and_all_of_them() -> None:
+    loss, ids = contrast(memory=5, negatives=500), torch.tensor([0, 3, 4])
+    for own, others in zip(ids.tolist(), loss._others(ids).tolist(), strict=True):
+        assert set(others) == set(range(5)) - {own}
+
+
+def test_both_networks_learn_and_the_scale_of_an_embedding_does_not_matter() -> None:
+    s, t, ids = normal(4, 3, seed=1).requires_grad_(), normal(4, 3, seed=2).requires_grad_(), torch.arange(4)
+    loss, twin = contrast(), contrast()
+    value = loss(s, t, ids)
+    value.backward()
+    assert s.grad.any()
+    assert t.grad.any()
+    assert twin(100 * s, 0.01 * t, ids).item() == pytest.approx(value.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("samples", [1, 4])
+def test_numerics(dtype: torch.dtype, scale: float, samples: int) -> None:
+    """Zeros, duplicates, large embeddings, a student equal to its teacher, a batch of one."""
+    t = normal(1, 3, seed=1).repeat(samples, 1).to(dtype)
+    for x in (scale * t, t.clone()):
+        s = x.detach().requires_grad_()
+        loss = contrast(temperature=0.07)
+        for _ in range(2):
+            value = loss(s, t, torch.arange(samples))
+        value.backward()
+        assert value.isfinite()
+        assert value.dtype == torch.float32
+        assert s.grad.isfinite().all()
+        assert loss.bank_s.isfinite().all()
+
+
+def test_its_state_goes_on_exactly() -> None:
+    loss, other = contrast(), Contrast(12, 3, 4, 0.5, 0.5)
+    s, t, ids = normal(4, 3, seed=1), normal(4, 3, seed=2), torch.arange(4)
+    loss(s, t, ids)
+    other.load_state_dict(copy.deepcopy(loss.state_dict()))
+    for _ in range(3):
+        assert torch.equal(loss(s, t, ids), other(s, t, ids))
+    assert torch.equal(loss.bank_t, other.bank_t)
+
+
+INPUTS = images()[0].float()
+
+
+def method(**options: object) -> limbeck.Distill:
+    settings = {"memory": 16, "negatives": 8, "example": INPUTS, **options}
+    return limbeck.crd(convnet(0).float(), convnet(1).float(), **settings)
+
+
+def test_a_dict_of_named_entries_has_ids() -> None:
+    batch = {"x": INPUTS[:2], "labels": torch.zeros(2, dtype=torch.long), "ids": torch.tensor([3, 1])}
+    assert limbeck.classification.ids(batch).tolist() == [3, 1]
+
+
+def test_a_batch_without_ids_is_refused() -> None:
+    crd, batch = method(), (INPUTS[:4], torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"no sample ids in the batch.*crd"):
+        limbeck.play(crd, batch, limbeck.optimizers(crd, sgd))
+    limbeck.play(crd, (*batch, torch.arange(4)), limbeck.optimizers(crd, sgd))
+
+
+@pytest.mark.parametrize("batch", [{"labels": torch.zeros(2)}, (torch.zeros(2), torch.zeros(2))])
+def test_neither_a_dict_nor_a_tuple_without_ids_has_them(batch: object) -> None:
+    with pytest.raises(ValueError, match="no sample ids"):
+        limbeck.classification.ids(batch)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.tensor([0, 12]), r"memory=12 holds the ids 0 to 11, got 0 to 12"),
+        (torch.tensor([-1, 2]), r"got -1 to 2"),
+        (torch.tensor([0.0, 1.0]), r"ids \(N\) of integers, got torch.float32"),
+        (torch.tensor([0]), r"of the same samples"),
+    ],
+)
+def test_invalid_ids(ids: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        contrast()(normal(2, 3), normal(2, 3), ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"memory": 1}, "memory must hold at least 2 samples"),
+        ({"negatives": 0}, "negatives must be at least 1"),
+        ({"dimensions": 0}, "dimensions and negatives"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"keep": 1.0}, r"keep must lie in \[0, 1\)"),
+    ],
+)
+def test_invalid_options(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        method(**options)
+
+
+def test_the_maps_train_and_stay_behind() -> None:
+    crd = method()
+    linear = [m for m in crd.objective.modules() if isinstance(m, nn.Linear)]
+    assert [m.out_features for m in linear] == [128, 128]
+    assert {id(p) for m in linear for p in m.parameters()} <= {id(p) for p in crd.objective.parameters()}
