@@ -46,6 +46,7 @@ from limbeck.methods import tfkd_reg as tfkd_reg
 from limbeck.methods import tfkd_self as tfkd_self
 from limbeck.methods import vid as vid
 from limbeck.nets.ensemble import Ensemble as Ensemble
+from limbeck.objective import IDS as IDS
 from limbeck.objective import Loss as Loss
 from limbeck.objective import Objective as Objective
 from limbeck.objective import S as S

@@ -10,8 +10,6 @@ warm-up rises with every batch instead of every epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +19,7 @@ from limbeck.methods.kd import check_temperature
 from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import S, T, Y, on
 from limbeck.paper import Paper
+from limbeck.stage import rising
 from limbeck.task import UNLABELLED, Task, classification
 
 PAPER = Paper(
@@ -127,12 +126,7 @@ def dkd(
     options = {"temperature": temperature}
     decoupling = target * on(dkd_target, S, T, Y, name="target", **options)
     decoupling += others * on(dkd_others, S, T, Y, name="others", **options)
-    return Distill(student, teacher, task.hard + (_rising(warmup) if warmup else 1.0) * decoupling, task)
-
-
-def _rising(warmup: float) -> Callable[[float], float]:
-    """The authors' weight at the start of each of their 20 epochs of warm-up, the first of which has 1/20."""
-    return lambda progress: min(1.0, progress / warmup + 1 / 20)
+    return Distill(student, teacher, task.hard + (rising(warmup) if warmup else 1.0) * decoupling, task)
 
 
 def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
