@@ -19,7 +19,7 @@ demo: $(VENV)/.train  ## a small network learns from a large one, on real digits
 	$(BIN)/limbeck demo
 
 test: lint  ## everything that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
