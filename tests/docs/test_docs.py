@@ -60,7 +60,7 @@ def test_what_a_page_names_is_there(page):
 
 def test_the_readme_lists_every_method_with_its_paper():
     from limbeck import methods
-    from limbeck.cli import paper_of
+    from limbeck.engine.assemble import paper_of
 
     text = (ROOT / "README.md").read_text()
     for name in methods.__all__:
@@ -69,8 +69,8 @@ def test_the_readme_lists_every_method_with_its_paper():
 
 
 def test_the_words_of_the_command_line_are_in_the_readme():
-    from limbeck.cli import _parser
+    from limbeck.cli import build
 
-    _, leaves = _parser()
+    _, commands = build()
     text = (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
-    assert all(re.search(rf"\b{words.split()[0]}\b", text) for words in leaves)
+    assert all(re.search(rf"\b{words.split()[0]}\b", text) for words in commands)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from limbeck import methods
 from limbeck.method import Method
+from limbeck.paper import Paper
 from limbeck.stage import Stage
 
 GIVEN = ("student", "teacher", "peers", "example", "task")
@@ -26,6 +28,11 @@ def find(name: str) -> Callable[..., Any]:
     if name not in methods.__all__:
         raise ValueError(f"unknown method {name!r}{_closest(name, methods.__all__)}")
     return getattr(methods, name)  # type: ignore[no-any-return]
+
+
+def paper_of(name: str) -> Paper:
+    """Return a method's reference."""
+    return sys.modules[find(name).__module__].PAPER  # type: ignore[no-any-return]
 
 
 def assemble(

@@ -1,0 +1,47 @@
+"""The command line, made from the signatures and docstrings of what it calls: a file a command, each with its ``add``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from limbeck.cli import check, compare, demo, evaluate, layers, listing, train
+from limbeck.cli.console import STOPPED, complain, warn
+from limbeck.cli.parser import Commands, Parser, underscored
+
+MENDABLE = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError, MisconfigurationException)
+"""What is raised for input that cannot work: its message is all that the user needs."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit code: 0, 2 for what the user can mend, or 130 after Ctrl-C."""
+    parser, commands = build()
+    # --run-dir is --run_dir: signatures have underscores, command lines dashes
+    words = [underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    config = parser.parse_args(words)
+    does, leaf = commands.find(config)
+    warnings.showwarning = warn
+    try:
+        return does(leaf, yaml.safe_load(parser.dump(config, skip_validation=True)))
+    except KeyboardInterrupt:
+        return STOPPED
+    except MENDABLE as error:
+        if os.environ.get("LIMBECK_TRACEBACK"):
+            raise
+        complain(str(error).strip() or type(error).__name__)
+        return 2
+
+
+def build() -> tuple[Parser, Commands]:
+    """Make the parser, and the commands by their words."""
+    parser = Parser(prog="limbeck", description="Train a small network to carry what a large one knows.")
+    parser.add_argument("--config", action="config", help="a config.yaml of a run, to run the same again")
+    commands = Commands(parser)
+    for command in (demo, train, check, compare, evaluate, layers, listing):  # as --help lists them
+        command.add(commands)
+    return parser, commands

@@ -1,0 +1,5 @@
+import sys
+
+from limbeck.cli import main
+
+sys.exit(main())

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse import Namespace
+from rich.console import Console
+
+from limbeck.checkup import check, console_table
+from limbeck.cli.by_method import add_by_method, assembled
+from limbeck.cli.options import call, load_data
+from limbeck.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck check METHOD``."""
+    add_by_method(commands, "check", _check, doubts)
+
+
+def doubts(
+    expect: float | None = None,
+    epochs: int | None = None,
+    share: dict[str, float] | None = None,
+    json: bool = False,
+) -> None:
+    """Say what to expect.
+
+    Args:
+        expect: The accuracy that the teacher is known to have, in [0, 1].
+        epochs: Of the training, for the estimate of its time.
+        share: The share of the gradient that terms shall have, as {attention: 0.3}; weights are suggested.
+        json: Print JSON.
+    """
+
+
+def _check(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Look for mistakes in a set-up before it is trained; exit code 1 where there are any."""
+    data = call(load_data, leaf)
+    checkup = check(assembled(method, leaf, data), data, expect=leaf.expect, epochs=leaf.epochs, shares=leaf.share)
+    if leaf.json:
+        print(checkup.json())
+    else:
+        Console().print(console_table(checkup))
+    return 0 if checkup.ok else 1

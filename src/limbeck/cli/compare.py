@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import Namespace
+from rich.console import Console
+
+from limbeck.cli.console import STOPPED, plain
+from limbeck.cli.networks import network, weighted
+from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
+from limbeck.cli.parser import Commands, first_line
+from limbeck.comparison import Entry, compare, grid
+from limbeck.report.comparison import findings
+from limbeck.report.table import console_table
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck compare``."""
+    groups = student_of, possible_teacher_of, load_data, contest, training
+    parser = commands.add("compare", _compare, first_line(_compare), *groups)
+    parser.add_argument("methods", type=str, nargs="+", help="each METHOD or METHOD:OPTION=VALUE,VALUE:OPTION=VALUE")
+
+
+def contest(seeds: int = 3, match: Literal["epochs", "compute"] = "epochs") -> None:
+    """Say what is fair.
+
+    Args:
+        seeds: How many, from 0 on, the same for all methods.
+        match: What is equal: the epochs, or about the time of a run.
+    """
+
+
+def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Train a student by several methods, and by none, over paired seeds; say what that shows."""
+    data = call(load_data, leaf)
+    entries = [entry for words in leaf.methods for entry in _entries(words)]
+    teacher = None if leaf.teacher is None else network(weighted(leaf.teacher, "teacher"), data)
+    run_dir = leaf.run_dir or fresh_folder("compare", leaf.student, leaf.data)
+    settings = {name: value for name, value in call(training, leaf).items() if name not in ("resume", "loggers")}
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        comparison = compare(
+            entries,
+            lambda: network(leaf.student, data),
+            teacher,
+            data,
+            seeds=leaf.seeds,
+            match=leaf.match,
+            run_dir=run_dir,
+            **settings,
+        )
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command with --run-dir {plain(run_dir)} goes on")
+        return STOPPED
+    console.print(console_table(comparison.candidates, comparison.title))
+    for sentence in findings(comparison):
+        console.print(f"  {plain(sentence)}")
+    console.print(plain(str(Path(run_dir) / "report.html")))
+    return 0
+
+
+def _entries(words: str) -> list[Entry]:
+    """Read ``kd:temperature=1,4,20:alpha=0.5``: a method with the values of its options, every combination of them."""
+    method, *options = words.split(":")
+    values: dict[str, list[Any]] = {}
+    for option in options:
+        name, equals, listed = option.partition("=")
+        if not equals:
+            raise ValueError(f"{words}: expected METHOD:OPTION=VALUE,VALUE:..., got {option!r}")
+        values[name.replace("-", "_")] = [yaml.safe_load(value) for value in listed.split(",")]
+    return grid(method, **values)

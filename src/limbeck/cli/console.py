@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from limbeck.data import Data
+from limbeck.measure.cost import cost
+from limbeck.report.table import milliseconds, percent, quantity
+
+STOPPED = 128 + signal.SIGINT
+"""The exit code of a program that Ctrl-C ended."""
+
+
+def complain(message: str) -> None:
+    """Print an error in words."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]limbeck: error:[/red] {plain(message)}")
+
+
+def warn(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> None:
+    """Show a warning as a sentence, without the line of ours that it came from."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(f"[yellow]limbeck: warning:[/yellow] {plain(str(message))}")
+
+
+def show_networks(title: str, measured: Mapping[str, tuple[nn.Module, Mapping[str, float]]], data: Data) -> None:
+    """Print what networks cost, and how good they are."""
+    table = Table("network", "params", "MACs", "latency", "accuracy", "loss", title=title)
+    example = data.to("cpu").example(1)
+    for name, (net, metrics) in measured.items():
+        price = cost(net, example)
+        cells = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
+        table.add_row(plain(name), *cells, f"{percent(metrics['accuracy'])} %", f"{metrics['loss']:.4f}")
+    Console().print(table)
+
+
+def print_lines(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> int:
+    """Print one line each: as wide as they are into a file, cut off at the edge of a terminal."""
+    table = Table(*header, box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
+    for line in lines:
+        table.add_row(*map(plain, line))
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    return 0
+
+
+def plain(text: str) -> str:
+    """Escape what rich would take for markup."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse import Namespace
+
+from limbeck.cli.options import call
+from limbeck.cli.parser import Commands, first_line
+from limbeck.demo import demo
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck demo``."""
+    commands.add("demo", _demo, first_line(_demo), demo)
+
+
+def _demo(leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Watch a small network learn from a large one, on real digits, in a minute and a half."""
+    call(demo, leaf)
+    return 0

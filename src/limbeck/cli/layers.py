@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.table import Table
+
+from limbeck import zoo
+from limbeck.cli.console import plain
+from limbeck.cli.parser import Commands, first_line
+from limbeck.layers import Layer, layers, pairs
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck layers``."""
+    parser = commands.add("layers", _layers, first_line(_layers))
+    parser.add_argument("student", type=str, help="a network of `limbeck list networks`")
+    parser.add_argument("teacher", type=str | None, nargs="?", help="a second one, to pair their layers")
+    parser.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of one input: [C,H,W]")
+    parser.add_argument("--num_classes", type=int, default=10, help="of the networks' outputs")
+
+
+def _layers(leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Show a network's layers, or which of the student's belongs to which of the teacher's."""
+    shape = tuple(leaf.shape)
+    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    names = [leaf.student] if leaf.teacher is None else [leaf.student, leaf.teacher]
+    nets = [zoo.network(name, leaf.num_classes, shape) for name in names]
+    console = Console()
+    for who, name, net in zip(("student", "teacher"), names, nets, strict=False):
+        console.print(_layer_table(f"{who}: {name}", layers(net, example)))
+    if leaf.teacher is not None:
+        table = Table("student's layer", "teacher's layer", title="pairs that methods use by default")
+        for pair in pairs(nets[0], nets[1], example):
+            table.add_row(*map(plain, pair))
+        console.print(table)
+    return 0
+
+
+def _layer_table(title: str, listed: Sequence[Layer]) -> Table:
+    table = Table("layer", "class", "output", "parameters", title=title)
+    for layer in listed:
+        shape = "(N, " + ", ".join(map(str, layer.shape[1:])) + ")"
+        table.add_row(plain(layer.path), layer.kind, shape, f"{layer.parameters:,}")
+    return table

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import loggers as lightning_loggers
+
+from limbeck import data as datasets
+from limbeck import zoo
+from limbeck.data import Data
+from limbeck.engine.fit import Precision
+from limbeck.engine.learner import Schedule
+from limbeck.method import Make
+
+
+def load_data(
+    data: str = "digits",
+    root: str | None = None,
+    download: bool = False,
+    batch_size: int = 64,
+    labels: int | None = None,
+    samples: int | None = None,
+    val_share: float = 0.1,
+    augment: Literal["default", "none", "crop", "crop-flip", "cutout"] = "default",
+    split_seed: int = 0,
+    workers: int = 2,
+    seed: int = 0,
+) -> Data:
+    """Load the data.
+
+    Args:
+        data: A name of `limbeck list data`.
+        root: The folder that holds its files; the digits need none.
+        download: Fetch missing files into the root.
+        batch_size: Samples in a batch, over all devices; 64 as in RepDistiller.
+        labels: Keep this many training labels; the other images stay, without.
+        samples: Use only this many training samples.
+        val_share: Share of train held out for validation, where the set has no validation split.
+        augment: Of training images; by default what suits the set.
+        split_seed: Of the choice of validation samples, samples and labels.
+        workers: Processes that decode images too large for memory.
+        seed: Of everything random: weights, order of batches, augmentation.
+    """
+    return datasets.load(
+        data,
+        root,
+        download=download,
+        batch_size=batch_size,
+        labels=labels,
+        samples=samples,
+        val_share=val_share,
+        augment=augment,
+        seed=seed,
+        split_seed=split_seed,
+        workers=workers,
+    )
+
+
+def training(
+    epochs: int = 30,
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
+    lr: float = 0.05,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    schedule: Literal["step", "cosine", "constant"] = "step",
+    precision: Precision = "32-true",
+    accelerator: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    accumulate: int = 1,
+    clip: float | None = None,
+    run_dir: str | None = None,
+    resume: bool = False,
+    logger: list[str] | str | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Say how to train.
+
+    Args:
+        epochs: Of all stages together; 30 is ours.
+        optimizer: Of every player.
+        lr: Learning rate; 0.05 as in RepDistiller, for SGD on CIFAR.
+        momentum: Of SGD, with Nesterov's correction; 0.9 as in RepDistiller.
+        weight_decay: 5e-4 as in RepDistiller.
+        schedule: Of the learning rate: a tenth after 5/8, 6/8 and 7/8 of the updates, as in RepDistiller; half a
+            cosine; or constant.
+        precision: Lightning's name.
+        accelerator: Lightning's name.
+        devices: How many.
+        strategy: Lightning's name.
+        accumulate: Batches whose gradients are averaged before an update.
+        clip: The largest norm of a player's gradient.
+        run_dir: The run's folder; by default one in runs/ that says what was run, and when.
+        resume: Go on with the run in run_dir.
+        logger: Another logger by Lightning's name, or several: [TensorBoardLogger,WandbLogger,MLFlowLogger].
+        progress: Show progress bars; by default in a terminal.
+    """
+    return {
+        "epochs": epochs,
+        "optimizer": _optimizer(optimizer, lr, momentum, weight_decay),
+        "schedule": _schedule(schedule),
+        "precision": precision,
+        "accelerator": accelerator,
+        "devices": devices,
+        "strategy": strategy,
+        "accumulate": accumulate,
+        "clip": clip,
+        "resume": resume,
+        "progress": progress,
+        "loggers": [_logger(name, run_dir) for name in several(logger)],
+    }
+
+
+def student_of(student: str) -> str:
+    """Name the student.
+
+    Args:
+        student: A network of `limbeck list networks`, as resnet8x4 or timm:mobilenetv3_small_100.
+    """
+    return student
+
+
+def network_of(network: str) -> str:
+    """Name the network.
+
+    Args:
+        network: A network of `limbeck list networks`; its weights as NAME@FILE.
+    """
+    return network
+
+
+def teacher_of(teacher: str) -> str:
+    """Name the teacher.
+
+    Args:
+        teacher: A network with its weights, as resnet56@teacher.safetensors; NAME@random is an untrained one, a control.
+    """
+    return teacher
+
+
+def possible_teacher_of(teacher: str | None = None) -> str | None:
+    """Name the teacher, if there is one.
+
+    Args:
+        teacher: A network with its weights, as resnet56@teacher.safetensors; trained first if not given.
+    """
+    return teacher
+
+
+def peers_of(peers: list[str] | str) -> list[str] | str:
+    """Name the peers.
+
+    Args:
+        peers: The other network, as resnet20, or several, as [resnet20,resnet8]; each has an initialisation of its own.
+    """
+    return peers
+
+
+def call(function: Callable[..., Any], leaf: Namespace) -> Any:
+    """Call a group of options with what was said."""
+    return function(**{name: leaf[name] for name in inspect.signature(function).parameters})
+
+
+def several(names: list[str] | str | None) -> list[str]:
+    """Return one name, several or none as a list."""
+    return [names] if isinstance(names, str) else names or []
+
+
+def fresh_folder(*words: str) -> str:
+    """Name a run's folder by what is run, and when."""
+    name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", zoo.split_name(word)[0]) for word in words)
+    return str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+
+
+def _optimizer(name: str, lr: float, momentum: float, weight_decay: float) -> Make:
+    if name == "sgd":
+        return lambda parameters: torch.optim.SGD(
+            parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+        )
+    kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
+    return lambda parameters: kind(parameters, lr, weight_decay=weight_decay)
+
+
+def _schedule(name: str) -> Schedule | None:
+    from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+
+    if name == "cosine":
+        return lambda optimizer, updates: CosineAnnealingLR(optimizer, updates)
+    if name == "step":
+        return lambda optimizer, updates: MultiStepLR(optimizer, [updates * eighths // 8 for eighths in (5, 6, 7)])
+    return None
+
+
+def _logger(name: str, run_dir: str | None) -> Any:
+    known = [each for each in dir(lightning_loggers) if each.endswith("Logger") and each != "Logger"]
+    if name not in known:
+        raise ValueError(f"unknown logger {name!r}: Lightning has {', '.join(known)}")
+    return getattr(lightning_loggers, name)(save_dir=run_dir or "runs")

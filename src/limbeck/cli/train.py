@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning import seed_everything
+from rich.console import Console
+
+from limbeck import methods
+from limbeck.cli.by_method import add_by_method, assembled
+from limbeck.cli.console import STOPPED, plain, show_networks
+from limbeck.cli.networks import network
+from limbeck.cli.options import call, fresh_folder, load_data, network_of, training
+from limbeck.cli.parser import Commands, first_line
+from limbeck.data import Data
+from limbeck.engine.fit import Result, fit
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck train`` and ``limbeck distill METHOD``."""
+    commands.add("train", _train, first_line(_train), network_of, load_data, training)
+    add_by_method(commands, "distill", _distill, training)
+
+
+def _train(leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Train a network on the labels: a teacher, say."""
+    data = call(load_data, leaf)
+    seed_everything(leaf.seed, verbose=False)
+    net = network(leaf.network, data)
+    return _fit("plain", leaf.network, methods.plain(net), data, leaf, config)
+
+
+def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Train a student by a method."""
+    data = call(load_data, leaf)
+    return _fit(method, leaf.student, assembled(method, leaf, data), data, leaf, config)
+
+
+def _fit(name: str, network: str, method: Any, data: Data, leaf: Namespace, config: Mapping[str, Any]) -> int:
+    if leaf.resume and leaf.run_dir is None:
+        raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")
+    run_dir = leaf.run_dir or fresh_folder(name, network, leaf.data)
+    result = fit(method, data, run_dir=run_dir, seed=leaf.seed, name=name, settings=config, **call(training, leaf))
+    _tell(result, data, run_dir)
+    return 0 if result.finished else STOPPED
+
+
+def _tell(result: Result, data: Data, run_dir: str) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not result.finished:
+        console.print(
+            f"stopped after {len(result.history)} epochs; the same command with --run-dir {run_dir} --resume goes on"
+        )
+        return
+    measured = {
+        name: (net, {key: result.metrics[f"test/{name}/{key}"] for key in ("accuracy", "loss")})
+        for name, net in result.networks.items()
+    }
+    show_networks(
+        f"{data.name}, {len(data.test.ids):,} test images, after {len(result.history)} epochs", measured, data
+    )
+    for file in (*(f"{name}.safetensors" for name in result.networks), "report.html"):
+        console.print(plain(str(Path(run_dir) / file)))
