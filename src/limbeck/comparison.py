@@ -2,82 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import inspect
 import itertools
-import json
 import os
-import re
-import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
-from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck.data import Data
-from limbeck.engine.assemble import assemble, find
-from limbeck.engine.evaluate import evaluate
-from limbeck.engine.fit import Precision, Trainable, example_of, fit
-from limbeck.engine.learner import Row, Schedule
-from limbeck.engine.run import Run
-from limbeck.files import write
-from limbeck.frozen import Frozen, bare
-from limbeck.measure import cost, paired
-from limbeck.method import Make, Method
+from limbeck.engine.assemble import find
+from limbeck.engine.fit import Precision
+from limbeck.engine.learner import Schedule
+from limbeck.files import hold
+from limbeck.method import Make
 from limbeck.report.comparison import Comparison, write_comparison
-from limbeck.report.table import Candidate, Role
+from limbeck.runs import BASELINE, LOCK, Entry, Outcome, Runs
 
 Match = Literal["epochs", "compute"]
 
-BASELINE = "plain"
-TIMED_EPOCHS, TIMED_BATCHES = 8, 10
-"""What is trained to see how long a step takes: every stage of a method has its share."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method of a comparison.
-
-    Args:
-        method: Its name: ``limbeck list methods`` shows all.
-        options: Its keyword arguments, ``{"temperature": 2.0}``.
-        name: What the table calls it; by default the method with its options.
-        teacher: Another teacher than the comparison's, as an untrained one for a control.
-        control: Whether it is there to rule something out, and not to win.
-    """
-
-    method: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    name: str = ""
-    teacher: nn.Module | None = None
-    control: bool = False
-
-    def __post_init__(self) -> None:
-        words = [self.method, *(f"{option}={value}" for option, value in self.options.items())]
-        object.__setattr__(self, "name", self.name or ", ".join(words))
-
-    @property
-    def labels_alone(self) -> bool:
-        """Whether nobody teaches, so that there is nothing to learn from samples without a label."""
-        return bool(sys.modules[find(self.method).__module__].PAPER.teacher == "nobody")
-
-    @property
-    def folder(self) -> str:
-        """The name as a folder's."""
-        words = re.sub(r"[^A-Za-z0-9.=-]+", "-", self.name).strip("-.")
-        return words if len(words) <= 80 else f"{words[:70]}-{_digest(words.encode())[:8]}"
+LOOK_EVERY = 0.5
+"""Seconds between two looks at the runs that other processes are at."""
 
 
 def grid(method: str, **options: Sequence[Any]) -> list[Entry]:
@@ -125,6 +78,10 @@ def compare(
     what is finished is read, what was under way is resumed. More entries or seeds may be asked for then; another
     training is refused.
 
+    The same call may be made by several processes at once, each on a device of its own, say, or with its share of the
+    cores: each takes the next run that no other is at, and all return the same. A process that dies, however it dies,
+    leaves its run to the others. ``limbeck compare --jobs`` starts them.
+
     The verdict on each method is that of a paired t-test, corrected for their number (`limbeck.measure.judge`); where it
     cannot tell, it estimates how many more seeds would (`limbeck.measure.seeds_needed`).
 
@@ -155,7 +112,7 @@ def compare(
     Raises:
         ValueError, TypeError: An entry that cannot be assembled, before anything is trained; a student that is not made
             anew, or not of the seed; runs in ``run_dir`` that are not of this comparison; a method with more stages than
-            epochs.
+            epochs; runs on several devices each while another process makes them.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
 
     Example:
@@ -176,7 +133,7 @@ def compare(
     if match == "compute" and (devices > 1 or not isinstance(data, Data)):
         raise ValueError("match='compute' needs one device, and a limbeck.data.Data, whose epochs can be cut short")
     listed = _line_up(entries)
-    runs = _Runs(
+    runs = Runs(
         student,
         teacher,
         data,
@@ -194,20 +151,12 @@ def compare(
     )
     runs.check(listed)
     budget = {entry.name: epochs for entry in listed}
-    outcomes: dict[str, list[_Outcome]] = {entry.name: [] for entry in listed}
-    with _bar(progress) as bar:
-        task, done = bar.add_task("timing", total=None), 0
+    with _together(run_dir, devices), _bar(progress) as bar:
+        task = bar.add_task("timing", total=None)
         if match == "compute":
             budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
         bar.update(task, total=seeds * sum(budget.values()))
-        for seed, entry in itertools.product(range(seeds), listed):  # seed by seed: what fails fails in the first
-            bar.update(task, description=f"{entry.name}, seed {seed}")
-            outcome = runs.outcome(entry, seed, budget[entry.name], _Ticks(bar, task, done, runs.batches))
-            if match == "epochs":
-                _same_steps(entry, outcome, outcomes[BASELINE][seed] if entry.name != BASELINE else outcome)
-            outcomes[entry.name].append(outcome)
-            done += budget[entry.name]
-            bar.update(task, completed=done)
+        outcomes = _all_outcomes(runs, listed, seeds, budget, match, bar, task)
     comparison = Comparison(
         f"{runs.data_name}: {epochs} epochs, {seeds} {'seed' if seeds == 1 else 'seeds'}",
         _note(budget, match, data),
@@ -216,178 +165,63 @@ def compare(
     if run_dir is not None:
         seconds = {name: [outcome.seconds for outcome in of] for name, of in outcomes.items()}
         versions = {"torch": torch.__version__, "Python": sys.version.split()[0]}
-        rank_zero_only(write_comparison)(
-            comparison,
-            Path(run_dir),
-            facts={
-                "Training": f"{sum(map(sum, seconds.values())):.0f} s",
-                "Versions": ", ".join(map(" ".join, versions.items())),
-            },
-            details={"match": match, "epochs": budget, "seconds": seconds, "versions": versions},
-        )
+        with hold(Path(run_dir) / ".table.lock", wait=True):  # latency is measured by each: all files say one process's
+            rank_zero_only(write_comparison)(
+                comparison,
+                Path(run_dir),
+                facts={
+                    "Training": f"{sum(map(sum, seconds.values())):.0f} s",
+                    "Versions": ", ".join(map(" ".join, versions.items())),
+                },
+                details={"match": match, "epochs": budget, "seconds": seconds, "versions": versions},
+            )
     return comparison
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What a run came to."""
+def _all_outcomes(
+    runs: Runs,
+    entries: Sequence[Entry],
+    seeds: int,
+    budget: Mapping[str, int],
+    match: Match,
+    bar: Progress,
+    task: TaskID,
+) -> dict[str, list[Outcome]]:
+    """Return the outcomes of each entry by seed, whichever process trains them."""
+    found: dict[tuple[str, int], Outcome] = {}
+    left, done = [(entry, seed) for seed in range(seeds) for entry in entries], 0  # what fails fails in the first seed
+    while left:
+        elsewhere = []
+        for entry, seed in left:
+            bar.update(task, description=f"{entry.name}, seed {seed}")
+            outcome = runs.outcome(entry, seed, budget[entry.name], _Ticks(bar, task, done, runs.batches))
+            if outcome is None:
+                elsewhere.append((entry, seed))
+                continue
+            if match == "epochs":
+                _same_steps(entry, outcome, budget[BASELINE] * runs.batches)
+            found[entry.name, seed] = outcome
+            done += budget[entry.name]
+            bar.update(task, completed=done)
+        if len(elsewhere) == len(left):
+            bar.update(task, description="waiting for other processes")
+            time.sleep(LOOK_EVERY)
+        left = elsewhere
+    return {entry.name: [found[entry.name, seed] for seed in range(seeds)] for entry in entries}
 
-    accuracy: float
-    steps: int
-    seconds: float
 
-
-@dataclass
-class _Runs:
-    """The runs of a comparison: what all of them share."""
-
-    student: Callable[[], nn.Module]
-    teacher: nn.Module | None
-    data: Any
-    folder: Path | None
-    training: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.data, Data):
-            _check_loaders(self.data)
-        self.shared = {
-            **{name: self.training[name] for name in ("precision", "accumulate", "clip")},
-            "optimizer": _describe_optimizer(self.training["optimizer"]),
-            "schedule": _describe_schedule(self.training["schedule"]),
-            "data": self._describe_data(),
-        }
-
-    @property
-    def batches(self) -> int:
-        """In an epoch."""
-        return len(self.data.train if isinstance(self.data, Data) else self.data[0])
-
-    @property
-    def data_name(self) -> str:
-        return self.data.name if isinstance(self.data, Data) else "data"
-
-    def check(self, entries: Sequence[Entry]) -> None:
-        """Assemble everything once: what cannot be trained is found before anything is."""
-        one, other = self._student(0), self._student(0)
-        if one is other:
-            raise ValueError("student() gives the same network twice: it must make a new one at each call")
-        if _fingerprint(one) != _fingerprint(other):
+@contextmanager
+def _together(run_dir: str | os.PathLike[str] | None, devices: int) -> Iterator[None]:
+    """Keep other processes out where each run is made by several of its own, which could not agree who takes what."""
+    if run_dir is None or devices == 1 or int(getattr(rank_zero_only, "rank", 0)) > 0:
+        yield
+        return
+    with hold(Path(run_dir) / LOCK) as mine:
+        if not mine:
             raise ValueError(
-                "student() makes other weights at each call, so that runs cannot be paired: "
-                "draw them from torch's generator, which is seeded before"
+                f"another process makes the comparison in {run_dir}: with devices={devices} one at a time can"
             )
-        for entry in entries:
-            method = self._assemble(entry, 0)
-            if not isinstance(method, Method):
-                next(iter(method))  # a generator complains when it begins
-
-    def outcome(self, entry: Entry, seed: int, epochs: int, ticks: Logger) -> _Outcome:
-        """Train, or go on, or read what is there."""
-        folder = None if self.folder is None else self.folder / entry.folder / f"seed-{seed}"
-        settings = self._settings(entry, seed, epochs)
-        if folder is not None and (kept := _kept(Run(folder), settings)):
-            return kept
-        result = fit(
-            self._assemble(entry, seed),
-            self._data(entry, seed),
-            epochs=epochs,
-            seed=seed,
-            run_dir=folder,
-            resume=folder is not None,
-            loggers=[ticks],
-            progress=False,
-            name=entry.name,
-            settings=settings,
-            **self.training,
-        )
-        if not result.finished:
-            raise KeyboardInterrupt(f"stopped in {entry.name}, seed {seed}: the same call goes on from there")
-        accuracy = result.metrics[f"test/{next(iter(result.networks))}/accuracy"]
-        return _Outcome(accuracy, int(result.history[-1]["step"]), result.seconds)
-
-    def step_times(self, entries: Sequence[Entry]) -> dict[str, float]:
-        """Return each entry's time a step as a multiple of plain's: measured once, and kept, as budgets depend on it."""
-        path = None if self.folder is None else self.folder / "step-times.json"
-        ratios: dict[str, float] = json.loads(path.read_text()) if path is not None and path.exists() else {}
-        if missing := [entry for entry in entries if entry.name not in ratios]:
-            plain = self._step_time(Entry(BASELINE))
-            ratios |= {entry.name: self._step_time(entry) / plain for entry in missing if entry.name != BASELINE}
-            ratios[BASELINE] = 1.0
-            if path is not None:
-                write(path, json.dumps(ratios, indent=2) + "\n")
-        return {entry.name: ratios[entry.name] for entry in entries}
-
-    def candidates(self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[_Outcome]]) -> Iterator[Candidate]:
-        """Yield the rows of the table."""
-        student = self._student(0)
-        example = example_of(self.data, student)
-        price = cost(student, example)
-        if self.teacher is not None:
-            test = self.data.test if isinstance(self.data, Data) else self.data[2]
-            device = Fabric(accelerator=self.training["accelerator"], devices=1).device
-            accuracy = evaluate(Frozen(bare(self.teacher)).to(device).net, test)["accuracy"]  # a view moves alone
-            yield Candidate("teacher", "teacher", cost(self.teacher, example), (accuracy,))
-        reached = {name: tuple(outcome.accuracy for outcome in of) for name, of in outcomes.items()}
-        for entry in entries:
-            mine = reached[entry.name]
-            if entry.name == BASELINE:
-                yield Candidate(BASELINE, "baseline", price, mine)
-            else:
-                role: Role = "control" if entry.control or entry.labels_alone else "distilled"
-                yield Candidate(entry.name, role, price, mine, paired(mine, reached[BASELINE]))
-
-    def _student(self, seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return self.student()
-
-    def _assemble(self, entry: Entry, seed: int) -> Trainable:
-        student = self._student(seed)
-        return assemble(entry.method, student, self._teacher(entry), example_of(self.data, student), entry.options)
-
-    def _teacher(self, entry: Entry) -> nn.Module | None:
-        parameters = inspect.signature(find(entry.method)).parameters
-        if entry.teacher is not None:
-            return entry.teacher
-        if "peers" in parameters:
-            return self.student()  # the generator has gone on: other weights than the student's
-        return self.teacher if "teacher" in parameters else None
-
-    def _data(self, entry: Entry, seed: int) -> Any:
-        if not isinstance(self.data, Data):
-            return self.data
-        return (self.data.labelled() if entry.labels_alone else self.data).with_seed(seed)
-
-    def _step_time(self, entry: Entry) -> float:
-        """Return the seconds of a step of `fit` itself, over all stages of a method."""
-        train = self._data(entry, 0).train
-        train.batches = TIMED_BATCHES
-        result = fit(self._assemble(entry, 0), train, epochs=TIMED_EPOCHS, progress=False, **self.training)
-        return _typical(result.history) / TIMED_BATCHES
-
-    def _settings(self, entry: Entry, seed: int, epochs: int) -> dict[str, Any]:
-        """What a run is, as its ``config.yaml`` keeps it: a finished run is taken for this one only if all agrees."""
-        student = self._student(seed)
-        teacher = self._teacher(entry)
-        return {
-            "method": entry.method,
-            "options": json.loads(json.dumps(entry.options, default=_named)),
-            "epochs": epochs,
-            "seed": seed,
-            **self.shared,
-            "student": _fingerprint(student),
-            "teacher": None if teacher is None else _fingerprint(teacher),
-        }
-
-    def _describe_data(self) -> dict[str, Any]:
-        if not isinstance(self.data, Data):
-            return {"batches": self.batches}
-        labels = _digest(*(_bytes(loader.targets) for loader in (self.data.train, self.data.val, self.data.test)))
-        return {
-            "name": self.data.name,
-            "batches": self.batches,
-            "batch_size": self.data.train.batch_size,
-            "labels": labels,
-        }
+        yield
 
 
 class _Ticks(Logger):
@@ -435,56 +269,12 @@ def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
     return listed
 
 
-def _check_loaders(data: Any) -> None:
-    loaders = data if isinstance(data, tuple) else ()
-    if len(loaders) != 3 or loaders[2] is None:
-        raise TypeError("a comparison needs test data: a limbeck.data.Data, or loaders (train, val, test)")
-    holders = [holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))]
-    if any(getattr(holder, "generator", None) is not None for holder in holders):
+def _same_steps(entry: Entry, outcome: Outcome, plain: int) -> None:
+    if outcome.steps != plain:
         raise ValueError(
-            "a loader draws from a generator of its own, which goes on from run to run, so that methods would see "
-            "other orders: leave generator= out, every run's seed is set before it"
-        )
-
-
-def _kept(run: Run, settings: Mapping[str, Any]) -> _Outcome | None:
-    """Read a finished run.
-
-    Raises:
-        ValueError: What is there is the run of another training.
-    """
-    if not run.exists:
-        return None
-    was = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    if other := [name for name in settings if was.get(name) != settings[name]]:
-        raise ValueError(
-            f"the run in {run.folder} has another {other[0]}: {was.get(other[0])}, and not {settings[other[0]]}. "
-            "Go on with the same settings, or take another run_dir"
-        )
-    path = run.folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if not result.get("finished"):
-        return None
-    shipped = next(iter(result["networks"].values()))
-    with (run.folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        steps = [int(row["step"]) for row in csv.DictReader(file)][-1]
-    return _Outcome(shipped["test"]["accuracy"], steps, result["seconds"])
-
-
-def _same_steps(entry: Entry, outcome: _Outcome, plain: _Outcome) -> None:
-    if outcome.steps != plain.steps:
-        raise ValueError(
-            f"{entry.name} took {outcome.steps} steps and plain {plain.steps}, which is no fair comparison: each "
+            f"{entry.name} took {outcome.steps} steps and plain {plain}, which is no fair comparison: each "
             "stage of a method takes an epoch at least, so give more epochs"
         )
-
-
-def _typical(history: Sequence[Row]) -> float:
-    """Return the seconds of an epoch: each stage's median, without its first epoch if there are more, by its epochs."""
-    seconds: dict[str, list[float]] = {}
-    for row in history:
-        seconds.setdefault(str(row["stage"]), []).append(float(row["seconds"]))
-    return sum(len(of) * statistics.median(of[1:] or of) for of in seconds.values()) / len(history)
 
 
 def _note(budget: Mapping[str, int], match: Match, data: Any) -> str:
@@ -493,41 +283,6 @@ def _note(budget: Mapping[str, int], match: Match, data: Any) -> str:
         each = ", ".join(f"{name} {epochs}" for name, epochs in budget.items())
         sentences.append(f"Compute-matched by measured time a step; epochs: {each}.")
     return " ".join(sentences)
-
-
-def _describe_optimizer(make: Make | Mapping[str, Make] | None) -> Any:
-    """Tell optimizers apart by what they make: functions cannot be compared."""
-    if isinstance(make, Mapping):
-        return {player: _describe_optimizer(each) for player, each in make.items()}
-    return None if make is None else repr(make([nn.Parameter(torch.zeros(1))]))
-
-
-def _describe_schedule(schedule: Schedule | None) -> str | None:
-    if schedule is None:
-        return None
-    made = schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 100)
-    return f"{type(made).__name__} {made.state_dict()}"
-
-
-def _named(value: Any) -> str:
-    """Name what JSON cannot hold, alike in every process."""
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
-
-
-def _fingerprint(net: nn.Module) -> str:
-    """Tell weights apart."""
-    return _digest(*(_bytes(value) for value in net.state_dict().values() if isinstance(value, Tensor)))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and locks that end with whoever holds them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,3 +28,28 @@ def write(path: Path, content: str | bytes | Callable[[Path], object]) -> Path:
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def hold(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock that one process at a time can hold; yields whether this one does.
+
+    The operating system takes it back when the process ends, however it ends. The file is empty, and stays.
+
+    Args:
+        path: The lock; its folder is made.
+        wait: Wait for it, rather than do without where another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -1,0 +1,350 @@
+"""The runs of a comparison: each is a training in a folder of its own, made once by whichever process takes it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import inspect
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.fabric import Fabric
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from limbeck.data import Data
+from limbeck.engine.assemble import assemble, find
+from limbeck.engine.evaluate import evaluate
+from limbeck.engine.fit import Trainable, example_of, fit
+from limbeck.engine.learner import Row, Schedule
+from limbeck.engine.run import Run
+from limbeck.files import hold, write
+from limbeck.frozen import Frozen, bare
+from limbeck.measure import cost, paired
+from limbeck.method import Make, Method
+from limbeck.report.table import Candidate, Role
+
+BASELINE = "plain"
+LOCK = ".lock"
+TIMED_EPOCHS, TIMED_BATCHES = 8, 10
+"""What is trained to see how long a step takes: every stage of a method has its share."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of a comparison.
+
+    Args:
+        method: Its name: ``limbeck list methods`` shows all.
+        options: Its keyword arguments, ``{"temperature": 2.0}``.
+        name: What the table calls it; by default the method with its options.
+        teacher: Another teacher than the comparison's, as an untrained one for a control.
+        control: Whether it is there to rule something out, and not to win.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    teacher: nn.Module | None = None
+    control: bool = False
+
+    def __post_init__(self) -> None:
+        words = [self.method, *(f"{option}={value}" for option, value in self.options.items())]
+        object.__setattr__(self, "name", self.name or ", ".join(words))
+
+    @property
+    def labels_alone(self) -> bool:
+        """Whether nobody teaches, so that there is nothing to learn from samples without a label."""
+        return bool(sys.modules[find(self.method).__module__].PAPER.teacher == "nobody")
+
+    @property
+    def folder(self) -> str:
+        """The name as a folder's."""
+        words = re.sub(r"[^A-Za-z0-9.=-]+", "-", self.name).strip("-.")
+        return words if len(words) <= 80 else f"{words[:70]}-{_digest(words.encode())[:8]}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    accuracy: float
+    steps: int
+    seconds: float
+
+
+@dataclass
+class Runs:
+    """What the runs of a comparison share.
+
+    Args:
+        student: Makes the student, with weights drawn from torch's generator.
+        teacher: The network to learn from, if there is one.
+        data: A `limbeck.data.Data`, or loaders ``(train, val, test)``.
+        folder: Where each run has its own; nothing is written without one.
+        training: How, as `fit` takes it.
+        split: What the networks are measured on. With ``"val"`` the test data is not touched.
+    """
+
+    student: Callable[[], nn.Module]
+    teacher: nn.Module | None
+    data: Any
+    folder: Path | None
+    training: Mapping[str, Any]
+    split: Literal["val", "test"] = "test"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, Data):
+            _check_loaders(self.data)
+        self.shared = {
+            **{name: self.training[name] for name in ("precision", "accumulate", "clip")},
+            "optimizer": _describe_optimizer(self.training["optimizer"]),
+            "schedule": _describe_schedule(self.training["schedule"]),
+            "data": self._describe_data(),
+        }
+
+    @property
+    def batches(self) -> int:
+        """In an epoch."""
+        return len(self.data.train if isinstance(self.data, Data) else self.data[0])
+
+    @property
+    def data_name(self) -> str:
+        """What the table says."""
+        return self.data.name if isinstance(self.data, Data) else "data"
+
+    def check(self, entries: Sequence[Entry]) -> None:
+        """Assemble everything once: what cannot be trained is found before anything is."""
+        one, other = self._student(0), self._student(0)
+        if one is other:
+            raise ValueError("student() gives the same network twice: it must make a new one at each call")
+        if _fingerprint(one) != _fingerprint(other):
+            raise ValueError(
+                "student() makes other weights at each call, so that runs cannot be paired: "
+                "draw them from torch's generator, which is seeded before"
+            )
+        for entry in entries:
+            method = self._assemble(entry, 0)
+            if not isinstance(method, Method):
+                next(iter(method))  # a generator complains when it begins
+
+    def outcome(self, entry: Entry, seed: int, epochs: int, watch: Logger) -> Outcome | None:
+        """Train, or go on, or read what is there; None where another process is at it.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, after a checkpoint.
+        """
+        folder = None if self.folder is None else self.folder / entry.folder / f"seed-{seed}"
+        with self._take(folder) as mine:
+            return self._outcome(folder, entry, seed, epochs, watch) if mine else None
+
+    def _take(self, folder: Path | None) -> AbstractContextManager[bool]:
+        """Take a run, unless another process has; the processes of several devices make each together."""
+        if folder is None or self.training["devices"] > 1:
+            return nullcontext(True)
+        return hold(folder / LOCK)
+
+    def _outcome(self, folder: Path | None, entry: Entry, seed: int, epochs: int, watch: Logger) -> Outcome:
+        settings = self._settings(entry, seed, epochs)
+        if folder is not None and (kept := _kept(Run(folder), settings, self.split)):
+            return kept
+        result = fit(
+            self._assemble(entry, seed),
+            self._data(entry, seed),
+            epochs=epochs,
+            seed=seed,
+            run_dir=folder,
+            resume=folder is not None,
+            loggers=[watch],
+            progress=False,
+            name=entry.name,
+            settings=settings,
+            **self.training,
+        )
+        if not result.finished:
+            raise KeyboardInterrupt(f"stopped in {entry.name}, seed {seed}: the same call goes on from there")
+        accuracy = result.metrics[f"{self.split}/{next(iter(result.networks))}/accuracy"]
+        return Outcome(accuracy, int(result.history[-1]["step"]), round(result.seconds, 3))
+
+    def step_times(self, entries: Sequence[Entry]) -> dict[str, float]:
+        """Return each entry's time a step as a multiple of plain's: measured once, and kept, as budgets depend on it."""
+        if self.folder is None:
+            return self._measured(entries, {})
+        path = self.folder / "step-times.json"
+        with hold(
+            self.folder / ".step-times.lock", wait=True
+        ):  # one process measures while the others wait for its word
+            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            ratios = self._measured(entries, known)
+            write(path, json.dumps(known | ratios, indent=2) + "\n")
+        return ratios
+
+    def candidates(self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]]) -> Iterator[Candidate]:
+        """Yield the rows of the table."""
+        student = self._student(0)
+        example = example_of(self.data, student)
+        price = cost(student, example)
+        if self.teacher is not None:
+            test = self.data.test if isinstance(self.data, Data) else self.data[2]
+            device = Fabric(accelerator=self.training["accelerator"], devices=1).device
+            accuracy = evaluate(Frozen(bare(self.teacher)).to(device).net, test)["accuracy"]  # a view moves alone
+            yield Candidate("teacher", "teacher", cost(self.teacher, example), (accuracy,))
+        reached = {name: tuple(outcome.accuracy for outcome in of) for name, of in outcomes.items()}
+        for entry in entries:
+            mine = reached[entry.name]
+            if entry.name == BASELINE:
+                yield Candidate(BASELINE, "baseline", price, mine)
+            else:
+                role: Role = "control" if entry.control or entry.labels_alone else "distilled"
+                yield Candidate(entry.name, role, price, mine, paired(mine, reached[BASELINE]))
+
+    def _student(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return self.student()
+
+    def _assemble(self, entry: Entry, seed: int) -> Trainable:
+        student = self._student(seed)
+        return assemble(entry.method, student, self._teacher(entry), example_of(self.data, student), entry.options)
+
+    def _teacher(self, entry: Entry) -> nn.Module | None:
+        parameters = inspect.signature(find(entry.method)).parameters
+        if entry.teacher is not None:
+            return entry.teacher
+        if "peers" in parameters:
+            return self.student()  # the generator has gone on: other weights than the student's
+        return self.teacher if "teacher" in parameters else None
+
+    def _data(self, entry: Entry, seed: int) -> Any:
+        """Return what `fit` is given: without the test data where it must not be touched."""
+        if not isinstance(self.data, Data):
+            return self.data if self.split == "test" else self.data[:2]
+        data = (self.data.labelled() if entry.labels_alone else self.data).with_seed(seed)
+        return data if self.split == "test" else (data.train, data.val)
+
+    def _measured(self, entries: Sequence[Entry], known: Mapping[str, float]) -> dict[str, float]:
+        ratios = {BASELINE: 1.0, **known}
+        if missing := [entry for entry in entries if entry.name not in ratios]:
+            plain = self._step_time(Entry(BASELINE))
+            ratios |= {entry.name: self._step_time(entry) / plain for entry in missing}
+        return {entry.name: ratios[entry.name] for entry in entries}
+
+    def _step_time(self, entry: Entry) -> float:
+        """Return the seconds of a step of `fit` itself, over all stages of a method."""
+        train = self._data(entry, 0).train
+        train.batches = TIMED_BATCHES
+        result = fit(self._assemble(entry, 0), train, epochs=TIMED_EPOCHS, progress=False, **self.training)
+        return _typical(result.history) / TIMED_BATCHES
+
+    def _settings(self, entry: Entry, seed: int, epochs: int) -> dict[str, Any]:
+        """What a run is, as its ``config.yaml`` keeps it: a finished run is taken for this one only if all agrees."""
+        student = self._student(seed)
+        teacher = self._teacher(entry)
+        return {
+            "method": entry.method,
+            "options": json.loads(json.dumps(entry.options, default=_named)),
+            "epochs": epochs,
+            "seed": seed,
+            **self.shared,
+            "student": _fingerprint(student),
+            "teacher": None if teacher is None else _fingerprint(teacher),
+        }
+
+    def _describe_data(self) -> dict[str, Any]:
+        if not isinstance(self.data, Data):
+            return {"batches": self.batches}
+        loaders = [self.data.train, self.data.val, *([self.data.test] if self.split == "test" else [])]
+        labels = _digest(*(_bytes(loader.targets) for loader in loaders))
+        return {
+            "name": self.data.name,
+            "batches": self.batches,
+            "batch_size": self.data.train.batch_size,
+            "labels": labels,
+        }
+
+
+def _check_loaders(data: Any) -> None:
+    loaders = data if isinstance(data, tuple) else ()
+    if len(loaders) != 3 or loaders[2] is None:
+        raise TypeError("a comparison needs test data: a limbeck.data.Data, or loaders (train, val, test)")
+    holders = [holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))]
+    if any(getattr(holder, "generator", None) is not None for holder in holders):
+        raise ValueError(
+            "a loader draws from a generator of its own, which goes on from run to run, so that methods would see "
+            "other orders: leave generator= out, every run's seed is set before it"
+        )
+
+
+def _kept(run: Run, settings: Mapping[str, Any], split: str) -> Outcome | None:
+    """Read a finished run.
+
+    Raises:
+        ValueError: What is there is the run of another training.
+    """
+    if not run.exists:
+        return None
+    was = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    if other := [name for name in settings if was.get(name) != settings[name]]:
+        raise ValueError(
+            f"the run in {run.folder} has another {other[0]}: {was.get(other[0])}, and not {settings[other[0]]}. "
+            "Go on with the same settings, or take another run_dir"
+        )
+    path = run.folder / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not result.get("finished"):
+        return None
+    shipped = next(iter(result["networks"].values()))
+    with (run.folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)][-1]
+    return Outcome(shipped[split]["accuracy"], steps, result["seconds"])
+
+
+def _typical(history: Sequence[Row]) -> float:
+    """Return the seconds of an epoch: each stage's median, without its first epoch if there are more, by its epochs."""
+    seconds: dict[str, list[float]] = {}
+    for row in history:
+        seconds.setdefault(str(row["stage"]), []).append(float(row["seconds"]))
+    return sum(len(of) * statistics.median(of[1:] or of) for of in seconds.values()) / len(history)
+
+
+def _describe_optimizer(make: Make | Mapping[str, Make] | None) -> Any:
+    """Tell optimizers apart by what they make: functions cannot be compared."""
+    if isinstance(make, Mapping):
+        return {player: _describe_optimizer(each) for player, each in make.items()}
+    return None if make is None else repr(make([nn.Parameter(torch.zeros(1))]))
+
+
+def _describe_schedule(schedule: Schedule | None) -> str | None:
+    if schedule is None:
+        return None
+    made = schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 100)
+    return f"{type(made).__name__} {made.state_dict()}"
+
+
+def _named(value: Any) -> str:
+    """Name what JSON cannot hold, alike in every process."""
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _fingerprint(net: nn.Module) -> str:
+    """Tell weights apart."""
+    return _digest(*(_bytes(value) for value in net.state_dict().values() if isinstance(value, Tensor)))
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
