@@ -1,6 +1,9 @@
 """What a network costs, and what the seeds show."""
 
+import importlib
+import logging
 import math
+import sys
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 
 import limbeck
 from limbeck.measure import judge, paired, summary
+from limbeck.measure.cost import _timer
 
 
 def verdict(pair):
@@ -21,11 +25,49 @@ EXAMPLE = torch.randn(7, 3, 6, 6)
 
 
 def test_cost_by_hand():
-    price = limbeck.cost(COUNTED, EXAMPLE, repeats=3)
+    price = limbeck.cost(COUNTED, EXAMPLE, seconds=0.001)
     assert price.parameters == 3 * 4 * 9 + 2 * 4 + 4 * 36 * 5 + 5
     assert price.macs == 36 * 4 * 3 * 9 + 4 * 36 * 5  # of one sample, whatever the batch
     assert price.bytes == 4 * (price.parameters + 2 * 4) + 8  # running mean and variance, and a counter of int64
+    assert price.activation_bytes == 2 * 4 * 4 * 36  # batch norm's input and output; what flattens is a view
     assert 0 < price.latency_ms < 1000
+    assert price.latency_ms / 10 < price.batch_latency_ms < 10_000
+    assert price.throughput == pytest.approx(64_000 / price.batch_latency_ms)
+
+
+class Residual(nn.Module):
+    """Three maps of 4 x 6 x 6 at once: the input of the block, of the sum, and the sum; what is in place takes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.offset = torch.zeros(4, 1, 1)  # neither parameter nor buffer, and there before
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        return (x + self.relu(self.conv(x))).add_(self.offset.view(1, 4, 1, 1))
+
+
+def test_activations_are_those_alive_at_once():
+    whole = 4 * 4 * 36
+    assert limbeck.cost(Residual(), EXAMPLE, seconds=0.001).activation_bytes == 3 * whole
+    assert limbeck.cost(nn.Sequential(Residual(), *[nn.Identity()] * 9), EXAMPLE).activation_bytes == 3 * whole
+    deeper = nn.Sequential(*[nn.Conv2d(3, 3, 1) for _ in range(9)])  # each frees what is before the one before it
+    assert limbeck.cost(deeper, EXAMPLE).activation_bytes == 2 * 4 * 3 * 36
+
+
+def test_the_batch_of_64_is_filled_from_the_example():
+    sizes = []
+
+    class Notes(nn.Linear):
+        def forward(self, x):
+            sizes.append(tuple(x.shape))
+            return super().forward(x)
+
+    limbeck.cost(Notes(4, 2), torch.randn(3, 4), seconds=0.001)
+    assert set(sizes) == {(1, 4), (64, 4)}
 
 
 def test_cost_leaves_the_network_as_it_was():
@@ -33,7 +75,7 @@ def test_cost_leaves_the_network_as_it_was():
     COUNTED[1].eval()
     before = {name: value.clone() for name, value in COUNTED.state_dict().items()}
     state = torch.get_rng_state()
-    limbeck.cost(COUNTED, EXAMPLE, repeats=2)
+    limbeck.cost(COUNTED, EXAMPLE)
     assert [module.training for module in COUNTED] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in COUNTED.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in COUNTED.parameters())
@@ -43,7 +85,7 @@ def test_cost_leaves_the_network_as_it_was():
 def test_shared_parameters_count_once():
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     net[1].weight = net[0].weight
-    price = limbeck.cost(net, torch.randn(2, 4), repeats=1)
+    price = limbeck.cost(net, torch.randn(2, 4))
     assert (price.parameters, price.macs) == (16, 32)
 
 
@@ -56,12 +98,30 @@ def test_cost_of_named_inputs():
         def forward(self, pixel_values):
             return {"logits": self.fc(pixel_values)}
 
-    assert limbeck.cost(Named(), {"pixel_values": torch.randn(3, 4)}, repeats=1).macs == 8
+    assert limbeck.cost(Named(), {"pixel_values": torch.randn(3, 4)}).macs == 8
 
 
-def test_cost_needs_a_repeat():
-    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
-        limbeck.cost(COUNTED, EXAMPLE, repeats=0)
+def test_cost_needs_time_and_a_sample():
+    with pytest.raises(ValueError, match="seconds must be positive, got 0"):
+        limbeck.cost(COUNTED, EXAMPLE, seconds=0)
+    with pytest.raises(ValueError, match=r"a sample at least, got shape \(0, 3, 6, 6\)"):
+        limbeck.cost(COUNTED, EXAMPLE[:0])
+
+
+def test_the_timer_is_imported_quietly(monkeypatch):
+    """On a machine with CUDA's compiler and no GPU, what torch's benchmark imports warns."""
+    heard = []
+    monkeypatch.setattr(logging.getLogger("torch.utils.cpp_extension"), "handle", heard.append)
+    monkeypatch.setenv("CUDA_HOME", "/somewhere")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for name in [name for name in sys.modules if name.startswith(("torch.utils.benchmark", "torch.utils.cpp_ext"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("torch.utils.cpp_extension", raising=False)
+    _timer()
+    assert not heard
+    monkeypatch.delitem(sys.modules, "torch.utils.cpp_extension")
+    importlib.import_module("torch.utils.cpp_extension")
+    assert len(heard) == 1
 
 
 def test_summary_by_hand():

@@ -11,7 +11,14 @@ from limbeck.report.comparison import Comparison, comparison_report, findings
 from limbeck.report.run import run_report
 from limbeck.report.table import Candidate, markdown_table, points, quantity, rows
 
-COST = Cost(parameters=1234567, macs=40_000_000, bytes=5_000_000, latency_ms=0.4321)
+COST = Cost(
+    parameters=1234567,
+    macs=40_000_000,
+    bytes=5_000_000,
+    activation_bytes=65_536,
+    latency_ms=0.4321,
+    batch_latency_ms=12.8,
+)
 HOSTILE = "<script>alert('x')</script> [red] $a$ & co"
 
 STAGED = """stage,epoch,step,seconds,train/student/hint,train/student/hint.weighted,train/student/loss,lr/student,\

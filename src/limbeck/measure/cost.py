@@ -1,22 +1,28 @@
 from __future__ import annotations
 
-import statistics
+import logging
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.frozen import Frozen, bare
 from limbeck.task import Task, classification
 
-WARM_UP = 5
-"""Runs before those that are timed: caches fill, kernels are chosen."""
+if TYPE_CHECKING:
+    from torch.utils.benchmark import Timer
+
+BATCH = 64
+"""Samples in the batch that throughput is taken of."""
 
 
 @dataclass(frozen=True)
@@ -27,45 +33,72 @@ class Cost:
         parameters: How many; shared ones count once.
         macs: Multiply-accumulates of one sample, in convolutions, matrix products and attention.
         bytes: Size of the weights and buffers as saved, without the file's header.
+        activation_bytes: The most memory that one sample takes at any time on its way through the network, beside the
+            weights and the sample.
         latency_ms: Median time of one sample, in milliseconds.
+        batch_latency_ms: Median time of a batch of 64, in milliseconds.
     """
 
     parameters: int
     macs: int
     bytes: int
+    activation_bytes: int
     latency_ms: float
+    batch_latency_ms: float
+
+    @property
+    def throughput(self) -> float:
+        """Samples a second in batches of 64."""
+        return 1000 * BATCH / self.batch_latency_ms
 
 
 @torch.no_grad()
-def cost(net: nn.Module, example: Any, task: Task = classification, repeats: int = 30) -> Cost:
+def cost(net: nn.Module, example: Any, task: Task = classification, seconds: float = 0.02) -> Cost:
     """Measure what ``net`` costs, on the device it is on and in eval mode; the network stays as it was.
 
-    Latency is taken on a single CPU thread, since the number of cores is the machine's property and not the network's.
-    It compares networks on one machine only.
+    Times are those of `torch.utils.benchmark`, on a single CPU thread, since the number of cores is the machine's property
+    and not the network's; on an accelerator, until the output is there. They compare networks on one machine only.
+
+    The memory of activations is on CUDA the peak that torch allocates, workspaces of its kernels included, and torch's peak
+    statistics begin anew. Elsewhere it is the most that the tensors alive after any operation take, which is the same on
+    every machine; what a kernel needs while it runs is not seen.
 
     Args:
         net: The network.
-        example: A batch of inputs, a tensor or a dict of tensors; its first sample is used.
+        example: A batch of inputs, a tensor or a dict of tensors; its samples fill the batch of 64, its first one is the
+            single sample.
         task: How inputs are fed.
-        repeats: Timed runs, of which the median counts.
+        seconds: Spent on each of the two times at least; 0.02 is ours, so that every run can afford it. A network
+            that needs longer runs twice.
+
+    Raises:
+        ValueError: The example is empty, or ``seconds`` is not positive.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
     view = Frozen(bare(net)).net  # in eval mode, with the weights of net and a mode of its own
     device = next(view.parameters(), torch.empty(0)).device
-    sample = _first(example, device)
+    sample, batch = _samples(example, 1, device), _samples(example, BATCH, device)
+    latency, batch_latency = (_milliseconds(view, inputs, device, task, seconds) for inputs in (sample, batch))
     return Cost(
         parameters=sum(parameter.numel() for parameter in view.parameters()),
         macs=_macs(view, sample, task),
         bytes=_bytes(view),
-        latency_ms=_latency_ms(view, sample, device, task, repeats),
+        activation_bytes=_activation_bytes(view, sample, device, task),  # after a run: kernels keep their workspaces
+        latency_ms=latency,
+        batch_latency_ms=batch_latency,
     )
 
 
-def _first(example: Any, device: torch.device) -> Any:
+def _samples(example: Any, count: int, device: torch.device) -> Any:
+    """Return the first ``count`` samples, from the start again where there are fewer."""
     if isinstance(example, Mapping):
-        return {name: _first(value, device) for name, value in example.items()}
-    return example[:1].to(device) if isinstance(example, Tensor) else example
+        return {name: _samples(value, count, device) for name, value in example.items()}
+    if not isinstance(example, Tensor):
+        return example
+    if len(example) == 0:
+        raise ValueError(f"example must hold a sample at least, got shape {tuple(example.shape)}")
+    return example[torch.arange(count, device=example.device) % len(example)].to(device)
 
 
 def _macs(net: nn.Module, sample: Any, task: Task) -> int:
@@ -93,18 +126,64 @@ def _bytes(net: nn.Module) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())  # tied weights are shipped once
 
 
-def _latency_ms(net: nn.Module, sample: Any, device: torch.device, task: Task, repeats: int) -> float:
-    wait = torch.get_device_module(device).synchronize  # an accelerator returns before it has finished
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _activation_bytes(net: nn.Module, sample: Any, device: torch.device, task: Task) -> int:
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        task.feed(net, sample)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Alive() as alive:
+        task.feed(net, sample)
+    return alive.peak
+
+
+class _Alive(TorchDispatchMode):
+    """Adds up the bytes of the tensors that were made within and are still there.
+
+    Views and what is written in place take nothing: storages count, not tensors. What an operation is given before any
+    operation has made it was there before: weights, buffers, inputs.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._meet((args, kwargs), made=False)
+        result = func(*args, **(kwargs or {}))
+        self._meet(result, made=True)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _meet(self, values: Any, *, made: bool) -> None:
+        for tensor in tree_iter(values):
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:  # a sparse one has no storage
+                storage = tensor.untyped_storage()
+                if id(storage) not in self._known:
+                    self._known.add(id(storage))
+                    size = storage.nbytes() if made else 0
+                    self.now += size
+                    weakref.finalize(storage, self._part, id(storage), size)
+
+    def _part(self, key: int, size: int) -> None:
+        self._known.remove(key)
+        self.now -= size
+
+
+def _milliseconds(net: nn.Module, inputs: Any, device: torch.device, task: Task, seconds: float) -> float:
+    # waits within the statement, since torch's own timer waits but after a row of runs, which an accelerator overlaps
+    names = {"feed": task.feed, "net": net, "inputs": inputs, "wait": torch.get_device_module(device).synchronize}
+    timer = _timer()("feed(net, inputs); wait()", timer=time.perf_counter, globals=names, num_threads=1)
+    return 1000 * timer.blocked_autorange(min_run_time=seconds).median
+
+
+def _timer() -> type[Timer]:
+    """Import torch's timer, quietly: it warns of a CUDA compiler without a GPU, which nothing here compiles with."""
+    log = logging.getLogger("torch.utils.cpp_extension")
+    disabled, log.disabled = log.disabled, True
     try:
-        times = []
-        for _ in range(WARM_UP + repeats):
-            wait()
-            start = time.perf_counter()
-            task.feed(net, sample)
-            wait()
-            times.append(time.perf_counter() - start)
+        from torch.utils.benchmark import Timer
     finally:
-        torch.set_num_threads(threads)
-    return 1000 * statistics.median(times[WARM_UP:])
+        log.disabled = disabled
+    return Timer
