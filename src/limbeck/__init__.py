@@ -26,12 +26,15 @@ from limbeck.methods import cwd as cwd
 from limbeck.methods import dist as dist
 from limbeck.methods import dkd as dkd
 from limbeck.methods import dml as dml
+from limbeck.methods import embedding as embedding
+from limbeck.methods import embedding_table as embedding_table
 from limbeck.methods import fitnets as fitnets
 from limbeck.methods import fsp as fsp
 from limbeck.methods import ft as ft
 from limbeck.methods import gradient as gradient
 from limbeck.methods import jacobian as jacobian
 from limbeck.methods import kd as kd
+from limbeck.methods import kpn as kpn
 from limbeck.methods import logits as logits
 from limbeck.methods import ls as ls
 from limbeck.methods import mgd as mgd
@@ -45,6 +48,8 @@ from limbeck.methods import sp as sp
 from limbeck.methods import tfkd_reg as tfkd_reg
 from limbeck.methods import tfkd_self as tfkd_self
 from limbeck.methods import vid as vid
+from limbeck.methods import weights as weights
+from limbeck.methods import weights_outputs as weights_outputs
 from limbeck.nets.ensemble import Ensemble as Ensemble
 from limbeck.objective import IDS as IDS
 from limbeck.objective import Loss as Loss
@@ -70,7 +75,7 @@ if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it i
     from limbeck.comparison import Entry as Entry
     from limbeck.comparison import compare as compare
     from limbeck.comparison import grid as grid
-    from limbeck.engine.distill import distill as distill
+    from limbeck.distillation import distill as distill
     from limbeck.engine.evaluate import evaluate as evaluate
     from limbeck.engine.fit import Result as Result
     from limbeck.engine.fit import fit as fit
@@ -87,7 +92,7 @@ _ENGINE = {
     "Entry": "limbeck.comparison",
     "compare": "limbeck.comparison",
     "grid": "limbeck.comparison",
-    "distill": "limbeck.engine.distill",
+    "distill": "limbeck.distillation",
     "evaluate": "limbeck.engine.evaluate",
     "Result": "limbeck.engine.fit",
     "fit": "limbeck.engine.fit",

@@ -20,7 +20,7 @@ from limbeck.engine.loaders import Repeatable
 from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.tally import Tally
 from limbeck.frozen import Frozen
-from limbeck.method import Distill, Make, Turn, assign, descend, log, parameters
+from limbeck.method import Distill, Make, Method, Turn, assign, descend, log, parameters
 from limbeck.objective import Objective
 from limbeck.stage import Stage
 from limbeck.task import Batch
@@ -315,10 +315,12 @@ class Learner(LightningModule):
 
 
 def teachers_of(method: nn.Module) -> Iterator[tuple[str, Frozen]]:
-    """Yield each frozen teacher in a method with its role."""
+    """Yield each frozen teacher in a method with its role: those of a `Distill`, and what a method holds itself."""
     for part in method.modules():
         if isinstance(part, Distill):
             yield from cast("dict[str, Frozen]", part.teachers).items()
+        elif isinstance(part, Method):
+            yield from ((name, own) for name, own in part.named_children() if isinstance(own, Frozen))
 
 
 def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement) -> None:

@@ -73,11 +73,11 @@ class Repeatable:
 
     def __iter__(self) -> Iterator[Any]:
         if self._fresh and self._own is not None:  # loaded: the generators go back to where they were
-            self._set_states(self._own)
+            self.set_generator_states(self._own)
         if not self._fresh or self._batch >= len(self):
             self._view, self._batch = self._view + 1, 0
         self._fresh = False
-        self._own = self._states()
+        self._own = self.generator_states()
         sampler = getattr(self.loader, "sampler", None)
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(self._view)
@@ -99,16 +99,16 @@ class Repeatable:
     @cached_property
     def first(self) -> Any:
         """A batch to look at; what the training will see is not touched."""
-        before = self._states()
+        before = self.generator_states()
         with Draws(0).apart():
             batch = next(iter(self.loader))
-        self._set_states(before)
+        self.set_generator_states(before)
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the view, how many of its batches were handed out, and the loader's own generators as it then began."""
         ended = self._batch >= len(self)  # the next view begins where this one ended
-        return {"view": self._view, "batch": self._batch, "own": self._states() if ended else self._own}
+        return {"view": self._view, "batch": self._batch, "own": self.generator_states() if ended else self._own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next ``iter()`` go on after the batches that ``state`` counts."""
@@ -122,10 +122,12 @@ class Repeatable:
         found = [getattr(holder, "generator", None) for holder in holders]
         return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
 
-    def _states(self) -> list[Tensor]:
+    def generator_states(self) -> list[Tensor]:
+        """Return the states of the generators that the loader or its sampler was given."""
         return [one.get_state() for one in self._generators]
 
-    def _set_states(self, states: list[Tensor]) -> None:
+    def set_generator_states(self, states: list[Tensor]) -> None:
+        """Put back what `generator_states` returned."""
         for one, state in zip(self._generators, states, strict=True):
             one.set_state(state)
 

@@ -1,0 +1,145 @@
+"""Find out in seconds, before a long run, whether a set-up is right."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from limbeck.checkup.cost import cost
+from limbeck.checkup.data import classes, inputs
+from limbeck.checkup.findings import Checkup, Finding, TermCheck, failed
+from limbeck.checkup.identity import identity
+from limbeck.checkup.learning import overfit
+from limbeck.checkup.setup import BROKEN, CannotCopyError, Setup, opened
+from limbeck.checkup.shares import suggested
+from limbeck.checkup.teacher import bystanders, scales, teachers
+from limbeck.checkup.terms import balance, gradients
+from limbeck.method import Method
+from limbeck.stage import Stage
+
+SAMPLES, SECONDS = 2000, 4.0  # of the data that one look of `check` takes, and the time that it has
+FEWER, SHORTER = 1000, 1.0  # the same of `vet`
+
+
+def check(
+    method: Method | Iterable[Stage],
+    data: Any,
+    *,
+    expect: float | None = None,
+    epochs: int | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> Checkup:
+    """Look for mistakes in a set-up, before it is trained.
+
+    Labels, classes and inputs; the teacher's accuracy, the order of its classes, whether it answers the same twice; every
+    term's gradient on its player; whether one batch can be learned; how long the training will take. All of it happens
+    to a copy: networks, random numbers and loaders are left as they were. But a generator of stages is used up by its first
+    stage, the one that can be checked without training: make it anew for `fit`.
+
+    Args:
+        method: A method, or the stages of one that has several.
+        data: As for `fit`.
+        expect: The accuracy that the teacher is known to have, in [0, 1].
+        epochs: Of the training, for the estimate of its time.
+        shares: The share of the gradient on the first player that a term should have, by its name, in (0, 1).
+            ``"attention"`` means all of ``attention.layer1``, ``attention.layer2`` together. Terms not named keep their
+            weights.
+
+    Raises:
+        ValueError: An argument that makes no sense.
+
+    Example:
+        >>> import limbeck
+        >>> from limbeck import check
+        >>> data = limbeck.data.load("digits")
+        >>> teacher, student = (limbeck.zoo.network(n, 10, data.shape) for n in ("mlp-64", "mlp-16"))
+        >>> _ = limbeck.fit(limbeck.plain(teacher), data, epochs=5)
+        >>> check(limbeck.kd(student, teacher), data, epochs=30).ok
+        True
+    """
+    if expect is not None and not 0 <= expect <= 1:
+        raise ValueError(f"expect is an accuracy and must lie in [0, 1], got {expect}")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    with opened(method, data, SAMPLES, SECONDS) as setup:
+        found: list[Finding] = []
+        terms: list[TermCheck] = []
+        if not isinstance(method, Method):
+            name = f" {setup.stage.name!r}" if setup.stage.name else ""
+            note = f"only the first stage{name} was checked: later ones depend on its training"
+            found.append(Finding("stages", "ok", note))
+        try:
+            found += inputs(setup)
+            found += classes(setup)
+            if not failed(found):  # on a GPU the loss of a label out of range is the end of the process
+                found += _first_looks(setup, expect)
+                terms = setup.terms
+                found += _further_looks(setup, epochs)
+        except BROKEN as error:
+            found.append(Finding("batch", "failed", f"a batch cannot be played: {error}"))
+    if shares and terms:
+        terms = suggested(terms, shares)
+    return Checkup(tuple(found), tuple(terms))
+
+
+def vet(method: Method | Iterable[Stage], data: Any, accelerator: str = "auto") -> None:
+    """Stop what would train in vain: the short form of `check`, with which every `distill` begins.
+
+    Labels, outputs, teachers, layers that nobody trains, and terms that move nobody. It costs about as much as three
+    batches of the training, and at most a second for each look at data: the validation samples, of which 1,000
+    are enough, and the labels of each loader of the user's own.
+
+    Args:
+        method: As for `check`; a generator of stages is used up.
+        data: As for `fit`.
+        accelerator: As for `fit`.
+
+    Raises:
+        ValueError: The mistakes that were found. What is but probably one is a warning; so is what cannot be checked.
+    """
+    try:
+        with opened(method, data, FEWER, SHORTER, accelerator) as setup:
+            found = _vetted(setup)
+    except CannotCopyError as error:
+        found = [Finding("method", "warning", str(error))]
+    for finding in found:
+        if finding.status == "warning":
+            warnings.warn(finding.message, stacklevel=3)
+    if wrong := failed(found):
+        raise ValueError(
+            "\n".join(
+                [
+                    *(finding.message for finding in wrong),
+                    "Nothing was trained. `limbeck check` shows more; check=False (--check false) trains nevertheless",
+                ]
+            )
+        )
+
+
+def _vetted(setup: Setup) -> list[Finding]:
+    found: list[Finding] = []
+    try:
+        found += classes(setup)
+        if not failed(found):
+            found += _first_looks(setup)
+    except BROKEN as error:  # `fit` fails likewise, and better; or not at all, at another precision
+        found.append(Finding("batch", "warning", f"not everything was checked before the training: {error}"))
+    if setup.loaders.val is None:
+        return found
+    # `fit` measures the teachers on all of the validation data, and warns of those that guess
+    return [one for one in found if not (one.status == "warning" and one.name.endswith(" accuracy"))]
+
+
+def _first_looks(setup: Setup, expect: float | None = None) -> Iterator[Finding]:
+    yield from teachers(setup, expect)
+    yield from bystanders(setup.method)
+    yield from gradients(setup.terms)
+
+
+def _further_looks(setup: Setup, epochs: int | None) -> Iterator[Finding]:
+    yield from scales(setup)
+    yield from balance(setup.terms, setup.method.networks())
+    yield from identity(setup)
+    yield from overfit(setup)
+    yield from cost(setup, epochs)
