@@ -11,12 +11,15 @@ from limbeck.methods.dist import relations as dist
 from limbeck.methods.dkd import decoupled as dkd
 from limbeck.methods.dkd import dkd_others as dkd_others
 from limbeck.methods.dkd import dkd_target as dkd_target
+from limbeck.methods.embedding import embedding_cosine as embedding_cosine
+from limbeck.methods.embedding import embedding_squared as embedding_squared
 from limbeck.methods.fitnets import hint as hint
 from limbeck.methods.fsp import flow_distance as fsp
 from limbeck.methods.ft import factor as factor
 from limbeck.methods.gradient import feature_gradient as feature_gradient
 from limbeck.methods.gradient import gradient_attention as gradient_attention
 from limbeck.methods.gradient import gradient_symmetry as gradient_symmetry
+from limbeck.methods.jacobian import jacobian_attention as jacobian_attention
 from limbeck.methods.jacobian import jacobian_projection as jacobian_projection
 from limbeck.methods.jacobian import label_jacobian as jacobian
 from limbeck.methods.kd import soft_cross_entropy as soft_cross_entropy
@@ -32,4 +35,5 @@ from limbeck.methods.rkd import rkd_angle as rkd_angle
 from limbeck.methods.rkd import rkd_distance as rkd_distance
 from limbeck.methods.sp import similarity as similarity
 from limbeck.methods.tfkd import virtual_teacher as virtual_teacher
+from limbeck.methods.weights import weight_matching as weight_matching
 from limbeck.task import cross_entropy as cross_entropy

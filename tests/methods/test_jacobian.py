@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from method_toys import CLASSES, batches, convnet, images, mlp, normal, sgd, state, vectors
@@ -7,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
-from limbeck.losses import jacobian, jacobian_projection, logit_regression
+from limbeck.losses import jacobian, jacobian_attention, jacobian_projection, logit_regression
+from limbeck.methods.jacobian import Projection
+from limbeck.nets import draws
 
 
 def smooth(seed: int) -> nn.Module:
@@ -208,3 +212,102 @@ def test_invalid() -> None:
     method = limbeck.jacobian(convnet(0), convnet(1))
     with pytest.raises(TypeError, match="need inputs that are one tensor of floating-point numbers"):
         next(iter(method.step((torch.zeros(2, 3, dtype=torch.long), y))))
+
+
+def test_attention_by_hand() -> None:
+    # x = (x₁, x₂) at two positions of one channel; the teacher's map is (x₁², 4x₂²), so it attends to the second
+    x = torch.tensor([[3.0, 2.0]]).requires_grad_()
+    t = torch.stack([x[:, 0], 2 * x[:, 1]], 1).view(1, 1, 1, 2)
+    # A_s there is (x₁ + x₂)², whose direction is (1, 1)/√2; the teacher's is (0, 1)
+    s = torch.stack([x[:, 0], x[:, 0] + x[:, 1]], 1).view(1, 1, 1, 2)
+    assert jacobian_attention(s, t, x).item() == pytest.approx(2 - 2 / 2**0.5)
+    assert jacobian_attention(5 * s, t, x).item() == pytest.approx(2 - 2 / 2**0.5)
+
+
+def test_attention_formula() -> None:
+    """Each sample's Jacobian on its own, on grids of two sizes and numbers of channels."""
+    student, teacher, (x, _) = convnet(0).eval(), convnet(1, width=6).eval(), images(n=4)
+    x.requires_grad_()
+    s, t = student.one(x), teacher.two(teacher.one(x))
+    total = 0.0
+    for n in range(4):
+        a_s = F.adaptive_avg_pool2d(s[n].square().mean(0)[None], (4, 4)).flatten()
+        a_t = t[n].square().mean(0).flatten()
+        place = int(a_t.argmax())
+        j_s, j_t = (torch.autograd.grad(a[place], x, retain_graph=True)[0].flatten() for a in (a_s, a_t))
+        total += float((j_s / j_s.norm() - j_t / j_t.norm()).square().sum())
+    assert jacobian_attention(s, t, x).item() == pytest.approx(total / 4, rel=1e-9)
+
+
+def test_attention_of_equal_networks_is_zero_and_dead_maps_have_no_gradient() -> None:
+    student, (x, _) = convnet(0).eval(), images(n=3)
+    x.requires_grad_()
+    features = student.one(x)
+    assert jacobian_attention(features, student.one(x), x).item() == pytest.approx(0, abs=1e-15)
+    dead = features * torch.zeros((), dtype=torch.float64, requires_grad=True)
+    loss = jacobian_attention(dead, student.one(x), x)
+    assert loss.item() == pytest.approx(1)  # no direction, beside one of length 1
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in student.one.parameters() if p.grad is not None)
+
+
+def test_attention_needs_no_common_classes() -> None:
+    torch.manual_seed(0)
+    student, teacher = convnet(0), convnet(1, width=6)
+    student.fc = nn.Linear(8, 3).double()
+    method = limbeck.jacobian(student, teacher, logits=0, label=0, attention=1.0, example=images()[0])
+    assert method.objective.names == ["hard", "logits", "label", "projection", "attention.two"]
+    x, y = images()
+    before = limbeck.play(method, (x, y % 3), optimizers := limbeck.optimizers(method, sgd))["student/attention.two"]
+    for _ in range(20):
+        logs = limbeck.play(method, (x, y % 3), optimizers)
+    assert logs["student/attention.two"] < before
+    named = limbeck.jacobian(convnet(0), teacher, attention=1.0, layers=[("one", "one"), ("two", "two")])
+    assert named.objective.names[-2:] == ["attention.one", "attention.two"]
+
+
+def test_two_processes_project_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher, (x, _) = smooth(0), smooth(1), vectors(n=6)
+    torch.manual_seed(3)
+    projection = Projection()
+    twins = copy.deepcopy(projection), copy.deepcopy(projection)
+    x.requires_grad_()
+    whole = projection(student(x), teacher(x), x)
+    parts = []
+    for rank, twin in enumerate(twins):
+        monkeypatch.setattr(draws, "place", lambda rank=rank: (rank, 2))
+        own = x.detach()[rank::2].requires_grad_()
+        parts.append(twin(student(own), teacher(own), own))
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, whole)
+
+
+def test_projections_differ_from_step_to_step_and_go_on_exactly() -> None:
+    student, teacher, (x, _) = smooth(0), smooth(1), vectors(n=6)
+    torch.manual_seed(3)
+    projection, other = Projection(), Projection()
+    x.requires_grad_()
+
+    def project(loss: Projection) -> float:
+        return loss(student(x), teacher(x), x).item()
+
+    first = project(projection)
+    assert project(projection) != first
+    other.load_state_dict(projection.state_dict())
+    assert project(other) == project(projection)
+
+
+def test_invalid_attention() -> None:
+    x = images(n=2)[0].requires_grad_()
+    with pytest.raises(ValueError, match=r"needs features \(N, C, H, W\), got shape \(2, 192\)"):
+        jacobian_attention(x.flatten(1), x * 2, x)
+    with pytest.raises(ValueError, match="must look at the same samples, got 1 and 2"):
+        jacobian_attention(x[:1], x * 2, x)
+    with pytest.raises(ValueError, match="the teacher's outputs do not depend"):
+        jacobian_attention(x * 2, x.detach() * 2, x)
+    with pytest.raises(ValueError, match="attention is 0: give it a weight"):
+        limbeck.jacobian(convnet(0), convnet(1), layers=[("one", "one")])
+    with pytest.raises(ValueError, match="pass example=inputs"):
+        limbeck.jacobian(convnet(0), convnet(1), attention=1.0)
+    z = (x * 2).flatten(1)
+    with pytest.raises(ValueError, match=r"a sign for each logit, \(2, 192\), got \(2,\)"):
+        jacobian_projection(z, z, x, torch.ones(2))

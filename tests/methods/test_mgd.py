@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck.losses import masked_generative
-from limbeck.nets import generation as generation_file
+from limbeck.nets import draws as draws_file
 from limbeck.nets.generation import Generation
 
 EXAMPLE = images()[0]
@@ -115,7 +115,7 @@ def test_two_processes_mask_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     twins = copy.deepcopy(net), copy.deepcopy(net)
     whole = kept(net, maps)
     for rank, twin in enumerate(twins):
-        monkeypatch.setattr(generation_file, "place", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(draws_file, "place", lambda rank=rank: (rank, 2))
         assert torch.equal(kept(twin, maps[rank::2]), whole[rank::2])
 
 
@@ -141,7 +141,7 @@ def test_playing_it_is_the_loop(masks: str) -> None:
     mine = [*ours.align.parameters(), *ours.generate.parameters()]
     optimizers, optimizer = limbeck.optimizers(method, sgd), sgd([*loop.parameters(), *mine])
     for x, y in batches(3, images):
-        draw = torch.Generator().manual_seed(ours.seed * 2**31 + net.calls)
+        draw = torch.Generator().manual_seed(ours.draws.seed * 2**31 + net.draws.calls)
         mask = torch.rand((6, 12, 1, 1) if masks == "channels" else (6, 1, 4, 4), generator=draw) >= 0.4
         logs = limbeck.play(method, (x, y), optimizers)
         optimizer.zero_grad()
