@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
 from limbeck.cli.console import STOPPED, plain
+from limbeck.cli.jobs import side_by_side
 from limbeck.cli.networks import network, weighted
 from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
 from limbeck.cli.parser import Commands, first_line
@@ -24,21 +26,25 @@ def add(commands: Commands) -> None:
     parser.add_argument("methods", type=str, nargs="+", help="each METHOD or METHOD:OPTION=VALUE,VALUE:OPTION=VALUE")
 
 
-def contest(seeds: int = 3, match: Literal["epochs", "compute"] = "epochs") -> None:
+def contest(seeds: int = 3, match: Literal["epochs", "compute"] = "epochs", jobs: int = 1) -> None:
     """Say what is fair.
 
     Args:
         seeds: How many, from 0 on, the same for all methods.
         match: What is equal: the epochs, or about the time of a run.
+        jobs: Processes that share the runs among themselves, each with a GPU in turn or its share of the cores.
     """
 
 
 def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Train a student by several methods, and by none, over paired seeds; say what that shows."""
+    run_dir = leaf.run_dir or fresh_folder("compare", leaf.student, leaf.data)
+    if leaf.jobs != 1:
+        return _share_out(leaf, config, run_dir)
     data = call(load_data, leaf)
     entries = [entry for words in leaf.methods for entry in _entries(words)]
+    torch.manual_seed(leaf.seed)  # NAME@random is the same teacher in every process, and when the command goes on
     teacher = None if leaf.teacher is None else network(weighted(leaf.teacher, "teacher"), data)
-    run_dir = leaf.run_dir or fresh_folder("compare", leaf.student, leaf.data)
     settings = {name: value for name, value in call(training, leaf).items() if name not in ("resume", "loggers")}
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -60,6 +66,18 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
         console.print(f"  {plain(sentence)}")
     console.print(plain(str(Path(run_dir) / "report.html")))
     return 0
+
+
+def _share_out(leaf: Namespace, config: Mapping[str, Any], run_dir: str) -> int:
+    """Make the comparison in several processes, all of this same command."""
+    if leaf.jobs < 1 or leaf.devices > 1:
+        raise ValueError(f"expected at least 1 job, each with one device, got jobs={leaf.jobs}, devices={leaf.devices}")
+    own = config["compare"] | {"jobs": 1, "run_dir": run_dir}
+    return side_by_side(
+        {"compare": own, "subcommand": "compare"},
+        {"compare": own | {"progress": False}, "subcommand": "compare"},
+        leaf.jobs,
+    )
 
 
 def _entries(words: str) -> list[Entry]:

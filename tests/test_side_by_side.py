@@ -1,0 +1,223 @@
+"""One comparison made by several processes: every run once, the same table, whoever dies on the way."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import limbeck
+from limbeck import comparison
+from limbeck.cli import jobs, main
+from limbeck.comparison import compare
+from limbeck.engine.learner import Learner
+from limbeck.files import hold
+from limbeck.report.table import records
+
+DATA = limbeck.data.load("digits", labels=100, batch_size=128)
+RUNS = 4  # plain and kd, two seeds each
+
+
+def network(name):
+    return limbeck.zoo.network(name, DATA.num_classes, DATA.shape)
+
+
+def run(run_dir=None, **changed):
+    torch.manual_seed(0)
+    teacher = network("mlp-32")
+    settings = {"epochs": 2, "seeds": 2, "progress": False, "accelerator": "cpu"} | changed
+    return compare(["kd"], partial(network, "mlp-16"), teacher, DATA, run_dir=run_dir, **settings)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return [candidate.accuracies for candidate in run().candidates]
+
+
+@pytest.fixture
+def other(tmp_path, request):
+    """Another process at the same comparison, in the second epoch of its first run until there is a certain file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    with subprocess.Popen(
+        [sys.executable, __file__, str(tmp_path), request.param], env=environment, stderr=subprocess.PIPE
+    ) as process:
+        until(lambda: (tmp_path / "plain/seed-0/checkpoints/last.ckpt").exists() or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        yield process
+        process.kill()
+
+
+def until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def sessions(folder):
+    """How often each run was begun or gone on with."""
+    logs = {path.parent: path.read_text() for path in sorted(folder.glob("*/*/train.log"))}
+    return [text.count("stage train:") for text in logs.values()]
+
+
+@pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
+@pytest.mark.parametrize("other", ["kd/seed-0/result.json"], indirect=True)
+def test_two_processes_make_every_run_once_and_both_return_the_table_of_one(other, tmp_path, alone):
+    found = run(tmp_path)
+    assert [candidate.accuracies for candidate in found.candidates] == alone
+    assert other.wait(timeout=60) == 0, other.stderr.read().decode()[-2000:]
+    assert sessions(tmp_path) == [1] * RUNS
+    took = (tmp_path / "other.txt").read_text().split()
+    assert took[0] == "plain/seed-0"
+    assert len(took) < RUNS
+    assert [tuple(row["accuracies"]) for row in json.loads((tmp_path / "other.json").read_text())] == alone
+
+
+@pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
+@pytest.mark.parametrize("other", ["never"], indirect=True)
+def test_the_run_of_a_killed_process_is_gone_on_with_by_the_others(other, tmp_path, alone, monkeypatch):
+    waited = []
+
+    def kill(seconds):  # this process has made all the other runs by now, and waits for that one
+        waited.append(seconds)
+        other.kill()
+        assert other.wait() == -signal.SIGKILL
+
+    monkeypatch.setattr(comparison.time, "sleep", kill)
+    found = run(tmp_path)
+    assert len(waited) == 1
+    assert [candidate.accuracies for candidate in found.candidates] == alone
+    assert sessions(tmp_path) == [1, 1, 2, 1]  # kd, kd; plain with seed 0 was gone on with
+    with (tmp_path / "table.csv").open() as file:
+        assert [float(row["mean"]) for row in csv.DictReader(file)] == [
+            row["mean"] for row in records(found.candidates)
+        ]
+
+
+def test_runs_on_several_devices_each_are_made_by_one_process_at_a_time(tmp_path):
+    with hold(tmp_path / ".lock"), pytest.raises(ValueError, match="another process makes the comparison"):
+        run(tmp_path, devices=2)
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path):
+    with hold(tmp_path / "a/lock") as first:
+        assert first
+        with hold(tmp_path / "a/lock") as second:
+            assert not second
+    with hold(tmp_path / "a/lock", wait=True) as third:
+        assert third
+
+
+# the command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
+def test_the_command_gives_the_same_table_in_two_processes(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    words = "compare kd --student mlp-8 --teacher mlp-16@random --samples 200 --epochs 1 --seeds 1 --run-dir"
+    assert main([*words.split(), "two", "--jobs", "2"]) == 0
+    assert "kd: -" in capfd.readouterr().out.replace("−", "-").replace("+", "-")
+    assert main([*words.split(), "one"]) == 0
+    one, two = (json.loads(Path(name, "results.json").read_text())["rows"] for name in ("one", "two"))
+    assert [row["accuracies"] for row in one] == [row["accuracies"] for row in two]
+
+
+@pytest.mark.parametrize("options", [["--jobs", "0"], ["--jobs", "2", "--devices", "2"]])
+def test_jobs_that_cannot_be_are_refused(options, capsys):
+    assert main(["compare", "kd", "--student", "mlp-8", "--teacher", "mlp-16@random", *options]) == 2
+    assert "at least 1 job, each with one device" in capsys.readouterr().err
+
+
+STOPS = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def started(monkeypatch, *programs):
+    """Let jobs be these programs; return the processes, filled as they start."""
+    processes, waiting = [], iter(programs)
+
+    def start(command, folder, environment, *, quiet):
+        folder.mkdir()
+        with (folder / "stderr").open("wb") as words:
+            process = subprocess.Popen([sys.executable, "-c", next(waiting)], stdout=subprocess.PIPE, stderr=words)
+        process.stdout.readline()
+        processes.append(process)
+        return process
+
+    monkeypatch.setattr(jobs, "_start", start)
+    return processes
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (
+            "import sys; print('no teacher', file=sys.stderr); sys.exit(2)",
+            "process 2 of 3 ended with exit code 2\nno te",
+        ),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "process 2 of 3 was killed by SIGKILL"),
+    ],
+)
+def test_where_a_process_fails_the_others_stop_and_the_command_says_so(monkeypatch, capfd, program, said):
+    processes = started(monkeypatch, STOPS, program, STOPS)
+    assert jobs.side_by_side({}, {}, 3) == 2
+    assert said in capfd.readouterr().err
+    assert [process.returncode for process in processes][::2] == [130, 130]
+
+
+def test_ctrl_c_reaches_every_process_once(monkeypatch):
+    counts = STOPS.replace("lambda *_: sys.exit(130)", "lambda *_: (time.sleep(0.3), sys.exit(130))")
+    processes = started(monkeypatch, counts, counts)
+    monkeypatch.setattr(
+        jobs.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGINT) if not sent else time_sleep(0.05)
+    )
+    sent, time_sleep = [], time.sleep
+    original = jobs._tell
+    monkeypatch.setattr(jobs, "_tell", lambda processes: (sent.append(1), original(processes)))
+    assert jobs.side_by_side({}, {}, 2) == 130
+    assert [process.returncode for process in processes] == [130, 130]
+    assert sent == [1]
+
+
+def test_processes_have_gpus_in_turn_and_their_share_of_the_cores(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(9)), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    given = [jobs._environment(index, 4) for index in range(4)]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in given] == ["3", "5", "3", "5"]
+    assert {environment["OMP_NUM_THREADS"] for environment in given} == {"2"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    given = jobs._environment(0, 4)
+    assert (given["OMP_NUM_THREADS"], given["CUDA_VISIBLE_DEVICES"]) == ("7", "")
+
+
+if __name__ == "__main__":  # the other process
+    folder, original = Path(sys.argv[1]), Learner.on_train_batch_end
+    took = []
+
+    def pause(self, *args):
+        if self.step == len(DATA.train) + 3:
+            until((folder / sys.argv[2]).exists)
+        original(self, *args)
+
+    Learner.on_train_batch_end = pause
+    from limbeck import runs
+
+    fit = runs.fit
+    runs.fit = lambda *args, **options: (took.append(options["run_dir"]), fit(*args, **options))[1]
+    found = run(folder)
+    (folder / "other.txt").write_text(" ".join(str(path.relative_to(folder)) for path in took))
+    (folder / "other.json").write_text(json.dumps(records(found.candidates)))
