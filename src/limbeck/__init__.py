@@ -69,6 +69,7 @@ from limbeck.trace import record as record
 
 if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it is first asked for
     from limbeck import data as data
+    from limbeck import measure as measure
     from limbeck import zoo as zoo
     from limbeck.checkup import Checkup as Checkup
     from limbeck.checkup import check as check
@@ -86,6 +87,7 @@ if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it i
 
 _ENGINE = {
     "data": "limbeck.data",
+    "measure": "limbeck.measure",
     "zoo": "limbeck.zoo",
     "Checkup": "limbeck.checkup",
     "check": "limbeck.checkup",

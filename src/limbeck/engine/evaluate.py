@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from limbeck.frozen import frozen
+from limbeck.frozen import bare, frozen
 from limbeck.task import UNLABELLED, Batch, Task, classification
 
 
@@ -26,7 +26,10 @@ class Measurement:
 
     def update(self, net: nn.Module, batch: Batch) -> None:
         """Measure one batch."""
-        output, target = self.task.look(net, batch)[""], self.task.target(batch)
+        self.add(self.task.look(net, batch)[""], self.task.target(batch))
+
+    def add(self, output: Tensor, target: Tensor) -> None:
+        """Measure what a network answered."""
         if self._metrics is None:
             self.num_classes = output.shape[1]
             self._metrics = self.task.metrics(self.num_classes).to(output.device)
@@ -69,11 +72,17 @@ def evaluate(net: nn.Module, loader: Iterable[Any], task: Task = classification)
         True
     """
     view, measurement = frozen(net), Measurement(task)
-    parameter = next(net.parameters(), None)
     with torch.no_grad():
-        for batch in loader:
-            measurement.update(view, batch if parameter is None else move_data_to_device(batch, parameter.device))
+        for batch in batches(loader, net):
+            measurement.update(view, batch)
     return measurement.compute()
+
+
+def batches(loader: Iterable[Any], net: nn.Module) -> Iterator[Batch]:
+    """Yield a loader's batches where a network's parameters are."""
+    parameter = next(bare(net).parameters(), None)
+    for batch in loader:
+        yield batch if parameter is None else move_data_to_device(batch, parameter.device)
 
 
 def _labelled(target: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ import logging
 import time
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +80,9 @@ def cost(net: nn.Module, example: Any, task: Task = classification, seconds: flo
     view = Frozen(bare(net)).net  # in eval mode, with the weights of net and a mode of its own
     device = next(view.parameters(), torch.empty(0)).device
     sample, batch = _samples(example, 1, device), _samples(example, BATCH, device)
-    latency, batch_latency = (_milliseconds(view, inputs, device, task, seconds) for inputs in (sample, batch))
+    latency, batch_latency = (
+        latency_ms(partial(task.feed, view, inputs), device, seconds) for inputs in (sample, batch)
+    )
     return Cost(
         parameters=sum(parameter.numel() for parameter in view.parameters()),
         macs=_macs(view, sample, task),
@@ -171,10 +174,11 @@ class _Alive(TorchDispatchMode):
         self.now -= size
 
 
-def _milliseconds(net: nn.Module, inputs: Any, device: torch.device, task: Task, seconds: float) -> float:
+def latency_ms(run: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Return the median time of ``run`` on one CPU thread, in milliseconds; it takes ``seconds`` at least."""
     # waits within the statement, since torch's own timer waits but after a row of runs, which an accelerator overlaps
-    names = {"feed": task.feed, "net": net, "inputs": inputs, "wait": torch.get_device_module(device).synchronize}
-    timer = _timer()("feed(net, inputs); wait()", timer=time.perf_counter, globals=names, num_threads=1)
+    names = {"run": run, "wait": torch.get_device_module(device).synchronize}
+    timer = _timer()("run(); wait()", timer=time.perf_counter, globals=names, num_threads=1)
     return 1000 * timer.blocked_autorange(min_run_time=seconds).median
 
 
