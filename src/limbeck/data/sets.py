@@ -32,6 +32,8 @@ class Data:
         classes: names, in the order of the targets.
         shape: of one input, (C, H, W).
         note: what the reader of a result should know about the splits.
+        mean: of every channel, of pixels scaled to [0, 1]; inputs are (pixels - mean) / std.
+        std: likewise.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Data:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
     note: str = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -178,6 +182,8 @@ def load(
         classes=source.classes,
         shape=_shape(source.train.images, size),
         note=source.note,
+        mean=tuple(mean),
+        std=tuple(std),
     )
 
 

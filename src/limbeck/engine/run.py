@@ -24,6 +24,13 @@ from limbeck.files import write
 logger = logging.getLogger("limbeck")
 
 
+def packed(net: nn.Module, about: Mapping[str, str] | None = None) -> bytes:
+    """Return a network's weights as a safetensors file, with what is to be known ``about`` them."""
+    # clones, since shared storage (tied weights) is more than the format can say
+    state = {key: value.detach().cpu().clone().contiguous() for key, value in net.state_dict().items()}
+    return to_safetensors(state, dict(about) if about else None)
+
+
 class Run:
     """The folder of a run.
 
@@ -71,9 +78,7 @@ class Run:
     def write_networks(self, networks: Mapping[str, nn.Module]) -> None:
         """Write each network as ``NAME.safetensors``, which loads into the plain network."""
         for name, net in networks.items():
-            # clones, since shared storage (tied weights) is more than the format can say
-            state = {key: value.detach().cpu().clone().contiguous() for key, value in net.state_dict().items()}
-            write(self.folder / f"{name}.safetensors", to_safetensors(state))
+            write(self.folder / f"{name}.safetensors", packed(net))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``."""
