@@ -80,7 +80,7 @@ class MinibatchCKA(Metric):
 
     def compute(self) -> Tensor:
         """Return the CKA; nan where a layer was the same for all samples, or no batch had four."""
-        cross, student, teacher = self.products
+        cross, student, teacher = self.products.unbind()
         return cross / (student * teacher).sqrt()
 
 

@@ -134,13 +134,14 @@ def _activation_bytes(net: nn.Module, sample: Any, device: torch.device, task: T
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         task.feed(net, sample)
-        return torch.cuda.max_memory_allocated(device) - before
-    with _Alive() as alive:
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    alive = _Alive()
+    with alive:
         task.feed(net, sample)
     return alive.peak
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that were made within and are still there.
 
     Views and what is written in place take nothing: storages count, not tensors. What an operation is given before any
@@ -148,30 +149,31 @@ class _Alive(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._known: set[int] = set()
+        self._made: set[int] = set()
+        self._before: dict[int, torch.UntypedStorage] = {}  # held, so that no other gets its id
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._meet((args, kwargs), made=False)
+        self._before |= {id(storage): storage for storage in _storages((args, kwargs)) if id(storage) not in self._made}
         result = func(*args, **(kwargs or {}))
-        self._meet(result, made=True)
+        for storage in _storages(result):
+            if id(storage) not in self._made and id(storage) not in self._before:
+                self._made.add(id(storage))
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._part, id(storage), storage.nbytes())
         self.peak = max(self.peak, self.now)
         return result
 
-    def _meet(self, values: Any, *, made: bool) -> None:
-        for tensor in tree_iter(values):
-            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:  # a sparse one has no storage
-                storage = tensor.untyped_storage()
-                if id(storage) not in self._known:
-                    self._known.add(id(storage))
-                    size = storage.nbytes() if made else 0
-                    self.now += size
-                    weakref.finalize(storage, self._part, id(storage), size)
-
     def _part(self, key: int, size: int) -> None:
-        self._known.remove(key)
+        self._made.remove(key)
         self.now -= size
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    for value in tree_iter(values):
+        if isinstance(value, Tensor) and value.layout is torch.strided:  # a sparse one has none
+            yield value.untyped_storage()
 
 
 def latency_ms(run: Callable[[], object], device: torch.device, seconds: float) -> float:
