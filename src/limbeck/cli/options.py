@@ -30,6 +30,7 @@ def load_data(
     augment: Literal["default", "none", "crop", "crop-flip", "cutout"] = "default",
     split_seed: int = 0,
     workers: int = 2,
+    size: int = 224,
     seed: int = 0,
 ) -> Data:
     """Load the data.
@@ -45,6 +46,7 @@ def load_data(
         augment: Of training images; by default what suits the set.
         split_seed: Of the choice of validation samples, samples and labels.
         workers: Processes that decode images too large for memory.
+        size: Side in pixels to which images too large for memory are cropped; 224 as torchvision's networks expect.
         seed: Of everything random: weights, order of batches, augmentation.
     """
     return datasets.load(
@@ -59,6 +61,7 @@ def load_data(
         seed=seed,
         split_seed=split_seed,
         workers=workers,
+        size=size,
     )
 
 
