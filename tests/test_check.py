@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
 from limbeck import Distill, Frozen, Loss, Method, S, Stage, T, Turn, Y, classification, on
-from limbeck.checkup import Checkup, check, console_table
+from limbeck.checkup import Checkup, Finding, check, console_table, vet
 from limbeck.cli import main
+from limbeck.cli.check import shares_of
 from limbeck.data import Data
 from limbeck.losses import soft_target
 
@@ -208,6 +212,11 @@ def test_a_teacher_that_answers_differently_each_time(student, teacher, data):
     assert values(checkup, "teacher determinism")["largest relative difference"] > 0.01
 
 
+def test_a_teacher_that_a_method_holds_itself(student, teacher, data):
+    checkup = check(limbeck.gradient(student, Reordered(teacher, [1, 0, *range(2, 10)])), data)
+    assert flagged(checkup) == {"teacher classes": "failed"}
+
+
 def test_a_teacher_whose_buffers_change(student, teacher, data):
     checkup = check(limbeck.kd(student, Counting(teacher)), data)
     assert flagged(checkup) == {"teacher buffers": "failed"}
@@ -282,6 +291,14 @@ def test_a_term_without_a_gradient(student, teacher, data):
     checkup = check(Distill(student, teacher, objective), data)
     assert flagged(checkup) == {"gradients": "failed"}
     assert "'student/soft' gives its player no gradient" in message(checkup, "gradients")
+
+
+@pytest.mark.parametrize("rounded", [torch.round, torch.sign])
+def test_a_term_whose_gradient_is_zero(student, teacher, data, rounded):
+    objective = classification.hard + on(soft_target, S.via(rounded), T, name="soft")
+    checkup = check(Distill(student, teacher, objective), data)
+    assert flagged(checkup)["gradients"] == "warning"  # a student that starts as its teacher has such a term too
+    assert "the gradient of the term 'student/soft' is 0" in message(checkup, "gradients")
 
 
 def test_a_term_whose_layers_do_not_train_in_this_stage(student, teacher, data):
@@ -455,6 +472,9 @@ def test_the_estimates_grow_with_what_they_estimate(student, teacher, data):
     many = check(limbeck.kd(student, teacher), data, epochs=1000)
     assert values(many, "time")["seconds"] > 100 * values(one, "time")["seconds"]
     wide = check(limbeck.kd(network(data, "mlp-512-512", 0), teacher), data)
+    train, val = loaders(data)
+    watched = check(limbeck.plain(student), (train, [next(iter(val))] * 5000))
+    assert values(watched, "time")["seconds an epoch"] > 10 * len(train) * values(watched, "time")["seconds a step"]
     # weights, gradients and Adam's two moments: 4 numbers for each parameter, and then the activations
     parameters = 64 * 512 + 512 * 512 + 512 * 10 - (64 * 32 + 32 * 10)
     assert values(wide, "memory")["bytes"] - values(one, "memory")["bytes"] > 4 * 4 * parameters
@@ -538,6 +558,84 @@ def test_a_generator_that_was_checked_cannot_be_trained_without_its_first_stage(
         limbeck.fit(stages, data, epochs=2, progress=False)
 
 
+# before every distill ------------------------------------------------------------------------------------------------
+
+
+def distilled(student: nn.Module, teacher: nn.Module | list[nn.Module] | None, data: object, **options) -> list[Tensor]:
+    torch.manual_seed(5)  # of the adapters
+    settings = {"epochs": 2, "progress": False, "accelerator": "cpu", **options}
+    net = copy.deepcopy(student)
+    limbeck.distill(net, teacher, data, **settings)
+    return [tensor.clone() for tensor in net.state_dict().values()]
+
+
+def test_distill_refuses_what_would_train_in_vain(student, teacher, data):
+    wrong = Reordered(Counting(teacher), [1, 0, *range(2, 10)])
+    before = copy.deepcopy(student)
+    with pytest.raises(ValueError, match="classes are permuted") as caught:
+        limbeck.distill(student, wrong, data, epochs=1, progress=False)
+    told = str(caught.value).splitlines()
+    assert len(told) == 3  # both mistakes, and how to go on
+    assert "buffers ['net.asked']" in told[0]
+    assert "`limbeck check` shows more; check=False (--check false) trains nevertheless" in told[2]
+    assert equal(list(student.parameters()), list(before.parameters()))
+    assert limbeck.distill(student, wrong, data, epochs=1, progress=False, check=False).finished
+
+
+@pytest.mark.parametrize("method", ["kd", "fitnets", "dml", "ban", "plain"])
+@pytest.mark.parametrize("own", [False, True], ids=["ours", "own loaders"])
+def test_the_check_changes_nothing_of_the_training(student, teacher, data, method, own):
+    taught_by = {"dml": [network(data, "mlp-32", 2)], "plain": None}.get(method, teacher)
+    weights = []
+    for checked in (True, False):
+        ours = loaders(data, shuffle=True, generator=torch.Generator().manual_seed(3)) if own else data
+        teaching = copy.deepcopy(taught_by)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            weights.append(distilled(student, teaching, ours, method=method, check=checked))
+    assert equal(*weights)
+
+
+def test_an_untrained_teacher_is_warned_of_once_and_goes_on(student, data):
+    """A control: `fit` measures it on the validation data; without these the check does."""
+    untrained = copy.deepcopy(network(data, "mlp-256-256", 0))
+    with torch.no_grad():
+        for p in untrained.parameters():
+            p.zero_()
+    for given in (data, (data.train, None)):
+        with pytest.warns(UserWarning, match="no better than chance") as seen:
+            distilled(student, untrained, given, epochs=1)
+        assert len([one for one in seen if "chance" in str(one.message)]) == 1
+
+
+def test_more_outputs_than_classes_are_a_warning(data):
+    many = nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
+    with pytest.warns(UserWarning, match="the student has 12 classes, and the data 10") as seen:
+        distilled(many, None, data, method="plain", epochs=1)
+    assert len(seen) == 1
+
+
+def test_a_run_that_goes_on_is_not_checked_again(student, teacher, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("limbeck.engine.fit.run_report", lambda folder: None)
+    wrong = Reordered(teacher, [1, 0, *range(2, 10)])
+    with pytest.raises(ValueError, match="permuted"):  # nothing is there to go on with
+        distilled(student, wrong, data, run_dir=tmp_path, resume=True)
+    first = distilled(student, wrong, data, run_dir=tmp_path, check=False)
+    assert equal(distilled(student, wrong, data, run_dir=tmp_path, resume=True), first)
+
+
+def test_what_cannot_be_checked_is_left_to_the_training(student, teacher, data):
+    objective = classification.hard + on(lambda s, t: (s - t).square().mean(), S["skipped"], T, name="pair")
+    with pytest.warns(UserWarning, match="not everything was checked .* without calling \\['skipped'\\]"):
+        vet(Distill(Skipping(), teacher, objective), data)
+
+
+def test_the_short_form_neither_tries_nor_estimates(student, teacher, data, monkeypatch):
+    for slow in ("overfit", "cost", "identity", "scales", "inputs"):
+        monkeypatch.setattr(f"limbeck.checkup.examine.{slow}", pytest.fail)
+    vet(limbeck.kd(student, teacher), data)
+
+
 # what is shown -------------------------------------------------------------------------------------------------------
 
 
@@ -555,6 +653,18 @@ def test_the_table_and_json_say_it_all(student, teacher, data):
     assert read["terms"][0]["suggested"] == checkup.terms[0].suggested
 
 
+def test_the_table_is_coloured_in_a_terminal():
+    found = (Finding("a", "ok", "fine"), Finding("b", "warning", "odd [0, 1]"), Finding("c", "failed", "wrong"))
+    with open(os.devnull, "w") as nowhere:
+        console = Console(record=True, file=nowhere, force_terminal=True, color_system="standard")
+        console.print(console_table(Checkup(found)))
+    text = console.export_text(styles=True)
+    assert "\x1b[32mok" in text
+    assert "\x1b[33mwarning" in text
+    assert "\x1b[1;31mfailed" in text
+    assert "odd [0, 1]" in text
+
+
 def test_what_is_no_method_is_refused(student, data):
     with pytest.raises(TypeError, match=r"limbeck\.plain"):
         check(student, data)
@@ -569,7 +679,34 @@ def test_the_command_prints_and_says_by_its_exit_code(tmp_path, monkeypatch, cap
     words = ["check", "kd", "--student", "mlp-8", "--teacher", "mlp-16@random", "--samples", "200"]
     assert main(words) == 0  # a teacher at chance may be a control: a warning
     assert "chance" in capsys.readouterr().out
-    assert main([*words, "--expect", "0.9", "--json"]) == 1
+    assert main([*words, "--expect", "0.9", "--share", "soft=0.3", "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert not told["ok"]
-    assert {term["name"] for term in told["terms"]} == {"hard", "soft"}
+    hard, soft = told["terms"]
+    assert (hard["name"], soft["name"]) == ("hard", "soft")
+    assert soft["suggested"] * soft["gradient"] / soft["weight"] == pytest.approx(0.3 / 0.7 * hard["gradient"])
+
+
+def test_shares_are_written_as_terms_with_numbers():
+    assert shares_of("attention=0.3,soft=0.2") == {"attention": 0.3, "soft": 0.2}
+    for words in ("soft", "soft=much", "soft:0.3"):
+        with pytest.raises(ValueError, match=f"expected TERM=SHARE,TERM=SHARE, as attention=0.3, got '{words}'"):
+            shares_of(words)
+
+
+def test_the_distill_command_checks_first(teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("warnings.showwarning", None)  # main() sets its own; put back after the test
+    monkeypatch.setattr("limbeck.engine.fit.run_report", lambda folder: None)
+    state = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    last = list(state)[-2:]
+    save_file(state | {name: state[name].roll(1, 0) for name in last}, "rolled.safetensors")
+    words = (
+        "distill kd --student mlp-8 --teacher mlp-256-256@rolled.safetensors --epochs 1 --progress false --run-dir a"
+    )
+    assert main(words.split()) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "the teacher's classes are permuted: with its output 0 is 9" in told
+    assert "--check false" in told
+    assert not (tmp_path / "a").exists()
+    assert main([*words.split(), "--check", "false"]) == 0

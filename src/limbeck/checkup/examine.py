@@ -11,7 +11,7 @@ from limbeck.checkup.data import classes, inputs
 from limbeck.checkup.findings import Checkup, Finding, TermCheck, failed
 from limbeck.checkup.identity import identity
 from limbeck.checkup.learning import overfit
-from limbeck.checkup.setup import BROKEN, CannotCopyError, Setup, opened
+from limbeck.checkup.setup import BROKEN, Setup, opened
 from limbeck.checkup.shares import suggested
 from limbeck.checkup.teacher import bystanders, scales, teachers
 from limbeck.checkup.terms import balance, gradients
@@ -98,11 +98,8 @@ def vet(method: Method | Iterable[Stage], data: Any, accelerator: str = "auto") 
     Raises:
         ValueError: The mistakes that were found. What is but probably one is a warning; so is what cannot be checked.
     """
-    try:
-        with opened(method, data, FEWER, SHORTER, accelerator) as setup:
-            found = _vetted(setup)
-    except CannotCopyError as error:
-        found = [Finding("method", "warning", str(error))]
+    with opened(method, data, FEWER, SHORTER, accelerator) as setup:
+        found = _vetted(setup)
     for finding in found:
         if finding.status == "warning":
             warnings.warn(finding.message, stacklevel=3)

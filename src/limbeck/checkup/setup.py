@@ -32,10 +32,6 @@ BROKEN = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError)
 """What a batch that cannot be played raises."""
 
 
-class CannotCopyError(TypeError):
-    """A method that cannot be copied, and so not be examined untouched."""
-
-
 @dataclass(frozen=True)
 class Setup:
     """A method and its data under examination.
@@ -119,8 +115,7 @@ def opened(
     """Open a set-up; networks, random numbers and loaders are afterwards as they were.
 
     Raises:
-        CannotCopyError: The method cannot be copied.
-        TypeError: What is no method, or no data.
+        TypeError: What is no method, one that cannot be copied, or no data.
         ValueError: Nothing to train, or no data.
     """
     before = random_state()
@@ -155,7 +150,7 @@ def _first_stage(method: Method | Iterable[Stage], device: torch.device) -> Stag
         try:
             stage = copy.deepcopy(first)
         except (RuntimeError, TypeError) as error:
-            raise CannotCopyError(f"the method cannot be copied, so it cannot be checked untouched: {error}") from error
+            raise TypeError(f"the method cannot be copied, so it cannot be checked untouched: {error}") from error
         if inspect.isgenerator(method):
             method.close()  # `fit` is told that it is used up, and does not begin with the second stage
     for part in (stage.method, *stage.method.networks().values()):

@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
 def doubts(
     expect: float | None = None,
     epochs: int | None = None,
-    share: dict[str, float] | None = None,
+    share: dict[str, float] | str | None = None,
     json: bool = False,
 ) -> None:
     """Say what to expect.
@@ -28,7 +28,8 @@ def doubts(
     Args:
         expect: The accuracy that the teacher is known to have, in [0, 1].
         epochs: Of the training, for the estimate of its time.
-        share: The share of the gradient that terms shall have, as {attention: 0.3}; weights are suggested.
+        share: The share of the gradient that terms shall have, as attention=0.3 or attention=0.3,soft=0.2; the weights
+            that give it are suggested. "attention" means attention.layer1, attention.layer2 and so on together.
         json: Print JSON.
     """
 
@@ -36,9 +37,22 @@ def doubts(
 def _check(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Look for mistakes in a set-up before it is trained; exit code 1 where there are any."""
     data = call(load_data, leaf)
-    checkup = check(assembled(method, leaf, data), data, expect=leaf.expect, epochs=leaf.epochs, shares=leaf.share)
+    shares = shares_of(leaf.share) if isinstance(leaf.share, str) else leaf.share
+    checkup = check(assembled(method, leaf, data), data, expect=leaf.expect, epochs=leaf.epochs, shares=shares)
     if leaf.json:
         print(checkup.json())
     else:
         Console().print(console_table(checkup))
     return 0 if checkup.ok else 1
+
+
+def shares_of(words: str) -> dict[str, float]:
+    """Read ``attention=0.3,soft=0.2``."""
+    shares = {}
+    for word in words.split(","):
+        term, _, share = word.partition("=")
+        try:
+            shares[term] = float(share)
+        except ValueError as error:
+            raise ValueError(f"--share: expected TERM=SHARE,TERM=SHARE, as attention=0.3, got {word!r}") from error
+    return shares

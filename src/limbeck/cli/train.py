@@ -15,13 +15,22 @@ from limbeck.cli.networks import network
 from limbeck.cli.options import call, fresh_folder, load_data, network_of, training
 from limbeck.cli.parser import Commands, first_line
 from limbeck.data import Data
+from limbeck.distillation import goes_on, look_first
 from limbeck.engine.fit import Result, fit
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck train`` and ``limbeck distill METHOD``."""
     commands.add("train", _train, first_line(_train), network_of, load_data, training)
-    add_by_method(commands, "distill", _distill, training)
+    add_by_method(commands, "distill", _distill, training, caution)
+
+
+def caution(check: bool = True) -> None:
+    """Say whether to look first.
+
+    Args:
+        check: Look for mistakes before the training, which takes seconds; false trains nevertheless.
+    """
 
 
 def _train(leaf: Namespace, config: Mapping[str, Any]) -> int:
@@ -35,6 +44,8 @@ def _train(leaf: Namespace, config: Mapping[str, Any]) -> int:
 def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Train a student by a method."""
     data = call(load_data, leaf)
+    if leaf.check and not goes_on(leaf.run_dir, leaf.resume):
+        look_first(lambda: assembled(method, leaf, data), data, leaf.accelerator)
     return _fit(method, leaf.student, assembled(method, leaf, data), data, leaf, config)
 
 
