@@ -11,7 +11,7 @@ from torch import nn
 
 from limbeck import methods
 from limbeck.cli.networks import network, weighted
-from limbeck.cli.options import load_data, peers_of, possible_teacher_of, several, student_of, teacher_of
+from limbeck.cli.options import assistants_of, load_data, peers_of, possible_teacher_of, several, student_of, teacher_of
 from limbeck.cli.parser import Commands, first_line, skipped
 from limbeck.data import Data
 from limbeck.engine.assemble import assemble, find
@@ -35,6 +35,8 @@ def assembled(method: str, leaf: Namespace, data: Data) -> Trainable:
     """Make a method and its networks, of the seed."""
     seed_everything(leaf.seed, verbose=False)
     own = {name: leaf[name] for name in options_of(method)}
+    if "assistants" in leaf:
+        own["assistants"] = [network(name, data) for name in several(leaf.assistants)]
     return assemble(method, network(leaf.student, data), _teachers(leaf, data), data.example(), own)
 
 
@@ -51,8 +53,9 @@ def teacher_group(function: Callable[..., Any]) -> list[Callable[..., Any]]:
         return [peers_of]
     if "teacher" not in parameters:
         return []
-    required = parameters["teacher"].default is inspect.Parameter.empty
-    return [teacher_of] if required else [possible_teacher_of]
+    if parameters["teacher"].default is not inspect.Parameter.empty:
+        return [possible_teacher_of]
+    return [teacher_of, assistants_of] if "assistants" in parameters else [teacher_of]
 
 
 def _teachers(leaf: Namespace, data: Data) -> nn.Module | list[nn.Module] | None:

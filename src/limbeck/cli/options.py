@@ -165,6 +165,15 @@ def peers_of(peers: list[str] | str) -> list[str] | str:
     return peers
 
 
+def assistants_of(assistants: list[str] | str) -> list[str] | str:
+    """Name the assistants.
+
+    Args:
+        assistants: A network of a size in between, as resnet20, or several from the largest on, as [resnet32,resnet14].
+    """
+    return assistants
+
+
 def call(function: Callable[..., Any], leaf: Namespace) -> Any:
     """Call a group of options with what was said."""
     return function(**{name: leaf[name] for name in inspect.signature(function).parameters})
