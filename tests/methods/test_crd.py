@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
-from limbeck.methods.crd import Contrast
+from limbeck.methods.crd import Contrast, Queue
+from limbeck.nets import draws
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -65,12 +66,12 @@ def test_z_is_that_of_the_first_batch_and_banks_follow_the_embeddings() -> None:
     loss, ids = contrast(), torch.tensor([7, 2])
     s, t, before = normal(2, 3, seed=1), normal(2, 3, seed=2), loss.bank_s
     loss(s, t, ids)
-    log_z = loss.log_z
+    z = loss.of_student.log_mean, loss.of_teacher.log_mean
     torch.testing.assert_close(loss.bank_s[ids], unit(0.5 * before[ids] + 0.5 * unit(s)))
     others = [i for i in range(12) if i not in ids]
     assert torch.equal(loss.bank_s[others], before[others])
     loss(t, s, ids)
-    assert torch.equal(loss.log_z, log_z)
+    assert z == (loss.of_student.log_mean, loss.of_teacher.log_mean)
     remembered = loss.eval().bank_s
     loss(s, t, ids)
     assert torch.equal(loss.bank_s, remembered)
@@ -151,8 +152,8 @@ def test_neither_a_dict_nor_a_tuple_without_ids_has_them(batch: object) -> None:
     [
         (torch.tensor([0, 12]), r"memory=12 holds the ids 0 to 11, got 0 to 12"),
         (torch.tensor([-1, 2]), r"got -1 to 2"),
-        (torch.tensor([0.0, 1.0]), r"ids \(N\) of integers, got torch.float32"),
-        (torch.tensor([0]), r"of the same samples"),
+        (torch.tensor([0.0, 1.0]), r"ids \(N\) of integers, one for each of the 2 samples, got torch.float32"),
+        (torch.tensor([0]), r"of shape \(1,\)"),
     ],
 )
 def test_invalid_ids(ids: Tensor, message: str) -> None:
@@ -164,13 +165,20 @@ def test_invalid_ids(ids: Tensor, message: str) -> None:
     ("options", "message"),
     [
         ({"memory": 1}, "memory must hold at least 2 samples"),
+        ({"memory": None}, r"in banks or in a queue, one of them: .*; got memory=None and queue=None"),
+        ({"queue": 8}, r"got memory=16 and queue=8"),
+        ({"memory": None, "queue": 8, "classes": torch.arange(8)}, "classes are for the banks"),
+        ({"memory": None, "queue": 1}, "must hold at least 2"),
+        ({"classes": torch.arange(15)}, r"integers of shape \(16,\), .* got torch.int64 of shape \(15,\)"),
+        ({"classes": torch.zeros(16)}, "got torch.float32"),
+        ({"classes": torch.full((16,), 3)}, "all classes are 3, so no sample could be a negative"),
         ({"negatives": 0}, "negatives must be at least 1"),
         ({"dimensions": 0}, "dimensions and negatives"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"keep": 1.0}, r"keep must lie in \[0, 1\)"),
     ],
 )
-def test_invalid_options(options: dict[str, float], message: str) -> None:
+def test_invalid_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         method(**options)
 
@@ -180,3 +188,104 @@ def test_the_maps_train_and_stay_behind() -> None:
     linear = [m for m in crd.objective.modules() if isinstance(m, nn.Linear)]
     assert [m.out_features for m in linear] == [128, 128]
     assert {id(p) for m in linear for p in m.parameters()} <= {id(p) for p in crd.objective.parameters()}
+
+
+def test_negatives_are_of_other_classes_each_as_likely() -> None:
+    classes = torch.tensor([2, 0, -100, 2, 0, 2, -100, 5])
+    loss, ids = Contrast(8, 3, 6000, 0.5, 0.5, classes), torch.tensor([0, 4, 2, 7])
+    expected = [{1, 2, 4, 6, 7}, {0, 2, 3, 5, 6, 7}, {0, 1, 3, 4, 5, 6, 7}, {0, 1, 2, 3, 4, 5, 6}]
+    for allowed, drawn in zip(expected, loss._others(ids), strict=True):
+        values, counts = drawn.unique(return_counts=True)
+        assert set(values.tolist()) == allowed
+        assert (counts / 6000 * len(allowed) - 1).abs().max() < 0.15  # 4 sd
+
+
+def test_two_processes_draw_and_estimate_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, ids = contrast(), torch.tensor([7, 2, 5, 0])
+    twins, whole = (copy.deepcopy(loss), copy.deepcopy(loss)), loss._others(ids)
+    for rank, twin in enumerate(twins):
+        monkeypatch.setattr(draws, "place", lambda rank=rank: (rank, 2))
+        assert torch.equal(twin._others(ids[rank::2]), whole[rank::2])
+
+
+def queue(length: int = 6, temperature: float = 0.5) -> Queue:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Queue(length, 3, temperature)
+
+
+def test_queue_formula() -> None:
+    """The banks' formula, with the sample's own embedding first and the whole queue as its negatives."""
+    loss = queue().double()
+    s, t = unit(normal(4, 3, seed=1).double()), unit(normal(4, 3, seed=2).double())
+    queues = {"s": loss.queue_s, "t": loss.queue_t}
+    value = loss(3 * s, 5 * t)
+    total = 0.0
+    for anchors, own, others in ((s, t, queues["t"]), (t, s, queues["s"])):
+        exponentials = [[math.exp(float(a @ u) / 0.5) for u in (v, *others)] for a, v in zip(anchors, own, strict=True)]
+        mean = sum(map(sum, exponentials)) / (4 * 7)
+        for positive, *negatives in exponentials:
+            odds = positive / mean / 6
+            total -= math.log(odds / (odds + 1))
+            total -= sum(math.log(1 / (e / mean / 6 + 1)) for e in negatives)
+    assert value.item() == pytest.approx(total / 4)
+
+
+def test_a_queue_forgets_the_oldest_and_has_no_gradient_through_the_other_network() -> None:
+    loss = queue(length=5)
+    s, t = normal(3, 3, seed=1).requires_grad_(), normal(3, 3, seed=2).requires_grad_()
+    before = loss.queue_t
+    loss(s, t)
+    torch.testing.assert_close(loss.queue_t, torch.cat([unit(t).detach(), before[3:]]))
+    loss(t, s)
+    torch.testing.assert_close(
+        loss.queue_t, torch.cat([unit(s)[2:], unit(t)[1:], unit(s)[:2]])[[0, 1, 2, 3, 4]].detach()
+    )
+    long = normal(7, 3, seed=3)
+    loss(long, long)
+    # the oldest was at place 1, and of seven only the last five fit
+    torch.testing.assert_close(loss.queue_s, unit(long)[2:].roll(1, 0))
+    frozen = loss.eval().queue_s
+    loss(s, t)
+    assert torch.equal(loss.queue_s, frozen)
+    (only,) = torch.autograd.grad(loss.of_student(loss._scores(unit(s), unit(t), loss.queue_t)), t, allow_unused=True)
+    assert only is None
+
+
+def test_a_queue_goes_on_exactly() -> None:
+    loss, other = queue(), Queue(6, 3, 0.5)
+    loss(normal(4, 3, seed=1), normal(4, 3, seed=2))
+    other.load_state_dict(copy.deepcopy(loss.state_dict()))
+    for seed in range(3, 6):
+        s, t = normal(4, 3, seed=seed), normal(4, 3, seed=seed + 9)
+        assert torch.equal(loss(s, t), other(s, t))
+    assert torch.equal(loss.queue_s, other.queue_s)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_queue_numerics(dtype: torch.dtype, scale: float) -> None:
+    t = normal(1, 3, seed=1).repeat(4, 1).to(dtype)
+    for x in (scale * t, t.clone()):
+        s = x.detach().requires_grad_()
+        loss = queue(temperature=0.07)
+        for _ in range(2):
+            value = loss(s, t)
+        value.backward()
+        assert value.isfinite()
+        assert value.dtype == torch.float32
+        assert s.grad.isfinite().all()
+        assert loss.queue_s.isfinite().all()
+
+
+def test_a_queue_needs_no_ids() -> None:
+    crd, batch = method(memory=None, queue=8), (INPUTS[:4], torch.zeros(4, dtype=torch.long))
+    optimizers = limbeck.optimizers(crd, sgd)
+    (remembered,) = (m for m in crd.objective.modules() if isinstance(m, Queue))
+    maps = [m for m in crd.objective.modules() if isinstance(m, nn.Linear)]
+    before, weights = remembered.queue_s, [m.weight.clone() for m in maps]
+    limbeck.play(crd, batch, optimizers)
+    assert (remembered.queue_s != before).all(1).tolist() == [True] * 4 + [False] * 4
+    assert all((m.weight != weight).any() for m, weight in zip(maps, weights, strict=True))
+    with pytest.raises(ValueError, match=r"embeddings \(N, 3\) of the same samples by both networks, got \(4, 3\) and"):
+        queue()(normal(4, 3), normal(5, 3))

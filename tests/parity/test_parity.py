@@ -200,10 +200,11 @@ def contrast(v: Vector) -> Tensor:
         else v.inputs[f"{who}_embedding"]
         for who in ("student", "teacher")
     ]
-    noise, loss.noise = loss.noise, loss.noise + 1e-7
+    for estimation in (loss.of_student, loss.of_teacher):
+        estimation.negatives += 1e-7 * n
     if v.case["group"] == "crdcore2":  # the second call of the same batch
         loss.compare(*pair, v.inputs["contrast_index"])
-    return loss.compare(*pair, v.inputs["contrast_index"]) + 2 * negatives * math.log(loss.noise / noise)
+    return loss.compare(*pair, v.inputs["contrast_index"]) + 2 * negatives * math.log(1 + 1e-7 * n / negatives)
 
 
 def classes_last(v: Vector) -> tuple[Tensor, Tensor]:
