@@ -1,28 +1,206 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+from torch.utils import _pytree as pytree
 
-from limbeck.cli.console import show_networks
 from limbeck.cli.networks import network, weighted
 from limbeck.cli.options import call, load_data, network_of
 from limbeck.cli.parser import Commands, first_line
-from limbeck.engine.evaluate import evaluate
+from limbeck.data import Data
+from limbeck.layers import pairs
+from limbeck.measure import (
+    Outputs,
+    agreement,
+    calibration,
+    confusion,
+    cost,
+    divergence,
+    outputs,
+    per_class,
+    robustness,
+    side_by_side,
+)
+from limbeck.measure.cost import BATCH
+from limbeck.report.table import milliseconds, percent, points, quantity, size
+
+SECONDS = 0.2
+"""For each time that is taken: torch's own default, since nothing waits for it here."""
+MOST = 20
+"""Classes that a table shows; of more, those that changed most, or else are worst."""
+
+Record = dict[str, Any]
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck eval``."""
-    commands.add("eval", _eval, first_line(_eval), network_of, load_data)
+    commands.add("eval", _eval, first_line(_eval), network_of, measures, load_data)
+
+
+def measures(teacher: str | None = None, noise: list[float] | str | None = None, json: bool = False) -> None:
+    """Say what to measure.
+
+    Args:
+        teacher: Another network with its weights, to compare with: agreement, likeness of layers, change of each class.
+        noise: Standard deviations of Gaussian noise on the normalised inputs, as 0.1,0.5, to measure accuracy with too.
+        json: Print JSON, with the confusion matrices.
+    """
 
 
 def _eval(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Measure a network on the test data."""
+    """Measure a network on the test data, alone or beside its teacher."""
+    deviations = _deviations(leaf.noise)
     data = call(load_data, leaf)
-    net = network(weighted(leaf.network, "network"), data)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    metrics = evaluate(net.to(device), data.to(device).test)
-    show_networks(f"{data.name}, {len(data.test.ids):,} test images", {leaf.network: (net.cpu(), metrics)}, data)
+    torch.manual_seed(leaf.seed)  # of NAME@random
+    names = {role: leaf[role] for role in ("network", "teacher") if leaf[role] is not None}
+    nets = {role: network(weighted(name, role), data) for role, name in names.items()}
+    record = _record(names, nets, data, deviations, leaf.seed)
+    if leaf.json:
+        print(json.dumps(pytree.tree_map(_finite, record), ensure_ascii=False))
+    else:
+        for table in _tables(record):
+            Console().print(table)
     return 0
+
+
+def _deviations(noise: list[float] | str | None) -> list[float]:
+    words = noise.split(",") if isinstance(noise, str) else noise or []
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise ValueError(f"noise: expected standard deviations, as 0.1,0.5, got {noise!r}") from error
+
+
+# what is measured ----------------------------------------------------------------------------------------------------
+
+
+def _record(
+    names: Mapping[str, str], nets: Mapping[str, nn.Module], data: Data, deviations: Sequence[float], seed: int
+) -> Record:
+    """Measure each network by its role, the first one beside the second if there is one; costs are those on the CPU."""
+    example = data.example()
+    costs = {role: cost(net, example, seconds=SECONDS) for role, net in nets.items()}
+    layers = pairs(nets["network"], nets["teacher"], example) if "teacher" in nets else []
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    test = data.to(device).test
+    for net in nets.values():
+        net.to(device)
+    record: Record = {"data": data.name, "samples": len(test.ids), "classes": list(data.classes)}
+    if "teacher" in nets:
+        beside = side_by_side(nets["network"], nets["teacher"], test, layers)
+        answers = {"network": beside.student, "teacher": beside.teacher}
+        record |= {
+            "agreement": agreement(beside.student.logits, beside.teacher.logits),
+            "divergence": divergence(beside.student.logits, beside.teacher.logits),
+            "cka": [{"network": mine, "teacher": its, "cka": alike} for (mine, its), alike in beside.cka.items()],
+        }
+    else:
+        answers = {"network": outputs(nets["network"], test)}
+    for role, net in nets.items():
+        noisy = robustness(net, test, deviations, seed=seed) if deviations else {}
+        record[role] = {
+            "name": names[role],
+            **asdict(costs[role]),
+            "throughput": costs[role].throughput,
+            **_answered(answers[role]),
+            "noise": {f"{deviation:g}": metrics["accuracy"] for deviation, metrics in noisy.items()},
+        }
+    return record
+
+
+def _answered(answers: Outputs) -> Record:
+    logits, targets = answers.logits, answers.targets
+    return {
+        **answers.metrics(),
+        "calibration_error": calibration(logits, targets),
+        "per_class": per_class(logits, targets).tolist(),
+        "confusion": confusion(logits, targets).tolist(),
+    }
+
+
+def _finite(leaf: Any) -> Any:
+    """JSON has no nan."""
+    return None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+
+
+# what is shown -------------------------------------------------------------------------------------------------------
+
+_ROWS: dict[str, Callable[[Record], str]] = {
+    "parameters": lambda of: quantity(of["parameters"]),
+    "MACs": lambda of: quantity(of["macs"]),
+    "weights": lambda of: size(of["bytes"]),
+    "activations, at most": lambda of: size(of["activation_bytes"]),
+    "latency, 1 sample": lambda of: milliseconds(of["latency_ms"]),
+    f"latency, {BATCH} samples": lambda of: milliseconds(of["batch_latency_ms"]),
+    "throughput": lambda of: f"{quantity(of['throughput'])}/s",
+    "accuracy": lambda of: f"{percent(of['accuracy'])} %",
+    "loss": lambda of: f"{of['loss']:.4f}",
+    "calibration error": lambda of: f"{percent(of['calibration_error'])} %",
+}
+
+
+def _tables(record: Record) -> Iterator[Table]:
+    networks = [record[role] for role in ("network", "teacher") if role in record]
+    title = f"{record['data']}, {record['samples']:,} test images; times on one CPU thread"
+    table = _table(title, "", *(of["name"] for of in networks))
+    for label, cell in _ROWS.items():
+        table.add_row(label, *map(cell, networks))
+    for deviation in networks[0]["noise"]:
+        table.add_row(f"accuracy, noise {deviation}", *(f"{percent(of['noise'][deviation])} %" for of in networks))
+    yield table
+    if "teacher" in record:
+        yield _beside(record)
+    yield _classes(record)
+
+
+def _beside(record: Record) -> Table:
+    table = _table("beside the teacher", "", "")
+    table.show_header = False
+    table.add_row("the same answer", f"{percent(record['agreement'])} %")
+    table.add_row("KL(teacher ‖ network)", f"{record['divergence']:.4f} nats")
+    for pair in record["cka"]:
+        table.add_row(Text(f"CKA, {pair['network']} and {pair['teacher']}"), f"{pair['cka']:.3f}")
+    return table
+
+
+def _classes(record: Record) -> Table:
+    """What is recognised of each class, and how that differs from the teacher's; classes without an image have no row."""
+    shares = [record[role]["per_class"] for role in ("network", "teacher") if role in record]
+    counts = [sum(row) for row in record["network"]["confusion"]]
+    found = [
+        (name, count, own, own[0] - own[-1])
+        for name, count, *own in zip(record["classes"], counts, *shares, strict=False)
+        if count
+    ]
+    title, header = "accuracy of each class", ["class", "images", "network"]
+    if len(found) > MOST:
+        title = f"accuracy of the {MOST} of {len(found)} classes that " + (
+            "differ most" if "teacher" in record else "it knows least"
+        )
+        found = sorted(found, key=lambda row: -abs(row[3]) if "teacher" in record else row[2][0])[:MOST]
+    if "teacher" in record:
+        header += ["teacher", "difference"]
+    table = _table(title, *header)
+    for name, count, own, difference in found:
+        last = [points(difference)] if "teacher" in record else []
+        table.add_row(Text(name), f"{count:,}", *(percent(share) for share in own), *last)
+    return table
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column(Text(first))
+    for heading in others:
+        table.add_column(Text(heading), justify="right", overflow="fold")
+    return table

@@ -178,6 +178,11 @@ def quantity(number: float) -> str:
     return f"{number:.0f}"
 
 
+def size(count: int) -> str:
+    """Return a number of bytes in three digits: 640 B, 9.64 kB, 44.8 MB."""
+    return f"{quantity(count)}B" if count >= 1000 else f"{count} B"
+
+
 def milliseconds(value: float) -> str:
     """Return a time in three digits: 0.43 ms, 12.5 ms."""
     return _three_digits(value) + " ms"
