@@ -80,7 +80,7 @@ def pairs(student: nn.Module, teacher: nn.Module, example: Any, task: Task = cla
     """
     of_student, of_teacher = stages(student, example, task), stages(teacher, example, task)
     equal = _by_resolution(of_student, of_teacher)
-    return [(s.path, t.path) for s, t in equal or _by_depth(of_student, of_teacher)]
+    return [(s.path, t.path) for s, t in equal or by_depth(of_student, of_teacher)]
 
 
 def paired(
@@ -239,7 +239,7 @@ def _by_resolution(student: list[Layer], teacher: list[Layer]) -> list[tuple[Lay
     return [(layer, deepest[layer.shape[2:]]) for layer in student if layer.shape[2:] in deepest]
 
 
-def _by_depth(student: list[Layer], teacher: list[Layer]) -> list[tuple[Layer, Layer]]:
+def by_depth(student: list[Layer], teacher: list[Layer]) -> list[tuple[Layer, Layer]]:
     """Pair the i-th of n with the one at the same relative depth; the deepest always meet."""
     few, many = (student, teacher) if len(student) <= len(teacher) else (teacher, student)
     partners = [many[round((index + 1) * len(many) / len(few)) - 1] for index in range(len(few))]

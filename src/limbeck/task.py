@@ -118,7 +118,7 @@ class Task:
         """What the labels alone teach."""
         return on(self.loss, S, Y, name="hard")
 
-    def feed(self, net: nn.Module, inputs: Any) -> Tensor:
+    def feed(self, net: Callable[..., Any], inputs: Any) -> Tensor:
         """Run ``net`` on ``inputs`` and return its logits."""
         return self.output(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
 

@@ -10,12 +10,14 @@ from limbeck.methods.cwd import cwd
 from limbeck.methods.dist import dist
 from limbeck.methods.dkd import dkd
 from limbeck.methods.dml import dml
+from limbeck.methods.embedding import embedding, embedding_table
 from limbeck.methods.fitnets import fitnets
 from limbeck.methods.fsp import fsp
 from limbeck.methods.ft import ft
 from limbeck.methods.gradient import gradient
 from limbeck.methods.jacobian import jacobian
 from limbeck.methods.kd import kd
+from limbeck.methods.kpn import kpn
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
 from limbeck.methods.mgd import mgd
@@ -26,8 +28,10 @@ from limbeck.methods.plain import plain
 from limbeck.methods.review import review
 from limbeck.methods.rkd import rkd
 from limbeck.methods.sp import sp
+from limbeck.methods.takd import takd
 from limbeck.methods.tfkd import tfkd_reg, tfkd_self
 from limbeck.methods.vid import vid
+from limbeck.methods.weights import weights, weights_outputs
 
 __all__ = [
     "ab",
@@ -40,12 +44,15 @@ __all__ = [
     "dist",
     "dkd",
     "dml",
+    "embedding",
+    "embedding_table",
     "fitnets",
     "fsp",
     "ft",
     "gradient",
     "jacobian",
     "kd",
+    "kpn",
     "logits",
     "ls",
     "mgd",
@@ -56,7 +63,10 @@ __all__ = [
     "review",
     "rkd",
     "sp",
+    "takd",
     "tfkd_reg",
     "tfkd_self",
     "vid",
+    "weights",
+    "weights_outputs",
 ]

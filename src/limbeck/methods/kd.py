@@ -45,7 +45,7 @@ def soft_target(student: Tensor, teacher: Tensor, temperature: float = 4.0, mask
     if mask is None:
         divergence = F.kl_div(log_s, log_t, reduction="sum", log_target=True) / max(1, student[..., 0].numel())
     else:
-        divergence = _masked_mean(F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1), mask)
+        divergence = masked_mean(F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1), mask)
     return temperature**2 * divergence
 
 
@@ -109,6 +109,7 @@ def _check(student: Tensor, teacher: Tensor, temperature: float) -> None:
     same_shape("logits", student, teacher)
 
 
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of the values where the mask is not 0; 0 where it is empty."""
     same_shape("the mask and the positions", values, mask)
     return values.where(mask.bool(), 0.0).sum() / mask.bool().sum().clamp(min=1)
