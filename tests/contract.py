@@ -29,6 +29,20 @@ def as_wide_as_the_student(teacher: nn.Module) -> nn.Module:
     return sequential(1) if isinstance(teacher, nn.Sequential) else net(1)
 
 
+class Levels(nn.Module):
+    """A network that looks up the levels of its pixels in a table: images as tokens."""
+
+    def __init__(self, net: nn.Module, dimensions: int = 3) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(7)  # the teacher's table is the same in every session
+            self.embed, self.net = nn.Embedding(16, dimensions), net
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = (4 * x[:, 0].clamp(-1.9, 1.9) + 8).long()
+        return self.net(self.embed(levels).permute(0, 3, 1, 2))
+
+
 ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "plain": lambda student, teacher, example: limbeck.plain(student),
     "ls": lambda student, teacher, example: limbeck.ls(student),
@@ -45,26 +59,39 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "gradient": lambda student, teacher, example: limbeck.gradient(
         student, teacher, feature=9.0, symmetry=0.5, example=example
     ),
-    "jacobian": lambda student, teacher, example: limbeck.jacobian(student, teacher),
+    "jacobian": lambda student, teacher, example: limbeck.jacobian(
+        student, teacher, projection=0.01, attention=0.1, example=example
+    ),
     "review": lambda student, teacher, example: limbeck.review(student, teacher, example=example),
     "mgd": lambda student, teacher, example: limbeck.mgd(student, teacher, example=example),
     "rkd": lambda student, teacher, example: limbeck.rkd(student, teacher),
     "cc": lambda student, teacher, example: limbeck.cc(student, teacher, example=example),
-    "crd": lambda student, teacher, example: limbeck.crd(student, teacher, memory=64, negatives=8, example=example),
+    "crd": lambda student, teacher, example: limbeck.crd(
+        student, teacher, memory=64, classes=torch.arange(64) % CLASSES, negatives=8, example=example
+    ),
+    "crd, queue": lambda student, teacher, example: limbeck.crd(student, teacher, queue=12, example=example),
     "pkt": lambda student, teacher, example: limbeck.pkt(student, teacher),
     "sp": lambda student, teacher, example: limbeck.sp(student, teacher, example=example),
     "dml": lambda student, teacher, example: limbeck.dml(student, copy.deepcopy(teacher)),
     "adversarial": lambda student, teacher, example: limbeck.adversarial(student, teacher, example=example),
+    "takd": lambda student, teacher, example: limbeck.takd(student, teacher, copy.deepcopy(teacher)),
     "tfkd_reg": lambda student, teacher, example: limbeck.tfkd_reg(student),
     "tfkd_self": lambda student, teacher, example: limbeck.tfkd_self(student),
     "ban": lambda student, teacher, example: limbeck.ban(student, teacher, generations=2),
     "vid": lambda student, teacher, example: limbeck.vid(student, teacher, example=example),
     "ft": lambda student, teacher, example: limbeck.ft(student, teacher, paraphraser_share=0.25, example=example),
     "ofd": lambda student, teacher, example: limbeck.ofd(student, teacher, example=example),
+    "weights": lambda student, teacher, example: limbeck.weights(student, teacher, example=example),
+    "weights_outputs": lambda student, teacher, example: limbeck.weights_outputs(student, teacher, example=example),
+    "embedding": lambda student, teacher, example: limbeck.embedding(student, teacher, squared=0.5, example=example),
+    "embedding_table": lambda student, teacher, example: limbeck.embedding_table(Levels(student), Levels(teacher, 5)),
+    "kpn": lambda student, teacher, example: limbeck.kpn(student, teacher, projection_share=0.5, example=example),
 }
 
 # teachers are differentiated by their inputs, so their outputs are in the graph
 BY_THEIR_INPUTS = {"gradient", "jacobian"}
+# teachers are not run at all
+BY_THEIR_WEIGHTS = {"weights"}
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # its teachers are untrained
 every_row = pytest.mark.parametrize("name", ROWS)
@@ -304,7 +331,7 @@ def test_the_teacher_never_changes_and_always_is_in_eval_mode(name):
             play(part.method, batch, optimizers)
         assert all(identical(tensors(f.net), was) for f, was in zip(teachers(part.method), seen, strict=True))
         assert not any(m.training for frozen in teachers(part.method) for m in frozen.net.modules())
-        assert len(shown) == 2 * len(teachers(part.method))
+        assert len(shown) == (0 if name in BY_THEIR_WEIGHTS else 2) * len(teachers(part.method))
         assert name in BY_THEIR_INPUTS or not any(output.requires_grad for _, output in shown)
         shown.clear()
     assert identical(tensors(teacher), before)

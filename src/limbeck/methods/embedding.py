@@ -107,11 +107,10 @@ class Encoding(Method):
     def write_table(self) -> None:
         """Encode the large table into the student's own; what it has for padding stays."""
         table = _table(self.distill.student, self.path)
-        padding = table.padding_idx
-        kept = None if padding is None else table.weight[padding].clone()
-        table.weight.copy_(self._encoded(self.large))
-        if padding is not None:
-            table.weight[padding] = kept
+        encoded = self._encoded(self.large)
+        if table.padding_idx is not None:
+            encoded[table.padding_idx] = table.weight[table.padding_idx]
+        table.weight.copy_(encoded)
 
     @contextmanager
     def _encoding(self) -> Iterator[None]:
