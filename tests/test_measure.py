@@ -58,6 +58,11 @@ def test_activations_are_those_alive_at_once():
     assert limbeck.cost(deeper, EXAMPLE).activation_bytes == 2 * 4 * 3 * 36
 
 
+def test_activations_within_fused_layers_count():
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=64, batch_first=True)
+    assert limbeck.cost(layer, torch.randn(1, 10, 8)).activation_bytes >= 4 * 10 * (64 + 8)  # hidden, and what is added
+
+
 def test_the_batch_of_64_is_filled_from_the_example():
     sizes = []
 

@@ -62,7 +62,8 @@ def cost(net: nn.Module, example: Any, task: Task = classification, seconds: flo
 
     The memory of activations is on CUDA the peak that torch allocates, workspaces of its kernels included, and torch's peak
     statistics begin anew. Elsewhere it is the most that the tensors alive after any operation take, which is the same on
-    every machine; what a kernel needs while it runs is not seen.
+    every machine: what a kernel needs while it runs is not seen, so fused transformer layers and LSTMs run operation by
+    operation for it.
 
     Args:
         net: The network.
@@ -112,7 +113,7 @@ def _macs(net: nn.Module, sample: Any, task: Task) -> int:
 
 @contextmanager
 def _open_kernels() -> Iterator[None]:
-    """Run transformer layers and LSTMs as the matrix products they are: their fused kernels count as nothing."""
+    """Run transformer layers and LSTMs as the operations they are: within their fused kernels nothing counts."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -136,7 +137,7 @@ def _activation_bytes(net: nn.Module, sample: Any, device: torch.device, task: T
         task.feed(net, sample)
         return int(torch.cuda.max_memory_allocated(device) - before)
     alive = _Alive()
-    with alive:
+    with _open_kernels(), alive:
         task.feed(net, sample)
     return alive.peak
 
