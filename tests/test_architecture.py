@@ -16,7 +16,7 @@ from limbeck import losses, methods
 from limbeck.paper import Paper
 
 HOUSE = Path(limbeck.__file__).parent
-CORE = ["trace", "objective", "numerics", "distributed", "paper", "frozen", "task", "method", "stage", "layers"]
+CORE = ["trace", "objective", "numerics", "distributed", "paper", "frozen", "task", "method", "stage", "layers", "inherit"]
 METHODS = sorted(path for path in (HOUSE / "methods").glob("*.py") if path.stem != "__init__")
 LIGHT = [HOUSE / f"{name}.py" for name in [*CORE, "losses"]] + METHODS + sorted((HOUSE / "nets").glob("*.py"))
 OUTER = ("engine", "data", "cli", "compare", "check", "export", "measure", "report", "bench")
@@ -154,6 +154,7 @@ def test_import_is_light():
         "pyarrow",
         "timm",
         "jsonargparse",
+        "optuna",
         "rich",
     ]
     code = f"import sys, limbeck; print([name for name in {heavy!r} if name in sys.modules])"

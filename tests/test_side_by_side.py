@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_the_run_of_a_killed_process_is_gone_on_with_by_the_others(other, tmp_pa
         other.kill()
         assert other.wait() == -signal.SIGKILL
 
-    monkeypatch.setattr(comparison.time, "sleep", kill)
+    monkeypatch.setattr(comparison, "time", SimpleNamespace(sleep=kill))
     found = run(tmp_path)
     assert len(waited) == 1
     assert [candidate.accuracies for candidate in found.candidates] == alone
@@ -178,17 +179,18 @@ def test_where_a_process_fails_the_others_stop_and_the_command_says_so(monkeypat
 
 
 def test_ctrl_c_reaches_every_process_once(monkeypatch):
-    counts = STOPS.replace("lambda *_: sys.exit(130)", "lambda *_: (time.sleep(0.3), sys.exit(130))")
-    processes = started(monkeypatch, counts, counts)
-    monkeypatch.setattr(
-        jobs.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGINT) if not sent else time_sleep(0.05)
-    )
-    sent, time_sleep = [], time.sleep
-    original = jobs._tell
-    monkeypatch.setattr(jobs, "_tell", lambda processes: (sent.append(1), original(processes)))
+    again = "(signal.signal(signal.SIGINT, lambda *_: sys.exit(3)), time.sleep(0.5), sys.exit(130))"
+    twice = STOPS.replace("sys.exit(130)", again)
+    processes = started(monkeypatch, twice, twice)
+    presses = iter([lambda: os.kill(os.getpid(), signal.SIGINT)])
+    sleep = time.sleep
+
+    def press(seconds):
+        next(presses, lambda: sleep(seconds))()
+
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=press))
     assert jobs.side_by_side({}, {}, 2) == 130
     assert [process.returncode for process in processes] == [130, 130]
-    assert sent == [1]
 
 
 def test_processes_have_gpus_in_turn_and_their_share_of_the_cores(monkeypatch):

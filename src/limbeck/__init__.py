@@ -84,6 +84,9 @@ if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it i
     from limbeck.engine.learner import NoEffectWarning as NoEffectWarning
     from limbeck.measure.cost import Cost as Cost
     from limbeck.measure.cost import cost as cost
+    from limbeck.tuning import Range as Range
+    from limbeck.tuning import Tuning as Tuning
+    from limbeck.tuning import tune as tune
 
 _ENGINE = {
     "data": "limbeck.data",
@@ -102,6 +105,9 @@ _ENGINE = {
     "NoEffectWarning": "limbeck.engine.learner",
     "Cost": "limbeck.measure.cost",
     "cost": "limbeck.measure.cost",
+    "Range": "limbeck.tuning",
+    "Tuning": "limbeck.tuning",
+    "tune": "limbeck.tuning",
 }
 
 

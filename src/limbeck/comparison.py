@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,7 +25,8 @@ from limbeck.engine.learner import Schedule
 from limbeck.files import hold
 from limbeck.method import Make
 from limbeck.report.comparison import Comparison, write_comparison
-from limbeck.runs import BASELINE, LOCK, Entry, Outcome, Runs
+from limbeck.runs import BASELINE, LOCK, Outcome, Runs
+from limbeck.runs import Entry as Entry
 
 Match = Literal["epochs", "compute"]
 
@@ -151,7 +152,7 @@ def compare(
     )
     runs.check(listed)
     budget = {entry.name: epochs for entry in listed}
-    with _together(run_dir, devices), _bar(progress) as bar:
+    with _together(run_dir, devices), progress_bar(progress) as bar:
         task = bar.add_task("timing", total=None)
         if match == "compute":
             budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
@@ -173,7 +174,12 @@ def compare(
                     "Training": f"{sum(map(sum, seconds.values())):.0f} s",
                     "Versions": ", ".join(map(" ".join, versions.items())),
                 },
-                details={"match": match, "epochs": budget, "seconds": seconds, "versions": versions},
+                details={
+                    "match": match,
+                    "epochs": budget,
+                    "seconds": seconds,
+                    "versions": versions,
+                },
             )
     return comparison
 
@@ -194,7 +200,7 @@ def _all_outcomes(
         elsewhere = []
         for entry, seed in left:
             bar.update(task, description=f"{entry.name}, seed {seed}")
-            outcome = runs.outcome(entry, seed, budget[entry.name], _Ticks(bar, task, done, runs.batches))
+            outcome = runs.outcome(entry, seed, budget[entry.name], partial(_tick, bar, task, done, runs.batches))
             if outcome is None:
                 elsewhere.append((entry, seed))
                 continue
@@ -210,6 +216,11 @@ def _all_outcomes(
     return {entry.name: [found[entry.name, seed] for seed in range(seeds)] for entry in entries}
 
 
+def _tick(bar: Progress, task: TaskID, done: int, batches: int, metrics: Mapping[str, float], step: int) -> None:
+    """Move the bar on after an epoch of a run, ``done`` being those of the runs before."""
+    bar.update(task, completed=done + step / batches)
+
+
 @contextmanager
 def _together(run_dir: str | os.PathLike[str] | None, devices: int) -> Iterator[None]:
     """Keep other processes out where each run is made by several of its own, which could not agree who takes what."""
@@ -222,35 +233,6 @@ def _together(run_dir: str | os.PathLike[str] | None, devices: int) -> Iterator[
                 f"another process makes the comparison in {run_dir}: with devices={devices} one at a time can"
             )
         yield
-
-
-class _Ticks(Logger):
-    """Moves a bar on after each epoch of a run.
-
-    Args:
-        bar: The bar.
-        task: Its line.
-        start: Epochs of the runs before.
-        batches: Steps of an epoch.
-    """
-
-    def __init__(self, bar: Progress, task: TaskID, start: int, batches: int) -> None:
-        super().__init__()
-        self._bar, self._task, self._start, self._batches = bar, task, start, batches
-
-    @property
-    def name(self) -> str:
-        return "progress"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._bar.update(self._task, completed=self._start + (step or 0) / self._batches)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        pass
 
 
 def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
@@ -286,7 +268,8 @@ def _note(budget: Mapping[str, int], match: Match, data: Any) -> str:
 
 
 @contextmanager
-def _bar(progress: bool | None) -> Iterator[Progress]:
+def progress_bar(progress: bool | None) -> Iterator[Progress]:
+    """Show what is trained and how far it is; by default where standard error is a terminal."""
     shown = sys.stderr.isatty() if progress is None else progress
     words = TextColumn("{task.description:>30}"), TextColumn("{task.percentage:>3.0f} %")
     columns = (words[0], BarColumn(), words[1], TimeElapsedColumn(), TimeRemainingColumn())

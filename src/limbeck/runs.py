@@ -35,6 +35,7 @@ from limbeck.report.table import Candidate, Role
 
 BASELINE = "plain"
 LOCK = ".lock"
+Tell = Callable[[Mapping[str, float], int], None]
 TIMED_EPOCHS, TIMED_BATCHES = 8, 10
 """What is trained to see how long a step takes: every stage of a method has its share."""
 
@@ -137,15 +138,21 @@ class Runs:
             if not isinstance(method, Method):
                 next(iter(method))  # a generator complains when it begins
 
-    def outcome(self, entry: Entry, seed: int, epochs: int, watch: Logger) -> Outcome | None:
+    def outcome(self, entry: Entry, seed: int, epochs: int, tell: Tell) -> Outcome | None:
         """Train, or go on, or read what is there; None where another process is at it.
+
+        Args:
+            entry: What to train.
+            seed: Of the weights and the data.
+            epochs: Of all its stages.
+            tell: Is told what each epoch measured, and after how many batches; what it raises ends the training.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, after a checkpoint.
         """
         folder = None if self.folder is None else self.folder / entry.folder / f"seed-{seed}"
         with self._take(folder) as mine:
-            return self._outcome(folder, entry, seed, epochs, watch) if mine else None
+            return self._outcome(folder, entry, seed, epochs, tell) if mine else None
 
     def _take(self, folder: Path | None) -> AbstractContextManager[bool]:
         """Take a run, unless another process has; the processes of several devices make each together."""
@@ -153,8 +160,8 @@ class Runs:
             return nullcontext(True)
         return hold(folder / LOCK)
 
-    def _outcome(self, folder: Path | None, entry: Entry, seed: int, epochs: int, watch: Logger) -> Outcome:
-        settings = self._settings(entry, seed, epochs)
+    def _outcome(self, folder: Path | None, entry: Entry, seed: int, epochs: int, tell: Tell) -> Outcome:
+        settings = self.settings(entry, seed, epochs)
         if folder is not None and (kept := _kept(Run(folder), settings, self.split)):
             return kept
         result = fit(
@@ -164,7 +171,7 @@ class Runs:
             seed=seed,
             run_dir=folder,
             resume=folder is not None,
-            loggers=[watch],
+            loggers=[_Teller(tell)],
             progress=False,
             name=entry.name,
             settings=settings,
@@ -174,6 +181,10 @@ class Runs:
             raise KeyboardInterrupt(f"stopped in {entry.name}, seed {seed}: the same call goes on from there")
         accuracy = result.metrics[f"{self.split}/{next(iter(result.networks))}/accuracy"]
         return Outcome(accuracy, int(result.history[-1]["step"]), round(result.seconds, 3))
+
+    def in_stages(self, entry: Entry) -> bool:
+        """Whether it trains something else before the student that is measured."""
+        return not isinstance(self._assemble(entry, 0), Method)
 
     def step_times(self, entries: Sequence[Entry]) -> dict[str, float]:
         """Return each entry's time a step as a multiple of plain's: measured once, and kept, as budgets depend on it."""
@@ -244,7 +255,7 @@ class Runs:
         result = fit(self._assemble(entry, 0), train, epochs=TIMED_EPOCHS, progress=False, **self.training)
         return _typical(result.history) / TIMED_BATCHES
 
-    def _settings(self, entry: Entry, seed: int, epochs: int) -> dict[str, Any]:
+    def settings(self, entry: Entry, seed: int, epochs: int) -> dict[str, Any]:
         """What a run is, as its ``config.yaml`` keeps it: a finished run is taken for this one only if all agrees."""
         student = self._student(seed)
         teacher = self._teacher(entry)
@@ -269,6 +280,28 @@ class Runs:
             "batch_size": self.data.train.batch_size,
             "labels": labels,
         }
+
+
+class _Teller(Logger):
+    """Passes on what each epoch of a run measured."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__()
+        self._tell = tell
+
+    @property
+    def name(self) -> str:
+        return "teller"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._tell(metrics, step or 0)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 def _check_loaders(data: Any) -> None:

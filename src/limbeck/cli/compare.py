@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from rich.console import Console
 
@@ -14,7 +13,8 @@ from limbeck.cli.jobs import side_by_side
 from limbeck.cli.networks import network, weighted
 from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
 from limbeck.cli.parser import Commands, first_line
-from limbeck.comparison import Entry, compare, grid
+from limbeck.cli.words import entries_of
+from limbeck.comparison import compare
 from limbeck.report.comparison import findings
 from limbeck.report.table import console_table
 
@@ -42,7 +42,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     if leaf.jobs != 1:
         return _share_out(leaf, config, run_dir)
     data = call(load_data, leaf)
-    entries = [entry for words in leaf.methods for entry in _entries(words)]
+    entries = [entry for words in leaf.methods for entry in entries_of(words)]
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher in every process, and when the command goes on
     teacher = None if leaf.teacher is None else network(weighted(leaf.teacher, "teacher"), data)
     settings = {name: value for name, value in call(training, leaf).items() if name not in ("resume", "loggers")}
@@ -78,15 +78,3 @@ def _share_out(leaf: Namespace, config: Mapping[str, Any], run_dir: str) -> int:
         {"compare": own | {"progress": False}, "subcommand": "compare"},
         leaf.jobs,
     )
-
-
-def _entries(words: str) -> list[Entry]:
-    """Read ``kd:temperature=1,4,20:alpha=0.5``: a method with the values of its options, every combination of them."""
-    method, *options = words.split(":")
-    values: dict[str, list[Any]] = {}
-    for option in options:
-        name, equals, listed = option.partition("=")
-        if not equals:
-            raise ValueError(f"{words}: expected METHOD:OPTION=VALUE,VALUE:..., got {option!r}")
-        values[name.replace("-", "_")] = [yaml.safe_load(value) for value in listed.split(",")]
-    return grid(method, **values)

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+from torch import nn
+
+from limbeck.cli.console import STOPPED, plain
+from limbeck.cli.networks import network, weighted
+from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
+from limbeck.cli.parser import Commands, first_line
+from limbeck.cli.words import entries_of, search_of
+from limbeck.data import Data
+from limbeck.engine.assemble import find
+from limbeck.layers import pairs
+from limbeck.report.tuning import console_table, tuning_findings
+from limbeck.tuning import tune
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck tune``."""
+    groups = student_of, possible_teacher_of, load_data, hunt, training
+    parser = commands.add("tune", _tune, first_line(_tune), *groups)
+    parser.add_argument("method", type=str, help="METHOD or METHOD:OPTION=VALUE:OPTION=VALUE, the same for all trials")
+    parser.add_argument(
+        "--search",
+        type=str,
+        nargs="+",
+        action="append",
+        required=True,
+        help="OPTION=LOW:HIGH, OPTION=LOW:HIGH:log (even over orders of magnitude) or OPTION=VALUE,VALUE,...; "
+        "layer=pairs and layers=pairs are the layers that pair by themselves",
+    )
+
+
+def hunt(trials: int = 20, seeds: int = 1, final_seeds: int = 3) -> None:
+    """Say how long to search.
+
+    Args:
+        trials: How many settings to try.
+        seeds: Trainings of each.
+        final_seeds: Trainings of the best, of the defaults and of the plain student at the end, on the test data.
+    """
+
+
+def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Search a method's options on the validation data, then compare the best with the defaults on the test data."""
+    if leaf.devices != 1:
+        raise ValueError(f"a search trains on one device, got devices={leaf.devices}")
+    words = [word for several in leaf.search for word in several]
+    data = call(load_data, leaf)
+    entry, *more = entries_of(leaf.method)
+    if more:
+        raise ValueError(f"{leaf.method}: one value for each option here; what is to be searched goes to --search")
+    torch.manual_seed(leaf.seed)  # NAME@random is the same teacher when the command goes on
+    teacher = None if leaf.teacher is None else network(weighted(leaf.teacher, "teacher"), data)
+    run_dir = leaf.run_dir or fresh_folder("tune", leaf.student, leaf.data)
+    left_out = ("resume", "loggers", "devices", "strategy")
+    settings = {name: value for name, value in call(training, leaf).items() if name not in left_out}
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        tuning = tune(
+            entry.method,
+            lambda: network(leaf.student, data),
+            teacher,
+            data,
+            search_of(_with_pairs(words, network(leaf.student, data), teacher, data)),
+            options=entry.options,
+            trials=leaf.trials,
+            seeds=leaf.seeds,
+            final_seeds=leaf.final_seeds,
+            seed=leaf.seed,
+            run_dir=run_dir,
+            **settings,
+        )
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command with --run-dir {plain(run_dir)} goes on")
+        return STOPPED
+    console.print(console_table(tuning))
+    for sentence in tuning_findings(tuning):
+        console.print(f"  {plain(sentence)}")
+    console.print(
+        f"\n{plain(_command(tuning.method, tuning.options, leaf))}\n{plain(str(Path(run_dir) / 'report.html'))}"
+    )
+    return 0
+
+
+def _with_pairs(words: Sequence[str], student: nn.Module, teacher: nn.Module | None, data: Data) -> Iterator[str]:
+    """Write out what pairs by itself: each pair of layers alone, and for several, all of them together."""
+    for word in words:
+        if word not in ("layer=pairs", "layers=pairs"):
+            yield word
+            continue
+        if teacher is None:
+            raise ValueError(f"{word} needs a teacher, whose layers pair with the student's")
+        found = [list(pair) for pair in pairs(student, teacher, data.example())]
+        choices: list[Any] = (
+            [*found] if word.startswith("layer=") else [[pair] for pair in found] + [found] * (len(found) > 1)
+        )
+        yield f"{word.partition('=')[0]}={','.join(map(json.dumps, choices))}"
+
+
+def _command(method: str, options: Mapping[str, Any], leaf: Namespace) -> str:
+    """Return the command line that trains with these options."""
+    parameters = inspect.signature(find(method)).parameters
+    words = ["limbeck", "distill", method, "--student", leaf.student]
+    if "peers" in parameters:
+        words += ["--peers", leaf.student]
+    elif leaf.teacher is not None:
+        words += ["--teacher", leaf.teacher]
+    for group in (load_data, training):
+        for name, parameter in inspect.signature(group).parameters.items():
+            if leaf[name] != parameter.default and name not in ("run_dir", "resume", "logger", "progress"):
+                words += [f"--{name.replace('_', '-')}", _word(leaf[name])]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", _word(value)]
+    return shlex.join(words)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

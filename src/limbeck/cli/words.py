@@ -1,0 +1,63 @@
+"""Methods with values of their options, and what is searched, as the command line writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from limbeck.comparison import grid
+from limbeck.runs import Entry
+from limbeck.tuning import Range
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+RANGE = re.compile(rf"({NUMBER}):({NUMBER})(:log)?")
+
+
+def entries_of(words: str) -> list[Entry]:
+    """Read ``kd:temperature=1,4,20:alpha=0.5``: a method with the values of its options, every combination of them."""
+    method, _, rest = words.partition(":")
+    values: dict[str, list[Any]] = {}
+    for option in re.split(r":(?=[\w-]+=)", rest) if rest else []:  # a layer's name may hold a colon
+        name, _, listed = option.partition("=")
+        if not listed:
+            raise ValueError(f"{words}: expected METHOD:OPTION=VALUE,VALUE:..., got {option!r}")
+        values[name.replace("-", "_")] = _values(listed)
+    return grid(method, **values)
+
+
+def search_of(words: Iterable[str]) -> dict[str, Range | list[Any]]:
+    """Read ``temperature=1:20:log``, a range, or ``layer=layer1,layer2``, choices; one each."""
+    search: dict[str, Range | list[Any]] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        values = _range(word, text) or _values(text)
+        if not text or (isinstance(values, list) and len(values) < 2):
+            raise ValueError(f"{word}: expected OPTION=LOW:HIGH, OPTION=LOW:HIGH:log or OPTION=VALUE,VALUE,...")
+        if search.setdefault(name.replace("-", "_"), values) is not values:
+            raise ValueError(f"{word}: {name} is searched already; one range or list of choices for each option")
+    return search
+
+
+def _range(word: str, text: str) -> Range | None:
+    """Return the range that a text is, if it is one."""
+    bounds = RANGE.fullmatch(text)
+    if not bounds:
+        return None
+    low, high = _values(f"{bounds[1]},{bounds[2]}")
+    try:
+        return Range(low, high, log=bool(bounds[3]))
+    except ValueError as error:
+        raise ValueError(f"{word}: {error}") from error
+
+
+def _values(text: str) -> list[Any]:
+    """Return what commas part; a value may be a list, ``[layer1,layer1]``."""
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text}: expected values that commas part, where a list is one in brackets") from error
+    # YAML takes 1e-3 for a word
+    return [float(each) if isinstance(each, str) and re.fullmatch(NUMBER, each) else each for each in values]

@@ -1,0 +1,280 @@
+"""What a search found, and how much of it may be luck."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from limbeck.files import write
+from limbeck.measure import judge, paired
+from limbeck.report.comparison import Comparison, findings
+from limbeck.report.figures import Line, curves
+from limbeck.report.page import Plot, Section, render
+from limbeck.report.page import Table as PageTable
+from limbeck.report.table import HEADER, LEGEND, Candidate, percent, points, records, rows
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+State = Literal["complete", "stopped", "diverged"]
+
+LEVEL = 0.05
+"""How surely trials must differ by more than their seeds do, before the best is called better."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting that a search tried.
+
+    Args:
+        options: The method's keyword arguments, those that all trials share too.
+        state: ``"complete"``, ``"stopped"`` (early, as it was worse than the median of the others), or ``"diverged"``.
+        accuracies: On the validation data after the last epoch, in [0, 1], one a seed that was trained to the end.
+        epochs: How many were trained, of all seeds together.
+    """
+
+    options: Mapping[str, Any]
+    state: State
+    accuracies: tuple[float, ...]
+    epochs: int
+
+    @property
+    def score(self) -> float | None:
+        """The mean over seeds; None where they were not all trained to the end."""
+        return statistics.fmean(self.accuracies) if self.state == "complete" else None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search found.
+
+    Args:
+        method: The method's name.
+        searched: The names of the options that were searched.
+        trials: In their order.
+        importance: The share of the scores' differences that each option explains; empty where that cannot be told.
+        samples: How many validation samples a score is counted on.
+        comparison: The best options beside the defaults and the plain student, on the test data, with fresh seeds.
+        fresh: The validation accuracies of those trainings, by their names in the comparison.
+        looks: After how many trials the test data was looked at.
+    """
+
+    method: str
+    searched: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    importance: Mapping[str, float]
+    samples: int
+    comparison: Comparison
+    fresh: Mapping[str, tuple[float, ...]]
+    looks: tuple[int, ...]
+
+    @property
+    def best(self) -> Trial:
+        """The trial of the highest score; of equals the first."""
+        return max(self.complete, key=lambda trial: trial.score or 0.0)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The best trial's, for `limbeck.distill`."""
+        return self.best.options
+
+    @property
+    def complete(self) -> list[Trial]:
+        """The trials that have a score."""
+        return [trial for trial in self.trials if trial.state == "complete"]
+
+    def seeds_sd(self) -> tuple[float, int]:
+        """Return the standard deviation among trainings that differ in their seed alone, and its degrees of freedom."""
+        groups = [group for group in (*(t.accuracies for t in self.complete), *self.fresh.values()) if len(group) > 1]
+        freedom = sum(len(group) - 1 for group in groups)
+        squares = sum((len(group) - 1) * statistics.variance(group) for group in groups)
+        return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+
+    def chance(self) -> float:
+        """Return the p-value of the trials' scores, if only seeds made them differ; nan where that cannot be told.
+
+        An F-test of the variance among the scores of complete trials against that of seeds, divided by seeds a trial.
+        """
+        from scipy import stats
+
+        sd, freedom = self.seeds_sd()
+        scores = [statistics.fmean(trial.accuracies) for trial in self.complete]
+        if len(scores) < 2 or not sd > 0:
+            return math.nan
+        ratio = statistics.variance(scores) * len(self.best.accuracies) / sd**2
+        return float(stats.f.sf(ratio, len(scores) - 1, freedom))
+
+
+def tuning_findings(tuning: Tuning) -> list[str]:
+    """Say what the search found and what the test shows, and where it may be luck."""
+    return [*_of_search(tuning), *_of_test(tuning)]
+
+
+def console_table(tuning: Tuning) -> Table:
+    """Return the trials as a table for `rich.print`."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(_title(tuning)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.title_justify = "left"
+    for index, heading in enumerate(_header(tuning)):
+        table.add_column(
+            heading, justify="left" if index in (0, len(tuning.searched) + 2) else "right", overflow="fold"
+        )
+    for trial, cells in zip(tuning.trials, _rows(tuning), strict=True):
+        table.add_row(*map(Text, cells), style="bold" if trial is tuning.best else None)
+    return table
+
+
+def write_tuning(tuning: Tuning, folder: str | Path, *, facts: Mapping[str, str]) -> None:
+    """Write a search as ``tuning.json`` and ``report.html``.
+
+    Args:
+        tuning: What to write.
+        folder: Where.
+        facts: What the page says was run.
+    """
+    folder, said = Path(folder), tuning_findings(tuning)
+    found = {
+        "method": tuning.method,
+        "options": tuning.options,
+        "score": tuning.best.score,
+        "samples": tuning.samples,
+        "importance": tuning.importance,
+        "findings": said,
+        "looks": tuning.looks,
+        "trials": [{**asdict(trial), "score": trial.score} for trial in tuning.trials],
+        "test": records(tuning.comparison.candidates),
+        "fresh": tuning.fresh,
+    }
+    write(folder / "tuning.json", json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n")
+    write(folder / "report.html", render(f"Tuning {tuning.method}", said, _sections(tuning, facts)))
+
+
+def words(options: Mapping[str, Any]) -> str:
+    """Return options as words: "temperature=4.0, alpha=0.9"."""
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _of_search(tuning: Tuning) -> list[str]:
+    best, found = tuning.best, []
+    states = [trial.state for trial in tuning.trials]
+    ends = {"stopped early": states.count("stopped"), "diverged": states.count("diverged")}
+    left_out = ", ".join(f"{count} {end}" for end, count in ends.items() if count)
+    found.append(
+        f"Best of {_count(len(states), 'trial')}{f' ({left_out})' if left_out else ''}: {words(_searched(tuning, best))}, "
+        f"{percent(best.score or 0)} % on {tuning.samples:,} validation samples."
+    )
+    sd, _ = tuning.seeds_sd()
+    spread = statistics.stdev(scores) if len(scores := [trial.score or 0.0 for trial in tuning.complete]) > 1 else 0.0
+    if not tuning.chance() < LEVEL:  # nan too
+        known = "" if math.isnan(sd) else f": their scores vary by {points(spread)[1:]} points (standard deviation), "
+        found.append(
+            "Which options are best is not shown"
+            + (f"{known}and trainings that differ in their seed alone by {points(sd)[1:]}" if known else "")
+            + ". More seeds a trial, or more validation samples, might tell."
+        )
+    fresh = tuning.fresh.get(_tuned(tuning).name, ())
+    if fresh and (again := statistics.fmean(fresh)) < (best.score or 0):
+        found.append(
+            f"With fresh seeds the best options reach {percent(again)} % on the validation data and not "
+            f"{percent(best.score or 0)} %: the best of several scores is luck in part."
+        )
+    return found
+
+
+def _of_test(tuning: Tuning) -> list[str]:
+    tuned, default = _tuned(tuning), _default(tuning)
+    found = findings(tuning.comparison)
+    if tuned is default:
+        found.insert(0, "The defaults are the best that was found.")
+    else:
+        pair = paired(tuned.accuracies, default.accuracies)
+        interval = "" if math.isnan(pair.low) else f", 95 % interval {points(pair.low)} to {points(pair.high)}"
+        found.insert(
+            0,
+            f"Tuning: {judge([pair])[0].words}. {points(pair.difference)} points on the test data against the defaults "
+            f"over {_count(pair.n, 'seed')}{interval}.",
+        )
+    if len(tuning.looks) > 1:
+        found.append(
+            f"The test data was looked at after {' and '.join(map(str, tuning.looks))} trials: whoever searches on after a "
+            "look has chosen by it."
+        )
+    return found
+
+
+def _tuned(tuning: Tuning) -> Candidate:
+    return tuning.comparison.candidates[-1]
+
+
+def _default(tuning: Tuning) -> Candidate:
+    """Return the method with its defaults: what comes after the plain student."""
+    roles = [candidate.role for candidate in tuning.comparison.candidates]
+    return tuning.comparison.candidates[roles.index("baseline") + 1]
+
+
+def _searched(tuning: Tuning, trial: Trial) -> dict[str, Any]:
+    return {name: trial.options[name] for name in tuning.searched}
+
+
+def _title(tuning: Tuning) -> str:
+    seeds = len(tuning.best.accuracies)
+    return f"{tuning.method}: {_count(len(tuning.trials), 'trial')} of {_count(seeds, 'seed')}, scored on validation"
+
+
+def _header(tuning: Tuning) -> tuple[str, ...]:
+    return ("trial", *tuning.searched, "score, %", "")
+
+
+def _rows(tuning: Tuning) -> list[tuple[str, ...]]:
+    return [
+        (str(number), *map(str, _searched(tuning, trial).values()), *_end(tuning, trial))
+        for number, trial in enumerate(tuning.trials, 1)
+    ]
+
+
+def _end(tuning: Tuning, trial: Trial) -> tuple[str, str]:
+    if trial.score is not None:
+        return percent(trial.score), "best" if trial is tuning.best else ""
+    return "–", f"{'stopped after' if trial.state == 'stopped' else 'diverged in'} {_count(trial.epochs, 'epoch')}"
+
+
+def _sections(tuning: Tuning, facts: Mapping[str, str]) -> list[Section]:
+    error = math.sqrt((best := tuning.best.score or 0) * (1 - best) / tuning.samples)
+    caption = (
+        f"A score is the accuracy on {tuning.samples:,} validation samples after the last epoch, mean over the seeds of a "
+        f"trial; which samples these are makes a standard error of {points(error)[1:]} points. Trials below the median of "
+        "the others were stopped early."
+    )
+    sections = [
+        Section("On the test data", table=PageTable(HEADER, rows(tuning.comparison.candidates), LEGEND)),
+        Section("Trials", table=PageTable(_header(tuning), _rows(tuning), caption), plots=[_history(tuning)]),
+    ]
+    if tuning.importance:
+        shares = [(name, f"{100 * share:.0f} %") for name, share in tuning.importance.items()]
+        legend = (
+            f"The share of the differences between good and other scores of {len(tuning.complete)} trials that goes with "
+            "each option alone (PED-ANOVA): of fewer than 50 a rough guess."
+        )
+        sections.append(Section("Which option matters", table=PageTable(("option", "importance"), shares, legend)))
+    return [*sections, Section("What was run", facts=facts)]
+
+
+def _history(tuning: Tuning) -> Plot:
+    numbered = [(float(number), trial.score) for number, trial in enumerate(tuning.trials, 1)]
+    known = [(number, 100 * score) for number, score in numbered if score is not None]
+    numbers, scores = zip(*known, strict=True)
+    so_far = tuple(max(scores[: index + 1]) for index in range(len(scores)))
+    lines = [Line("score", numbers, scores), Line("best so far", numbers, so_far)]
+    return Plot(curves(lines, "scores of the trials", y_label="%", x_label="trial"), "Score of each complete trial")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number:,} {what}s"

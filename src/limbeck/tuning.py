@@ -1,0 +1,538 @@
+"""Which options suit this case: a search that never sees the test data, and then one look at it."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import math
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import Progress, TaskID
+from torch import nn
+
+from limbeck.comparison import compare, progress_bar
+from limbeck.data import Data, Epochs
+from limbeck.data.epochs import seed_of
+from limbeck.engine.assemble import GIVEN, find
+from limbeck.engine.fit import Precision
+from limbeck.engine.learner import Schedule
+from limbeck.files import hold
+from limbeck.method import Make
+from limbeck.report.tuning import State, Trial, write_tuning
+from limbeck.report.tuning import Tuning as Tuning
+from limbeck.runs import LOCK, Entry, Runs
+from limbeck.task import classification
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+SEARCH_SEEDS = 10_000
+"""Where the seeds of a search begin: those of the comparison after it, from 0 on, are fresh."""
+LEAST_SAMPLES = 100
+"""Validation samples below which a score says little: its standard error is 3 points at an accuracy of 90 %."""
+UNPRUNED_TRIALS = 5
+"""Trials that are trained to the end before any is stopped early; Optuna's default."""
+UNPRUNED_SHARE = 1 / 3
+"""Of a trial, in which it is not stopped: a high temperature or a large weight begins slowly. Ours."""
+TOLD_TRIALS = 6
+"""Complete trials below which importances are not told."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers between two bounds, both included; whole ones for an option that is an ``int``.
+
+    Args:
+        low: The least.
+        high: The largest, above ``low``.
+        log: Search evenly over orders of magnitude; right for temperatures and weights. ``low`` is then above 0.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a range needs low < high, both finite, got {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a range on a log scale needs low > 0, got {self.low}")
+
+
+Search = Mapping[str, Range | Sequence[Any]]
+"""Options by name: a range, or a list of choices."""
+
+
+def tune(
+    method: str,
+    student: Callable[[], nn.Module],
+    teacher: nn.Module | None,
+    data: Any,
+    search: Search,
+    *,
+    epochs: int,
+    run_dir: str | os.PathLike[str],
+    trials: int = 20,
+    options: Mapping[str, Any] | None = None,
+    seeds: int = 1,
+    final_seeds: int = 3,
+    seed: int = 0,
+    optimizer: Make | Mapping[str, Make] | None = None,
+    schedule: Schedule | None = None,
+    precision: Precision = "32-true",
+    accelerator: str = "auto",
+    accumulate: int = 1,
+    clip: float | None = None,
+    progress: bool | None = None,
+) -> Tuning:
+    """Search a method's options on the validation data; then compare the best with the defaults on the test data, once.
+
+    A trial trains the student with options that Optuna's TPE suggests (Bergstra et al. 2011; Optuna's defaults, seeded).
+    The first trial has the method's defaults, if these are in the search. A search of choices alone, of no more
+    combinations than trials, tries each once. A trial's score is the validation accuracy *after the last epoch*, as that
+    network is what a training leaves; the best epoch's would reward noise. All trials share their seeds, and so initial
+    weights and order of the data. A trial whose best accuracy so far is below the median of the others at that epoch is
+    stopped, after the first 5 trials and the first third of its epochs; a method of stages is not, as its first ones show
+    nothing yet. A training that diverges scores 0.
+
+    Afterwards the best options are trained with fresh seeds, beside the defaults and the plain student, by
+    `limbeck.compare`; only that touches the test data. Decide on the number of trials beforehand: who looks at the test
+    and searches on has chosen by it, which the findings then say.
+
+    ``run_dir`` holds ``study.journal`` (Optuna's; optuna-dashboard opens it), the trainings in ``trials/`` and
+    ``comparison/``, ``tuning.json`` and ``report.html``. The same call goes on where a former one ended, however it ended,
+    and comes to the same; with more trials it searches on.
+
+    Args:
+        method: Its name: ``limbeck list methods`` shows all.
+        student: As for `compare`.
+        teacher: As for `compare`.
+        data: As for `compare`, with at least 100 validation samples.
+        search: A `Range` or a list of choices for each option: ``{"temperature": Range(1, 20, log=True),
+            "alpha": Range(0.1, 1)}``. `limbeck.pairs` finds layers to choose among:
+            ``{"layers": [[pair] for pair in pairs]}``.
+        epochs: Of each training, all its stages together.
+        run_dir: The folder of the search.
+        trials: How many, in all; 20 is ours, of which TPE draws the first 10 at random.
+        options: Further keyword arguments of the method, the same for all trials.
+        seeds: Trainings of a trial, whose mean is its score.
+        final_seeds: Trainings of the best options, of the defaults and of the plain student at the end.
+        seed: Of the search.
+        optimizer: As for `fit`.
+        schedule: As for `fit`.
+        precision: As for `fit`.
+        accelerator: As for `fit`.
+        accumulate: As for `fit`.
+        clip: As for `fit`.
+        progress: Show a progress bar; by default where standard error is a terminal.
+
+    Raises:
+        ValueError: An option that the method does not have, a range or choices that make no sense or that it refuses, too
+            few validation samples, another search in ``run_dir``, or another process at it.
+        TypeError: A search that is neither range nor list.
+        FloatingPointError: Every trial diverged.
+        RuntimeError: Optuna is not installed.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
+    """
+    if trials < 1 or seeds < 1 or final_seeds < 1:
+        raise ValueError(f"trials, seeds and final_seeds must be at least 1, got {trials}, {seeds} and {final_seeds}")
+    _check_search(method, search, options or {})
+    samples = _check_validation(data)
+    folder = Path(run_dir)
+    training: dict[str, Any] = {
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "precision": precision,
+        "accelerator": accelerator,
+        "accumulate": accumulate,
+        "clip": clip,
+    }
+    runs = Runs(student, teacher, data, folder / "trials", {**training, "devices": 1, "strategy": "auto"}, split="val")
+    with _quiet():
+        under_way = _Search(runs, method, options or {}, search, epochs, seeds, seed)
+    runs.check([Entry(method, {**(options or {}), **corner}) for corner in _corners(search)])
+    with _quiet(), hold(folder / LOCK) as mine:
+        if not mine:
+            raise ValueError(f"another process is at the search in {folder}, or one that was killed is still ending")
+        study = under_way.open(folder)
+        with progress_bar(progress) as bar:
+            under_way.run(study, trials, bar)
+        return _conclude(under_way, study, folder, data, training, samples, final_seeds, progress)
+
+
+@dataclass
+class _Search:
+    """A search under way: what its trials share."""
+
+    runs: Runs
+    method: str
+    options: Mapping[str, Any]
+    search: Search
+    epochs: int
+    seeds: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.spaces = {name: _space(self.method, name, values) for name, values in self.search.items()}
+
+    def open(self, folder: Path) -> optuna.Study:
+        """Open the study in a folder, or begin one.
+
+        Raises:
+            ValueError: There is another.
+        """
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+
+        path = folder / "study.journal"
+        _mend(path)
+        study = optuna.create_study(
+            study_name=f"limbeck tune {self.method}",
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, math.ceil(UNPRUNED_SHARE * self.epochs)),
+            load_if_exists=True,
+        )
+        mine, was = self._settings(), study.user_attrs.get("search")
+        if was is None:
+            study.set_user_attr("search", mine)
+        elif other := [name for name in mine if was.get(name) != mine[name]]:
+            raise ValueError(
+                f"the search in {folder} has another {other[0]}: {was.get(other[0])}, and not {mine[other[0]]}. "
+                "Go on with the same settings, or take another run_dir"
+            )
+        return study
+
+    def run(self, study: optuna.Study, trials: int, bar: Progress) -> None:
+        """Make the trials that are missing."""
+        first, exhaustive = self._plan(trials)
+        prunes = not self.runs.in_stages(self._entry(next(_corners(self.search))))
+        each = self.seeds * self.epochs
+        task = bar.add_task("trial 1", total=each * (len(first) if exhaustive else trials))
+        while True:
+            tried = [trial.params for trial in finished(study)]
+            planned = next((params for params in first if params not in tried), None)
+            if planned is None if exhaustive else len(tried) >= trials:
+                return
+            bar.update(task, description=f"trial {len(tried) + 1}", completed=each * len(tried))
+            self._try(
+                study, self._ask(study, planned, len(tried)), prunes, partial(_advance, bar, task, each * len(tried))
+            )
+
+    def trial(self, frozen: optuna.trial.FrozenTrial) -> Trial:
+        """Return a finished trial as the report has it."""
+        stopped = frozen.state.name == "PRUNED"
+        state: State = "stopped" if stopped else "diverged" if "diverged" in frozen.user_attrs else "complete"
+        epochs = self.seeds * self.epochs if state == "complete" else max(frozen.intermediate_values, default=0)
+        accuracies = tuple(frozen.user_attrs.get("accuracies", ()))
+        return Trial({**self.options, **self._values(frozen.params)}, state, accuracies, epochs)
+
+    def _plan(self, trials: int) -> tuple[list[dict[str, Any]], bool]:
+        """Return what is tried first, the defaults, and whether that is all: every combination, if there are few."""
+        default = self._default()
+        first = [] if default is None else [default]
+        labels = [
+            [str(choice) for choice in values] for values in self.search.values() if not isinstance(values, Range)
+        ]
+        if len(labels) < len(self.search) or math.prod(map(len, labels)) > trials:
+            return first, False
+        every = [dict(zip(self.search, chosen, strict=True)) for chosen in itertools.product(*labels)]
+        return sorted(every, key=lambda params: params not in first), True
+
+    def _default(self) -> dict[str, Any] | None:
+        """Return the method's defaults as Optuna's parameters, if all of them are in the search."""
+        parameters = inspect.signature(find(self.method)).parameters
+        found: dict[str, Any] = {}
+        for name, values in self.search.items():
+            default = parameters[name].default
+            if isinstance(values, Range):
+                if not isinstance(default, (int, float)) or not values.low <= default <= values.high:
+                    return None
+                found[name] = default
+            elif default in values:
+                found[name] = str(default)
+            else:
+                return None
+        return found
+
+    def _ask(self, study: optuna.Study, planned: Mapping[str, Any] | None, done: int) -> optuna.Trial:
+        """Begin a trial, or once more the one that a process was at when it died.
+
+        The sampler is made anew for each, so that what it suggests depends on the seed and the finished trials alone, and a
+        search that goes on suggests what it would have.
+        """
+        import optuna
+        from optuna.trial import TrialState
+
+        study.sampler = optuna.samplers.TPESampler(seed=seed_of("tune", self.seed, done) % 2**32)
+        dead = study.get_trials(states=(TrialState.RUNNING,))
+        for trial in dead:
+            study.tell(trial.number, state=TrialState.FAIL)
+        params = dead[-1].params if dead else planned
+        if params and not study.get_trials(states=(TrialState.WAITING,)):
+            study.enqueue_trial(dict(params))
+        asked = study.ask(self.spaces)
+        for step, value in dead[-1].intermediate_values.items() if dead else ():
+            asked.report(value, step)
+        return asked
+
+    def _try(self, study: optuna.Study, trial: optuna.Trial, prunes: bool, advance: Callable[[float], None]) -> None:
+        """Train a trial's seeds, one after the other."""
+        import optuna
+
+        accuracies: list[float] = []
+        reported = set(study.get_trials()[trial.number].intermediate_values)
+
+        def report(metrics: Mapping[str, float], step: int) -> None:
+            """Tell Optuna how good the seeds are so far."""
+            now = next(
+                value for name, value in metrics.items() if name.startswith("val/") and name.endswith("/accuracy")
+            )
+            epoch = len(accuracies) * self.epochs + step // self.runs.batches
+            advance(epoch)
+            if epoch not in reported:  # again, where a process died between this line and its checkpoint
+                trial.report(fmean([*accuracies, now]), epoch)
+            if prunes and trial.should_prune():
+                raise optuna.TrialPruned(f"worse than the median of the others after {epoch} epochs")
+
+        try:
+            for offset in range(self.seeds):
+                entry, seed = self._entry(self._values(trial.params)), SEARCH_SEEDS + self.seed + offset
+                outcome = self.runs.outcome(entry, seed, self.epochs, report)
+                if outcome is None:
+                    raise ValueError(f"another process trains {entry.name} in {self.runs.folder}")
+                accuracies.append(outcome.accuracy)
+                trial.set_user_attr("accuracies", accuracies)
+            study.tell(trial, fmean(accuracies))
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        except FloatingPointError as error:
+            trial.set_user_attr("diverged", str(error))
+            study.tell(trial, 0.0)
+
+    def _entry(self, values: Mapping[str, Any]) -> Entry:
+        return Entry(self.method, {**self.options, **values})
+
+    def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return Optuna's parameters as the method's arguments."""
+        return {name: _value(params[name], values) for name, values in self.search.items()}
+
+    def _settings(self) -> dict[str, Any]:
+        """What tells this search from others; the number of trials does not."""
+        ranges = {name: str(values) for name, values in self.search.items()}
+        settings = self.runs.settings(self._entry({}), SEARCH_SEEDS + self.seed, self.epochs)
+        return {**settings, "search": ranges, "seeds": self.seeds}
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials that need not be made again."""
+    from optuna.trial import TrialState
+
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def _conclude(
+    under_way: _Search,
+    study: optuna.Study,
+    folder: Path,
+    data: Any,
+    training: Mapping[str, Any],
+    samples: int,
+    final_seeds: int,
+    progress: bool | None,
+) -> Tuning:
+    """Compare the best options with the defaults, on the test data."""
+    trials = tuple(under_way.trial(frozen) for frozen in finished(study))
+    complete = [trial for trial in trials if trial.state == "complete"]
+    if not complete:
+        raise FloatingPointError(
+            f"all {len(trials)} trials diverged: lower the learning rate, clip gradients, or search smaller weights"
+        )
+    best = max(complete, key=lambda trial: trial.score or 0.0)
+    looks = study.user_attrs.get("looks", [])
+    if len(trials) not in looks:
+        study.set_user_attr("looks", looks := [*looks, len(trials)])
+    method, runs = under_way.method, under_way.runs
+    entries = [Entry(method, under_way.options, name=f"{method}, defaults")]
+    if not _is_default(method, best.options, under_way.search):
+        entries.append(Entry(method, best.options))
+    place = folder / "comparison"
+    comparison = compare(
+        entries,
+        runs.student,
+        runs.teacher,
+        data,
+        epochs=under_way.epochs,
+        seeds=final_seeds,
+        run_dir=place,
+        progress=progress,
+        **training,
+    )
+    tuning = Tuning(
+        method,
+        tuple(under_way.search),
+        trials,
+        _importance(study, complete),
+        samples,
+        comparison,
+        {
+            entry.name: tuple(_validated(place / entry.folder / f"seed-{seed}") for seed in range(final_seeds))
+            for entry in entries
+        },
+        tuple(looks),
+    )
+    versions = {"torch": torch.__version__, "Python": sys.version.split()[0]}
+    facts = {
+        "Epochs": str(under_way.epochs),
+        "Seed": str(under_way.seed),
+        "Versions": ", ".join(map(" ".join, versions.items())),
+    }
+    write_tuning(tuning, folder, facts=facts)
+    return tuning
+
+
+def _importance(study: optuna.Study, complete: Sequence[Trial]) -> dict[str, float]:
+    """Return how much each option matters, where there are trials enough to say anything."""
+    if len(complete) < TOLD_TRIALS or len({trial.score for trial in complete}) == 1:
+        return {}
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
+
+
+def _validated(run: Path) -> float:
+    """Read a finished run's accuracy on the validation data."""
+    networks = json.loads((run / "result.json").read_text(encoding="utf-8"))["networks"]
+    return float(next(iter(networks.values()))["val"]["accuracy"])
+
+
+def _check_search(method: str, search: Search, options: Mapping[str, Any]) -> None:
+    """Raise an error for a search that cannot be, before the method is asked what it thinks of it."""
+    known = [name for name in inspect.signature(find(method)).parameters if name not in GIVEN]
+    if not known:
+        raise ValueError(f"{method} has no options to search")
+    if not search:
+        raise ValueError(f"there is nothing to search: name options of {method}, which has {', '.join(known)}")
+    for name, values in search.items():
+        if name in options:
+            raise ValueError(f"{name} is fixed, at {options[name]!r}, and searched: it can be one of the two")
+        if isinstance(values, Range):
+            continue
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise TypeError(f"{name} needs a Range or a list of choices, got {values!r}")
+        if len(values) < 2 or len(set(map(str, values))) < len(values):
+            raise ValueError(f"{name} needs at least two choices, all different, got {list(values)}")
+
+
+def _check_validation(data: Any) -> int:
+    """Return how many labelled validation samples there are.
+
+    Raises:
+        ValueError: There are none, or too few.
+    """
+    val = data.val if isinstance(data, Data) else data[1] if isinstance(data, tuple) and len(data) == 3 else None
+    if val is None:
+        raise ValueError(
+            "a search is scored on validation data: pass a limbeck.data.Data, or loaders (train, val, test)"
+        )
+    targets = (
+        [val.targets[val.ids.to(val.targets.device)]] if isinstance(val, Epochs) else map(classification.target, val)
+    )
+    samples = sum(int((each >= 0).sum()) for each in targets)
+    if samples < LEAST_SAMPLES:
+        raise ValueError(
+            f"a search needs at least {LEAST_SAMPLES} validation samples to be more than luck, got {samples}: hold out "
+            "more (val_share, --val-share)"
+        )
+    return samples
+
+
+def _corners(search: Search) -> Iterator[dict[str, Any]]:
+    """Yield options such that every bound and every choice is in one of them."""
+    listed = {name: (of.low, of.high) if isinstance(of, Range) else of for name, of in search.items()}
+    for index in range(max(map(len, listed.values()))):
+        yield {name: values[min(index, len(values) - 1)] for name, values in listed.items()}
+
+
+def _space(method: str, name: str, values: Range | Sequence[Any]) -> BaseDistribution:
+    """Return what Optuna draws from."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not isinstance(values, Range):
+        return CategoricalDistribution(
+            [str(choice) for choice in values]
+        )  # a choice may be a list, a study holds words
+    if not _is_whole(method, name):
+        return FloatDistribution(values.low, values.high, log=values.log)
+    if values.low % 1 or values.high % 1:
+        raise ValueError(f"{name} of {method} is a whole number, and so are the bounds of its range, got {values}")
+    return IntDistribution(int(values.low), int(values.high), log=values.log)
+
+
+def _is_whole(method: str, name: str) -> bool:
+    """Whether an option is a whole number, by its annotation.
+
+    Raises:
+        ValueError: It is no number.
+    """
+    hint = typing.get_type_hints(find(method)).get(name, float)  # what it does not have, it says itself
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if float in kinds:
+        return False
+    if int not in kinds:
+        raise ValueError(f"{name} of {method} is no number: list its choices, in place of a range")
+    return True
+
+
+def _value(drawn: Any, values: Range | Sequence[Any]) -> Any:
+    """Return what was drawn as an option's value: of a real number the digits that matter, as people will copy it."""
+    if not isinstance(values, Range):
+        return next(choice for choice in values if str(choice) == drawn)
+    if isinstance(drawn, int):
+        return drawn
+    step = (drawn if values.log else values.high - values.low) / 100
+    return min(max(round(drawn, -math.floor(math.log10(step))), values.low), values.high)
+
+
+def _is_default(method: str, options: Mapping[str, Any], search: Search) -> bool:
+    parameters = inspect.signature(find(method)).parameters
+    return all(options[name] == parameters[name].default for name in search)
+
+
+def _advance(bar: Progress, task: TaskID, before: int, epochs: float) -> None:
+    bar.update(task, completed=before + epochs)
+
+
+def _mend(path: Path) -> None:
+    """Make a journal readable that a crash left behind: this process alone is at it."""
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)  # the lock of Optuna outlives its process
+    if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
+        path.write_bytes(text[: text.rfind(b"\n") + 1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna from telling what it does."""
+    try:
+        from optuna import logging
+    except ImportError as error:
+        raise RuntimeError("a search needs optuna: pip install 'limbeck[tune]'") from error
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
