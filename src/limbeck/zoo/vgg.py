@@ -28,6 +28,15 @@ BLOCKS = {
 }
 
 
+class PoolLarge(nn.MaxPool2d):
+    """Pooling for what comes of images of 64 pixels or more; smaller ones it leaves as they are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)``, an eighth of the image, to a sixteenth if H is at least 8."""
+        pooled: Tensor = super().forward(input) if input.shape[2] >= 8 else input
+        return pooled
+
+
 class VGG(nn.Module):
     """A VGG with batch norm and one linear layer.
 
@@ -49,7 +58,7 @@ class VGG(nn.Module):
         self.block2 = convolutions(128, [256] * counts[2])
         self.pool2 = nn.MaxPool2d(2)
         self.block3 = convolutions(256, [512] * counts[3])
-        self.pool3 = nn.MaxPool2d(2)
+        self.pool3 = PoolLarge(2)
         self.block4 = convolutions(512, [512] * counts[4])
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512, num_classes)
@@ -63,13 +72,10 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``(N, C, H, W)``, at least 8 x 8, to logits ``(N, K)``."""
-        large = x.shape[2] >= 64
         x = self.pool0(self.block0(x))
         x = self.pool1(self.block1(x))
         x = self.pool2(self.block2(x))
-        x = self.block3(x)
-        if large:
-            x = self.pool3(x)
+        x = self.pool3(self.block3(x))
         x = self.block4(x)
         logits: Tensor = self.fc(self.pool(x).flatten(1))
         return logits
