@@ -20,6 +20,7 @@ def of_torchvision(name: str) -> nn.Module:
 
 
 CASES = {
+    "zoo mlp": (lambda: zoo.network("mlp-16-8", 10, (3, 32, 32)), ["layers.fc2:in"], 32),
     "zoo resnet8": (lambda: zoo.network("resnet8", 10, (3, 32, 32)), ["layer1", "layer2", "layer3"], 32),
     "zoo resnet8, within a stage": (lambda: zoo.network("resnet14", 10, (3, 32, 32)), ["layer1.0", "layer3.1"], 32),
     "zoo vgg8": (lambda: zoo.network("vgg8", 10, (3, 32, 32)), ["pool0", "block2"], 32),
@@ -119,8 +120,8 @@ def test_parameters_read_before_a_cut_and_outputs_that_are_dicts() -> None:
     [
         (Skip(), [], "expected a layer at least"),
         (Skip(), ["frist"], "no layer 'frist'; the closest are .*first"),
-        (Skip(), ["first:in"], "name a layer by its path"),
-        (Skip(), [""], "name a layer by its path"),
+        (Skip(), ["first:0"], "name a layer, or its input"),
+        (Skip(), [""], "name a layer, or its input"),
         (Skip(), ["second"], "cannot be cut after 'second': .*add.* takes first, made before it"),
         (Skip(), ["first", "first"], "in the order of the forward pass"),
         (Again(), ["first"], "calls 'first' 2 times"),

@@ -21,7 +21,7 @@ def sections(net: nn.Module, after: Sequence[str]) -> list[nn.Module]:
 
     Args:
         net: The network; it is not changed.
-        after: Paths of layers, in the order in which the network calls them.
+        after: Paths of layers, in the order in which the network calls them; ``fc:in`` cuts before ``fc``.
 
     Returns:
         One module more than there are layers; the last gives what the network gives.
@@ -43,8 +43,10 @@ def sections(net: nn.Module, after: Sequence[str]) -> list[nn.Module]:
         raise ValueError("expected a layer at least to cut after, got none")
     for path in after:
         _, entry = locate(net, path)
-        if entry or not path:
-            raise ValueError(f"{path!r} cannot be cut after: name a layer by its path, without an entry of its output")
+        if entry not in ([], ["in"]) or not path:
+            raise ValueError(
+                f"{path!r} cannot be cut after: name a layer, or its input as 'fc:in', and no entry of either"
+            )
         if inner := [other for other in after if other.startswith(f"{path}.")]:
             raise ValueError(f"{inner[0]!r} lies within {path!r}: cut after one of them")
     graph = _trace(net, after)
@@ -106,12 +108,13 @@ def _line(error: Exception) -> str:
 def _cuts(net: nn.Module, graph: fx.Graph, after: Sequence[str]) -> list[fx.Node]:
     cuts = []
     for path in after:
-        calls = [node for node in graph.nodes if node.op == "call_module" and node.target == path]
+        layer, _, entry = path.partition(":")
+        calls = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
         if len(calls) != 1:
             raise ValueError(
-                f"{type(net).__name__} calls {path!r} {len(calls)} times: it can be cut after what it calls once"
+                f"{type(net).__name__} calls {layer!r} {len(calls)} times: it can be cut at what it calls once"
             )
-        cuts += calls
+        cuts.append(calls[0].args[0] if entry else calls[0])
     order = list(graph.nodes)
     if cuts != sorted(cuts, key=order.index) or len(set(cuts)) < len(cuts):
         right = [str(node.target) for node in order if node in cuts]
@@ -124,8 +127,8 @@ def _cuts(net: nn.Module, graph: fx.Graph, after: Sequence[str]) -> list[fx.Node
         if past := [(node, user) for node, user in passing if user is not cut]:
             made, user = past[0]
             raise ValueError(
-                f"{type(net).__name__} cannot be cut after {cut.target!r}: {_named(user)} takes {_named(made)}, made before it, "
-                "so that it does not lie on the only path. Cut where such a block ends"
+                f"{type(net).__name__} cannot be cut after {_named(cut)!r}: {_named(user)} takes {_named(made)}, made "
+                "before it, so that it does not lie on the only path. Cut where such a block ends"
             )
     return cuts
 
