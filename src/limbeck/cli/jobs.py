@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,17 +38,15 @@ def side_by_side(first: Mapping[str, Any], others: Mapping[str, Any], jobs: int)
     Returns:
         The exit code.
     """
-    with TemporaryDirectory() as folder:
-        processes = [
-            _start(
-                first if index == 0 else others, Path(folder) / str(index), _environment(index, jobs), quiet=index > 0
-            )
-            for index in range(jobs)
-        ]
-        failed = _wait(processes)
+    with TemporaryDirectory() as folder, interruptible() as wants_stop:
+        places = [Path(folder) / str(index) for index in range(jobs)]
+        processes = [_start(first, places[0], _environment(0, jobs), quiet=False)]
+        for index in range(1, jobs):
+            processes.append(_start(others, places[index], _environment(index, jobs), quiet=True))
+        failed = _wait(processes, wants_stop)
         if failed is None:
             return processes[0].returncode
-        said = (Path(folder) / str(failed) / "stderr").read_text(encoding="utf-8", errors="replace")
+        said = (places[failed] / "stderr").read_text(encoding="utf-8", errors="replace")
         complain(f"process {failed + 1} of {jobs} {_end(processes[failed].returncode)}\n{said}".strip())
         return 2
 
@@ -76,23 +74,22 @@ def _environment(index: int, jobs: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ, **own}
 
 
-def _wait(processes: Sequence[Process]) -> int | None:
+def _wait(processes: Sequence[Process], wants_stop: Callable[[], bool]) -> int | None:
     """Wait for all; pass on Ctrl-C; return which one failed first, if any did."""
     failed: list[int] = []
     told = False
-    with interruptible() as wants_stop:
-        try:
-            while any(process.poll() is None for process in processes):
-                failed = failed or _failed(processes)
-                if not told and (failed or wants_stop()):
-                    _tell(processes)
-                    told = True
-                time.sleep(LOOK_EVERY)
-        except KeyboardInterrupt:  # the second one: they stop at once
-            _tell(processes)
-            for process in processes:
-                process.wait()
-            raise
+    try:
+        while any(process.poll() is None for process in processes):
+            failed = failed or _failed(processes)
+            if not told and (failed or wants_stop()):
+                _tell(processes)
+                told = True
+            time.sleep(LOOK_EVERY)
+    except KeyboardInterrupt:  # the second one: they stop at once
+        _tell(processes)
+        for process in processes:
+            process.wait()
+        raise
     return next(iter(failed or _failed(processes)), None)
 
 
