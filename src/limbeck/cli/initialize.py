@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning import seed_everything
+from rich.console import Console
+from safetensors.torch import save
+
+from limbeck import zoo
+from limbeck.cli.networks import weighted
+from limbeck.cli.options import student_of, teacher_of
+from limbeck.cli.parser import Commands, first_line
+from limbeck.files import write
+from limbeck.inherit import Channels, initialize
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck initialize``."""
+    commands.add("initialize", _initialize, first_line(_initialize), student_of, teacher_of, beginning)
+
+
+def beginning(
+    to: str,
+    channels: Channels = "largest",
+    blocks: dict[str, list[int]] | None = None,
+    shape: list[int] = [3, 32, 32],  # noqa: B006  # the parser copies it
+    num_classes: int = 10,
+    seed: int = 0,
+) -> None:
+    """Say what the student gets, and where it goes.
+
+    Args:
+        to: The file of the student's weights, student.safetensors.
+        channels: The largest of the teacher's channels, or the first.
+        blocks: Which of the teacher's blocks to take, by the row's path: '{layer1: [0, 4]}'; by default evenly spread.
+        shape: Of one input: [C,H,W].
+        num_classes: Of the networks' outputs.
+        seed: Of the weights that the teacher does not have.
+    """
+
+
+def _initialize(leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Begin a student with the weights of a deeper or wider teacher of its family; write them to a file."""
+    to = Path(leaf.to)
+    if to.suffix != ".safetensors":
+        raise ValueError(f"to: expected a file ending in .safetensors, got {leaf.to!r}")
+    seed_everything(leaf.seed, verbose=False)
+    shape = tuple(leaf.shape)
+    student, teacher = (
+        zoo.network(name, leaf.num_classes, shape) for name in (leaf.student, weighted(leaf.teacher, "teacher"))
+    )
+    report = initialize(student, teacher, example=torch.randn(2, *shape), channels=leaf.channels, blocks=leaf.blocks)
+    write(to, save({name: tensor.contiguous() for name, tensor in student.state_dict().items()}))
+    console = Console(highlight=False)
+    console.print(report)
+    console.print(f"written to {to}: begin with --student {zoo.split_name(leaf.student)[0]}@{to}", soft_wrap=True)
+    return 0
