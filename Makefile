@@ -13,10 +13,13 @@ else
   INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 endif
 
-.PHONY: demo test lint clean
+.PHONY: demo docs test lint clean
 
 demo: $(VENV)/.train  ## a small network learns from a large one, on real digits
 	$(BIN)/limbeck demo
+
+docs: $(VENV)/.docs  ## the documentation, in site/index.html
+	$(BIN)/mkdocs build --quiet --strict
 
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -27,7 +30,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache
 
 $(BIN)/python:
 	$(CREATE)
@@ -38,4 +41,8 @@ $(VENV)/.train: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(INSTALL) -e '.[docs]'
 	touch $@
