@@ -122,7 +122,8 @@ class Distill(Method):
         for role, teacher in self.teachers.items():
             if role in roles:
                 scene[role] = self.task.look(teacher, batch, self.objective.paths(role))
-        scene["student"] = self.task.look(self.student, batch, self.objective.paths("student"))
+        if "student" in roles:  # as in all but a stage that trains adapters of the teacher alone
+            scene["student"] = self.task.look(self.student, batch, self.objective.paths("student"))
         return scene
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:

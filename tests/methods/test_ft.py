@@ -121,6 +121,7 @@ def test_stage_1_is_the_loop_on_the_reconstruction_and_leaves_the_student() -> N
     loop.load_state_dict(term.adapters[0].state_dict())
     optimizers, optimizer = optimizers_of(stage), sgd(list(loop.parameters()))
     stage.method.eval()  # as `fit` has it: what trains is the objective
+    student.register_forward_hook(lambda *_: pytest.fail("the student has nothing to say yet"))
     for x, _ in batches(3, images):
         logs = limbeck.play(stage.method, (x, None), optimizers)  # no labels
         optimizer.zero_grad()

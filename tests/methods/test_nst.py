@@ -204,3 +204,18 @@ def test_the_last_three_stages_are_found_by_an_example() -> None:
     resnet = limbeck.zoo.network("torchvision:resnet18", 10)
     four = limbeck.nst(resnet, resnet, example=torch.randn(2, 3, 64, 64))
     assert four.objective.names == ["hard", "selectivity.layer2", "selectivity.layer3", "selectivity.layer4"]
+
+
+def test_two_processes_have_the_global_batchs_sigma(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees every other sample; the mean of both losses is that of one process."""
+    s, t = normal(6, 5, 3, 3, seed=1), normal(6, 7, 3, 3, seed=2)
+    whole = neuron_selectivity(s, t, kernel="gaussian")
+    seen: list[Tensor] = []
+    gathers = limbeck.nst.__globals__  # the module's name is the method's too
+    monkeypatch.setitem(gathers, "gather", lambda own: seen.append(own) or own)
+    parts = [(s[rank::2], t[rank::2]) for rank in (0, 1)]
+    for part in parts:
+        neuron_selectivity(*part, kernel="gaussian")
+    monkeypatch.setitem(gathers, "gather", lambda own: torch.cat(seen))
+    losses = [neuron_selectivity(*part, kernel="gaussian") for part in parts]
+    torch.testing.assert_close(sum(losses) / 2, whole)

@@ -82,9 +82,9 @@ def cc(
         teacher: The network to learn from.
         layer: Where the embeddings are: one path for both networks, or (student's, teacher's); ``""`` is the output. By
             default the input of each network's last linear layer.
-        correlation: Weight of the difference, with the mean over N² pairs; 100 is ours. The usual 0.02 belongs to the other
-            quantity.
-        gamma: γ of the kernel; 0.4 as in Knowledge-Distillation-Zoo.
+        correlation: Weight of the difference, with the mean over N² pairs; 100 as in Knowledge-Distillation-Zoo's script
+            for CIFAR-10, whose loss it is. The 0.02 of RepDistiller belongs to the other quantity.
+        gamma: γ of the kernel; 0.4 as in the same script.
         order: Where its series ends; 2 as in the paper.
         dimensions: Of the linear map W of the student's embedding; 128 as in RepDistiller.
         example: A batch of inputs, (N, ...), from which W gets its shape.

@@ -77,8 +77,10 @@ def cwd(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers with maps, of features or of scores (``""`` is the output); by default
             the deepest pair of `limbeck.pairs`.
-        channelwise: Weight of each pair; 3 as the authors' for score maps, with T² and the mean over channels and samples.
-        temperature: T softens both maps; 4 as the authors'.
+        channelwise: Weight of each pair; 3 as in the authors' command for score maps, with T² and the mean over channels
+            and samples. For feature maps they give no command: their runs' names have weights of 35 and 40 at T from 1 to
+            10; mmrazor has 10 at T = 1 on the levels of a neck.
+        temperature: T softens both maps; 4 as in the same command.
         example: A batch of inputs, (N, ...), from which the convolutions between unequal channels get their shapes.
         task: How batches are fed and measured.
     """

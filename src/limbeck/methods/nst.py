@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from limbeck.distributed import gather
 from limbeck.layers import paired
 from limbeck.method import Distill
 from limbeck.nets.connectors import common_grid
@@ -49,7 +50,8 @@ def neuron_selectivity(student: Tensor, teacher: Tensor, kernel: str = "poly", s
         student: Features, (N, C_s, H_s, W_s).
         teacher: Features, (N, C_t, H_t, W_t).
         kernel: ``"linear"``, x·y; ``"poly"``, (x·y)²; ``"gaussian"``, exp(−‖x − y‖² / 2σ²).
-        sigma: σ of the Gaussian kernel; by default σ² is the mean of ‖s − t‖² over the batch, as in the paper.
+        sigma: σ of the Gaussian kernel; by default σ² is the mean of ‖s − t‖² over the batch, as in the paper; on several
+            devices over the global one.
     """
     check_kernel(kernel)
     s, t = _selectivities(student, teacher)
@@ -127,8 +129,13 @@ def _mmd(s: Tensor, t: Tensor, kernel: Kernel) -> Tensor:
 def _gaussian(s: Tensor, t: Tensor, sigma: float | None) -> Kernel:
     with torch.no_grad():
         # a floor above the rounding of distances, for channels that all coincide
-        variance = _squared_distances(s, t).mean().clamp(min=1e-6) if sigma is None else sigma**2
+        variance = _mean_distance(s, t).clamp(min=1e-6) if sigma is None else sigma**2
     return lambda x, y: torch.exp(_squared_distances(x, y) / (-2 * variance))
+
+
+def _mean_distance(s: Tensor, t: Tensor) -> Tensor:
+    """The mean of ‖s − t‖² over the global batch, of which every process has as much."""
+    return gather(_squared_distances(s, t).mean().unsqueeze(0)).mean()
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
