@@ -104,6 +104,8 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "rkd": f"--student mlp-16 {CONTROL}",
     "crd": f"{ORDINARY} --memory 1797 --negatives 64",
     "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
+    "one": "--student mlp-16-16 --layer layers.fc2:in",
+    "byot": "--student resnet8",
     "takd": f"--student mlp-16 {CONTROL} --assistants mlp-24 --epochs 2",
     "tfkd_reg": "--student mlp-16 --mode code",
     "tfkd_self": "--student mlp-16 --epochs 2",

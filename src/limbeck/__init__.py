@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 # the core: torch alone
 from limbeck import losses as losses
 from limbeck.frozen import Frozen as Frozen
+from limbeck.inherit import Inheritance as Inheritance
+from limbeck.inherit import Inherited as Inherited
+from limbeck.inherit import initialize as initialize
 from limbeck.layers import Layer as Layer
 from limbeck.layers import layers as layers
 from limbeck.layers import pairs as pairs
@@ -20,6 +23,7 @@ from limbeck.methods import ab as ab
 from limbeck.methods import adversarial as adversarial
 from limbeck.methods import at as at
 from limbeck.methods import ban as ban
+from limbeck.methods import byot as byot
 from limbeck.methods import cc as cc
 from limbeck.methods import crd as crd
 from limbeck.methods import cwd as cwd
@@ -40,17 +44,21 @@ from limbeck.methods import ls as ls
 from limbeck.methods import mgd as mgd
 from limbeck.methods import nst as nst
 from limbeck.methods import ofd as ofd
+from limbeck.methods import one as one
 from limbeck.methods import pkt as pkt
 from limbeck.methods import plain as plain
 from limbeck.methods import review as review
 from limbeck.methods import rkd as rkd
 from limbeck.methods import sp as sp
+from limbeck.methods import takd as takd
 from limbeck.methods import tfkd_reg as tfkd_reg
 from limbeck.methods import tfkd_self as tfkd_self
 from limbeck.methods import vid as vid
 from limbeck.methods import weights as weights
 from limbeck.methods import weights_outputs as weights_outputs
 from limbeck.nets.ensemble import Ensemble as Ensemble
+from limbeck.nets.exits import EarlyExit as EarlyExit
+from limbeck.nets.sections import sections as sections
 from limbeck.objective import IDS as IDS
 from limbeck.objective import Loss as Loss
 from limbeck.objective import Objective as Objective
@@ -82,6 +90,9 @@ if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it i
     from limbeck.engine.fit import fit as fit
     from limbeck.engine.learner import ChanceWarning as ChanceWarning
     from limbeck.engine.learner import NoEffectWarning as NoEffectWarning
+    from limbeck.exporting import Exported as Exported
+    from limbeck.exporting import ExportError as ExportError
+    from limbeck.exporting import export as export
     from limbeck.measure.cost import Cost as Cost
     from limbeck.measure.cost import cost as cost
     from limbeck.tuning import Range as Range
@@ -103,6 +114,9 @@ _ENGINE = {
     "fit": "limbeck.engine.fit",
     "ChanceWarning": "limbeck.engine.learner",
     "NoEffectWarning": "limbeck.engine.learner",
+    "Exported": "limbeck.exporting",
+    "ExportError": "limbeck.exporting",
+    "export": "limbeck.exporting",
     "Cost": "limbeck.measure.cost",
     "cost": "limbeck.measure.cost",
     "Range": "limbeck.tuning",

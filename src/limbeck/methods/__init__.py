@@ -4,6 +4,7 @@ from limbeck.methods.ab import ab
 from limbeck.methods.adversarial import adversarial
 from limbeck.methods.at import at
 from limbeck.methods.ban import ban
+from limbeck.methods.byot import byot
 from limbeck.methods.cc import cc
 from limbeck.methods.crd import crd
 from limbeck.methods.cwd import cwd
@@ -23,6 +24,7 @@ from limbeck.methods.ls import ls
 from limbeck.methods.mgd import mgd
 from limbeck.methods.nst import nst
 from limbeck.methods.ofd import ofd
+from limbeck.methods.one import one
 from limbeck.methods.pkt import pkt
 from limbeck.methods.plain import plain
 from limbeck.methods.review import review
@@ -38,6 +40,7 @@ __all__ = [
     "adversarial",
     "at",
     "ban",
+    "byot",
     "cc",
     "crd",
     "cwd",
@@ -58,6 +61,7 @@ __all__ = [
     "mgd",
     "nst",
     "ofd",
+    "one",
     "pkt",
     "plain",
     "review",

@@ -17,7 +17,7 @@ def sections(net: nn.Module, after: Sequence[str]) -> list[nn.Module]:
 
     They share its parameters, buffers and submodules, so that training one trains the other, and names in their
     ``state_dict`` are the network's own. The forward pass is traced by `torch.fx` down to the layers named and no
-    further: only the modules that hold them must be traceable.
+    further: only the modules that hold them must be traceable. A compiled network is cut as it was before.
 
     Args:
         net: The network; it is not changed.
@@ -39,6 +39,7 @@ def sections(net: nn.Module, after: Sequence[str]) -> list[nn.Module]:
         >>> torch.equal(second(first(x)), net(x))
         True
     """
+    net = getattr(net, "_orig_mod", net)  # what torch.compile wraps
     if not after:
         raise ValueError("expected a layer at least to cut after, got none")
     for path in after:

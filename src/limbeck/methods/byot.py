@@ -1,0 +1,122 @@
+"""Be your own teacher.
+
+Zhang, Song, Gao, Chen, Bao, Ma, "Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self
+Distillation", ICCV 2019, arXiv 1905.08094; the authors' code for the journal version, ArchipLab-LinfengZhang.
+
+The authors' code has no T², and for the features the norm of the whole batch's matrix, which is not squared and grows with
+the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.frozen import Frozen
+from limbeck.layers import layers, stages
+from limbeck.method import Distill
+from limbeck.methods.fitnets import hint
+from limbeck.methods.kd import check_temperature, soft_target
+from limbeck.nets.exits import EarlyExit, Exit
+from limbeck.nets.sections import sections
+from limbeck.objective import Objective, S, Y, on
+from limbeck.paper import Paper
+from limbeck.task import Task, classification
+
+PAPER = Paper(
+    key="zhang2019be",
+    title="Be Your Own Teacher: Improve the Performance of Convolutional Neural Networks via Self Distillation",
+    authors="Zhang, Linfeng and Song, Jiebo and Gao, Anni and Chen, Jingwei and Bao, Chenglong and Ma, Kaisheng",
+    venue="ICCV",
+    year=2019,
+    arxiv="1905.08094",
+    matches="softened outputs and features",
+    teacher="its own deepest layers",
+)
+
+
+class SelfDistill(Distill):
+    """A network in training with its exits."""
+
+    def __init__(self, student: nn.Module, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._student = [student]  # its parameters are the sections'
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the plain network, each of its early exits as a network of its own, and all of it with thresholds."""
+        student = self.student
+        assert isinstance(student, EarlyExit)
+        early = {
+            f"exit-{number}": nn.Sequential(*student.sections[:number], leave)
+            for number, leave in enumerate(student.exits, 1)
+        }
+        return {"student": self._student[0], **early, "early-exit": student}
+
+
+def byot(
+    student: nn.Module,
+    *,
+    exits: Sequence[str] | None = None,
+    alpha: float = 0.3,
+    feature: float = 0.03,
+    temperature: float = 3.0,
+    example: Any,
+    task: Task = classification,
+) -> SelfDistill:
+    """Train a network with exits at its shallow layers, which learn from its deepest.
+
+    L = CE(y, z_M) + Σ_{i<M} [(1 − α) CE(y, z_i) + α T² KL(p_M^T ‖ p_i^T) + λ mean((A_i F_i − F_M)²)], where F_M is what the
+    network's own classifier is given, F_i an exit's bottleneck and A_i a linear map. The deepest exit is a constant as a
+    teacher. With α = λ = 0 it is deep supervision: the control that a claim for self-distillation needs.
+
+    Beside the student, which ends as the plain network that it was, come its exits, and a network that leaves at the first
+    exit that is sure: `limbeck.EarlyExit`.
+
+    Args:
+        student: The network to train; its last layer is linear.
+        exits: The layers after which an exit is; by default all resolutions of its maps (its blocks, or hidden layers) but
+            the deepest.
+        alpha: The share of the soft term at an exit; 0.3 as in the authors' code (the paper does not say).
+        feature: λ; 0.03 as in the authors' code, for another norm (see above).
+        temperature: T; 3 as in the authors' code.
+        example: A batch of inputs, (N, ...).
+        task: How batches are fed and measured.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is the share of the soft term and must lie in [0, 1], got {alpha}")
+    check_temperature(temperature)
+    *early, deepest = stages(student, example, task)
+    after = [stage.path for stage in early] if exits is None else list(exits)
+    parts = sections(student, after)
+    linear = [layer for layer in layers(student, example, task) if layer.kind == "Linear"]
+    if not linear:
+        raise ValueError(f"{type(student).__name__} ends in no nn.Linear: an exit is as wide as what that is given")
+    classifier = linear[-1]
+    width = classifier.input_shape[-1]
+    shown = _shapes(parts, example)
+    leaves = [Exit(shape, deepest.shape, width, classifier.shape[-1]) for shape in shown]
+    network = EarlyExit(parts, leaves)
+    last = S[f"sections.{len(parts) - 1}.{classifier.path}:in"].via(Tensor.detach)
+
+    def learn(index: int) -> Objective:
+        leave, told = S[f"exits.{index}"], S[f"exits.{index}.bottleneck"].via(nn.Linear(width, width))
+        name = f".{index + 1}"
+        hard = (1 - alpha) * on(task.loss, leave, Y, name=f"hard{name}")
+        soft = alpha * on(soft_target, leave, S.via(Tensor.detach), name=f"soft{name}", temperature=temperature)
+        return hard + soft + feature * on(hint, told, last, name=f"feature{name}")
+
+    objective = sum((learn(index) for index in range(len(leaves))), task.hard)
+    return SelfDistill(student, network, None, objective, task)
+
+
+@torch.no_grad()
+def _shapes(parts: Sequence[nn.Module], example: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of what all sections but the last show."""
+    shapes = []
+    for part in parts[:-1]:
+        example = Frozen(part)(example)
+        shapes.append(tuple(example.shape))
+    return shapes

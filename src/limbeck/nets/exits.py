@@ -1,0 +1,129 @@
+"""A network that can answer early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.nets.branches import pooled
+from limbeck.nets.norm import GlobalBatchNorm
+
+Shape = tuple[int, ...]
+
+
+class Exit(nn.Module):
+    """A classifier of what a network shows early: a bottleneck to the size of the deepest features, and a linear layer.
+
+    Maps are halved by depthwise separable convolutions of stride 2 as often as it takes to come to the deepest map's
+    resolution; tokens and vectors pass a linear layer.
+
+    Args:
+        shape: Of the features, (N, C, H, W), (N, L, C) or (N, C).
+        deepest: Of the deepest features of the same kind.
+        width: Of the bottleneck's output: as wide as what the network's own classifier is given.
+        classes: K.
+    """
+
+    def __init__(self, shape: Shape, deepest: Shape, width: int, classes: int) -> None:
+        super().__init__()
+        if len(shape) != len(deepest):
+            raise ValueError(f"an exit needs features of one kind, got shapes {shape} and {deepest}")
+        self.bottleneck = nn.Sequential(*_narrowing(shape, deepest, width))
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits, (N, K)."""
+        logits: Tensor = self.fc(self.bottleneck(features))
+        return logits
+
+
+class Pooled(nn.Module):
+    """The mean over positions."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, C, H, W) or (N, L, C) to (N, C)."""
+        return pooled(features)
+
+
+def _narrowing(shape: Shape, deepest: Shape, width: int) -> list[nn.Module]:
+    if len(shape) != 4:
+        return [Pooled(), nn.Linear(shape[-1], width), nn.ReLU()]
+    layers: list[nn.Module] = []
+    channels, size = shape[1], shape[2]
+    while size > deepest[2]:
+        layers += _separable(channels, min(2 * channels, width), stride=2)
+        channels, size = min(2 * channels, width), -(-size // 2)
+    return [*layers, *_separable(channels, width, stride=1), Pooled()]
+
+
+def _separable(channels: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False),
+        nn.Conv2d(channels, outputs, 1, bias=False),
+        GlobalBatchNorm(outputs),
+        nn.ReLU(),
+    ]
+
+
+class EarlyExit(nn.Module):
+    """A network with exits: each sample leaves at the first whose largest probability exceeds that exit's threshold.
+
+    So a threshold of 0 stops everything and one of 1 nothing. The deeper sections run on the samples that are left alone.
+    In training mode all exits run on all samples, and the deepest answers.
+
+    Args:
+        sections: The network, in consecutive parts.
+        exits: One for each section but the last.
+        thresholds: One for each exit, in [0, 1]; 1 by default, so that nothing leaves early. Kept with the weights.
+    """
+
+    thresholds: Tensor
+
+    def __init__(
+        self, sections: Sequence[nn.Module], exits: Sequence[nn.Module], thresholds: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        if len(exits) != len(sections) - 1:
+            raise ValueError(f"expected an exit for each section but the last, got {len(exits)} for {len(sections)}")
+        self.sections, self.exits = nn.ModuleList(sections), nn.ModuleList(exits)
+        self.register_buffer("thresholds", torch.ones(len(exits)))
+        if thresholds is not None:
+            self.set_thresholds(thresholds)
+
+    def set_thresholds(self, thresholds: Sequence[float]) -> None:
+        """Set the probability above which a sample leaves, one for each exit, in [0, 1]."""
+        if len(thresholds) != len(self.exits) or not all(0 <= each <= 1 for each in thresholds):
+            raise ValueError(f"expected {len(self.exits)} thresholds in [0, 1], got {list(thresholds)}")
+        self.thresholds.copy_(torch.tensor(thresholds))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (N, K), each sample's from where it left."""
+        return self.deepest(x) if self.training else self.answer(x)[0]
+
+    def deepest(self, x: Tensor) -> Tensor:
+        """Run all exits on all samples, and return the deepest logits."""
+        for section, leave in zip(self.sections[:-1], self.exits, strict=True):
+            x = section(x)
+            leave(x)
+        logits: Tensor = self.sections[-1](x)
+        return logits
+
+    def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits, (N, K), and the number of the exit that each sample took, (N); the last is that of all."""
+        taken = torch.full((len(x),), len(self.exits), device=x.device)
+        waiting, said = torch.arange(len(x), device=x.device), []
+        for number, (section, leave) in enumerate(zip(self.sections[:-1], self.exits, strict=True)):
+            x = section(x)
+            logits = leave(x)
+            sure = logits.softmax(-1).amax(-1) > self.thresholds[number]
+            taken[waiting[sure]] = number
+            said.append((waiting[sure], logits[sure]))
+            waiting, x = waiting[~sure], x[~sure]
+            if not len(waiting):
+                break
+        else:
+            said.append((waiting, self.sections[-1](x)))
+        rows, logits = (torch.cat(parts) for parts in zip(*said, strict=True))
+        return logits[rows.argsort()], taken

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from method_toys import CLASSES, convnet, images, mlp, state, vectors
+from safetensors.torch import load, save
+from torch import nn
+from torch.nn import functional as F
+
+import limbeck
+from limbeck.nets.exits import EarlyExit, Exit
+
+
+def terms(method: limbeck.Method, batch):
+    return next(iter(method.step(batch, 0.5))).terms
+
+
+def test_the_equation() -> None:
+    student, (x, y) = convnet(0), images(0)
+    method = limbeck.byot(student, alpha=0.4, feature=0.2, temperature=2.0, example=x).double().train()
+    twin = copy.deepcopy(method)
+    found = terms(method, (x, y))
+    network = twin.student
+    assert isinstance(network, EarlyExit)
+    h = network.sections[0](x)
+    z_1 = network.exits[0](h)
+    deep = network.sections[1].flat(network.sections[1].pool(network.sections[1].two(h)))
+    z = network.sections[1].fc(deep)
+    f_1 = copy.deepcopy(method.student).exits[0].bottleneck(h)
+    (adapter,) = [module for module in twin.objective.modules() if isinstance(module, nn.Linear)]
+    p = (z / 2).softmax(1)
+    expected = {
+        "hard": (F.cross_entropy(z, y), 1.0),
+        "hard.1": (F.cross_entropy(z_1, y), 0.6),
+        "soft.1": (4 * (p * (p.log() - (z_1 / 2).log_softmax(1))).sum(1).mean(), 0.4),
+        "feature.1": ((adapter(f_1) - deep).square().mean(), 0.2),
+    }
+    assert found.keys() == expected.keys()
+    for name, (value, weight) in expected.items():
+        torch.testing.assert_close(found[name].value, value, rtol=1e-5, atol=1e-6)
+        assert found[name].weight == pytest.approx(weight)
+
+
+def test_the_deepest_is_a_constant_to_the_exits() -> None:
+    method = limbeck.byot(convnet(0), example=images(0)[0]).double()
+    found = terms(method, images(1))
+    (found["soft.1"].value + found["feature.1"].value).backward()
+    assert all(p.grad is None for p in method.student.sections[1].parameters())
+    assert all(p.grad is not None for p in method.student.exits[0].parameters())
+
+
+def test_deep_supervision_is_the_control() -> None:
+    method = limbeck.byot(convnet(0), alpha=0.0, feature=0.0, example=images(0)[0]).double()
+    assert {name: loss.weight for name, loss in terms(method, images(1)).items()} == {"hard": 1.0, "hard.1": 1.0}
+
+
+def test_what_is_shipped() -> None:
+    student, (x, _) = convnet(0), images(0)
+    method = limbeck.byot(student, example=x).double().eval()
+    networks = method.networks()
+    assert list(networks) == ["student", "exit-1", "early-exit"]
+    assert networks["student"] is student
+    student.eval()
+    early = networks["early-exit"]
+    assert isinstance(early, EarlyExit)
+    assert torch.equal(early(x), student(x))  # a threshold of 1: the last exit
+    early.set_thresholds([0.0])
+    assert torch.equal(early(x), networks["exit-1"](x))  # of 0: the first
+
+
+def test_each_sample_leaves_where_it_is_sure() -> None:
+    torch.manual_seed(0)
+    x = 3 * torch.randn(32, 6)
+    sections: list[nn.Module] = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)]
+    exits = [nn.Linear(6, 3), nn.Linear(6, 3)]
+    for leave in exits:
+        nn.init.normal_(leave.weight)
+    net = EarlyExit(sections, exits, [0.8, 0.7]).eval()
+    said, taken = net.answer(x)
+    assert set(taken.tolist()) == {0, 1, 2}
+    for row, sample in enumerate(x):
+        h, number = sections[0](sample), 0
+        logits = exits[0](h)
+        if logits.softmax(-1).max() <= 0.8:
+            h, number = sections[1](h), 1
+            logits = exits[1](h)
+            if logits.softmax(-1).max() <= 0.7:
+                logits, number = sections[2](h), 2
+        torch.testing.assert_close(said[row], logits)
+        assert taken[row] == number
+
+
+def test_deeper_sections_see_only_who_is_left() -> None:
+    seen = []
+    last = nn.Linear(4, 3)
+    last.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    torch.manual_seed(1)
+    net = EarlyExit([nn.Identity(), last], [nn.Linear(4, 3)], [0.5]).eval()
+    _, taken = net.answer(torch.randn(20, 4))
+    assert seen == [int((taken == 1).sum())]
+    assert 0 < seen[0] < 20
+    net.set_thresholds([0.0])
+    net(torch.randn(5, 4))
+    assert len(seen) == 1  # everybody left before it
+
+
+def test_saturated_probabilities_do_not_pass_a_threshold_of_one() -> None:
+    sure = nn.Linear(1, 2, bias=False)
+    nn.init.constant_(sure.weight[:1].data, 1e4)
+    net = EarlyExit([nn.Identity(), nn.Linear(1, 2)], [sure]).eval()
+    assert net.answer(torch.ones(3, 1))[1].tolist() == [1, 1, 1]
+
+
+def test_thresholds_are_kept_with_the_weights() -> None:
+    x = images(0)[0]
+    networks = [limbeck.byot(convnet(seed), example=x).double().eval().networks()["early-exit"] for seed in (0, 1)]
+    networks[0].set_thresholds([0.3])
+    networks[1].load_state_dict(load(save({k: v.clone() for k, v in networks[0].state_dict().items()})))
+    assert torch.equal(networks[0](x), networks[1](x))
+
+
+def test_training_changes_the_student_itself() -> None:
+    student = mlp(0)
+    method = limbeck.byot(student, exits=["2"], example=vectors(0)[0]).double()
+    before = state(student)
+    limbeck.play(method, vectors(1), limbeck.optimizers(method, lambda p: torch.optim.SGD(p, 0.1)))
+    assert all(not torch.equal(before[name], value) for name, value in student.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "deepest"),
+    [((2, 4, 16, 16), (2, 8, 4, 4)), ((2, 4, 5, 5), (2, 8, 2, 2)), ((2, 7, 4), (2, 7, 4)), ((2, 4), (2, 9))],
+)
+def test_exits_fit_what_they_are_given(shape, deepest) -> None:
+    leave = Exit(shape, deepest, width=8, classes=3)
+    assert leave.bottleneck(torch.randn(shape)).shape == (2, 8)
+    assert leave(torch.randn(shape)).shape == (2, 3)
+
+
+class NoLinear(nn.Sequential):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("student", "options", "message"),
+    [
+        (mlp(0), {"alpha": 1.5}, r"alpha .* must lie in \[0, 1\]"),
+        (mlp(0), {"temperature": -1.0}, "temperature must be positive"),
+        (mlp(0), {"exits": ["nope"]}, "no layer 'nope'"),
+        (mlp(0), {"exits": ["2", "0"]}, "in the order of the forward pass"),
+        (convnet(0)[:4], {}, "ends in no nn.Linear"),
+    ],
+)
+def test_bad_input(student: nn.Module, options, message: str) -> None:
+    example = images(0)[0] if isinstance(student[0], nn.Sequential) else vectors(0)[0]
+    with pytest.raises(ValueError, match=message):
+        limbeck.byot(student, example=example, **options)
+
+
+def test_thresholds_that_are_none() -> None:
+    net = EarlyExit([nn.Identity(), nn.Linear(2, CLASSES)], [nn.Linear(2, CLASSES)])
+    for wrong in ([0.5, 0.5], [1.5], [-0.1]):
+        with pytest.raises(ValueError, match=r"expected 1 thresholds in \[0, 1\]"):
+            net.set_thresholds(wrong)
+    with pytest.raises(ValueError, match="an exit for each section but the last"):
+        EarlyExit([nn.Identity()], [nn.Linear(2, CLASSES)])

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from method_toys import CLASSES, convnet, images, mlp, state, vectors
+from torch import nn
+from torch.nn import functional as F
+
+import limbeck
+from limbeck.methods.one import ramp
+from limbeck.nets.branches import Branches, Gate
+
+
+def terms(method: limbeck.Method, batch, progress: float = 0.5):
+    return next(iter(method.step(batch, progress))).terms
+
+
+def test_the_equation() -> None:
+    student, batch = convnet(0), images(0)
+    x, y = batch
+    method = limbeck.one(student, layer="one", branches=3, temperature=2.0, warmup=0.8, example=x).double()
+    twin = copy.deepcopy(method.student).train()
+    method.train()
+    found = terms(method, batch, progress=0.4)
+    h = twin.trunk(x)
+    z = [branch(h) for branch in twin.branches]
+    scores = twin.gate.fc(h.mean((2, 3)))
+    normed = (scores - scores.mean(0)) / (scores.var(0, unbiased=False) + 1e-5).sqrt()
+    g = normed.relu().softmax(1)
+    z_e = sum(g[:, i, None] * z[i] for i in range(3))
+    p_e = (z_e / 2).softmax(1)
+    weight = math.exp(-5 * (1 - 0.4 / 0.8) ** 2)
+    expected = {"hard": F.cross_entropy(z_e, y)}
+    for i in range(3):
+        expected[f"hard.{i + 1}"] = F.cross_entropy(z[i], y)
+        expected[f"soft.{i + 1}"] = 4 * (p_e * (p_e.log() - (z[i] / 2).log_softmax(1))).sum(1).mean()
+    assert found.keys() == expected.keys()
+    for name, loss in found.items():
+        torch.testing.assert_close(loss.value, expected[name], rtol=1e-5, atol=1e-6)
+        assert loss.weight == pytest.approx(weight if name.startswith("soft") else 1.0)
+
+
+def test_the_ensemble_is_a_constant_to_its_branches() -> None:
+    """The soft term moves the branch it belongs to and the trunk below it; no other branch, and not the gate."""
+    method = limbeck.one(convnet(0), layer="one", example=images(0)[0]).double()
+    branches = method.student
+    assert isinstance(branches, Branches)
+    terms(method, images(1))["soft.1"].value.backward()
+    assert all(p.grad is not None for p in branches.branches[0].parameters())
+    assert all(p.grad is None for part in (branches.branches[1], branches.gate) for p in part.parameters())
+
+
+def test_the_student_is_the_first_branch() -> None:
+    student, (x, _) = convnet(0), images(0)
+    method = limbeck.one(student, layer="one", example=x).double()
+    networks = method.eval().networks()
+    assert list(networks) == ["student", "ensemble"]
+    assert networks["student"] is student
+    ensemble = networks["ensemble"]
+    student.eval()
+    assert torch.equal(ensemble.branches[0](ensemble.trunk(x)), student(x))
+    others = [torch.cat([p.flatten() for p in branch.parameters()]) for branch in ensemble.branches]
+    assert not torch.equal(others[0], others[1])  # each starts anew
+    assert not torch.equal(others[1], others[2])
+
+
+def test_training_changes_the_student_itself() -> None:
+    student = mlp(0)
+    method = limbeck.one(student, layer="2", example=vectors(0)[0]).double()
+    before = state(student)
+    limbeck.play(method, vectors(1), limbeck.optimizers(method, lambda p: torch.optim.SGD(p, 0.1)), progress=0.9)
+    assert all(not torch.equal(before[name], value) for name, value in student.named_parameters())
+
+
+def test_equal_branches_agree_with_their_ensemble() -> None:
+    student, (x, y) = convnet(0), images(0)
+    method = limbeck.one(student, layer="one", example=x).double().eval()
+    student.eval()
+    ensemble = method.student
+    for other in ensemble.branches[1:]:
+        other.load_state_dict(ensemble.branches[0].state_dict())
+    found = terms(method, (x, y))
+    assert all(found[f"soft.{i}"].value.item() == pytest.approx(0, abs=1e-6) for i in (1, 2, 3))
+    torch.testing.assert_close(found["hard"].value, found["hard.1"].value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 3, 4), (6, 4, 2, 2)])
+def test_shares_sum_to_one(shape: tuple[int, ...]) -> None:
+    shares = Gate(4, 3)(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    assert shares.shape == (6, 3)
+    torch.testing.assert_close(shares.sum(1), torch.ones(6))
+
+
+def test_the_ramp() -> None:
+    r = ramp(0.25)
+    assert r(0.0) == pytest.approx(math.exp(-5))
+    assert r(0.125) == pytest.approx(math.exp(-1.25))
+    assert r(0.25) == r(1.0) == 1.0
+
+
+def flat() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES)).double()
+
+
+@pytest.mark.parametrize(
+    ("student", "options", "message"),
+    [
+        (mlp(0), {"branches": 1}, "at least 2, got 1: with one it is limbeck.plain"),
+        (mlp(0), {"temperature": 0.0}, "temperature must be positive"),
+        (mlp(0), {"layer": "nope"}, "no layer 'nope'"),
+        (mlp(0), {"layer": "2", "warmup": 0.0}, "warmup is a share"),
+        (flat(), {}, "no two stages to share the first of"),
+    ],
+)
+def test_bad_input(student: nn.Module, options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        limbeck.one(student, example=vectors(0)[0], **options).double()
