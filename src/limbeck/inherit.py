@@ -121,7 +121,7 @@ def initialize(
     Args:
         student: The network to train; its weights change in place.
         teacher: The network to take from; it is left as it was.
-        example: A batch of inputs, (N, ...), to trace the teacher by; needed where widths differ.
+        example: A batch of inputs, (N, ...), where the teacher is, to trace it by; needed where widths differ.
         channels: ``"largest"`` keeps those with the largest weights, as GAN Compression does; ``"first"`` the first ones,
             for networks trained to share their weights that way (slimmable, once-for-all, NetAug).
         blocks: Which of the teacher's blocks to take where the rule above should not decide, by the row's path and in the
@@ -145,9 +145,10 @@ def initialize(
     """
     if channels not in get_args(Channels):
         raise ValueError(f"channels must be 'largest' or 'first', got {channels!r}")
-    student, teacher = bare(student), bare(teacher)
+    teacher = bare(teacher)
     net, origins = _shortened(student, teacher, blocks or {})
-    if any(net.state_dict()[path].shape != ours.shape for path, ours in _common(student, net)):
+    theirs, ours = _tensors(net), _tensors(student)
+    if any(theirs[path].shape != tensor.shape for path, tensor in ours.items() if path in theirs):
         _narrow(net, student, example, channels, task)
     report = _report(student, net, teacher, origins)
     if not any(len(entry.shape) > 1 for entry in report.entries if entry.how != "left"):
@@ -156,7 +157,7 @@ def initialize(
             f"must have the same paths in both. The student has {_some(student.state_dict())}, the teacher "
             f"{_some(teacher.state_dict())}"
         )
-    theirs, ours = net.state_dict(), student.state_dict()
+    theirs = _tensors(net)  # as narrow as they are now
     for entry in report.entries:
         if entry.how != "left":
             ours[entry.path].copy_(theirs[entry.path])
@@ -180,8 +181,7 @@ def _shortened(student: nn.Module, teacher: nn.Module, blocks: Blocks) -> tuple[
 def _cut(student: nn.Module, net: nn.Module, path: str, origin: str, blocks: Blocks) -> Iterator[tuple[str, str]]:
     """Leave out of ``net`` the blocks that the student lacks; yield the path of each module left, and its former one."""
     yield path, origin
-    names = dict.fromkeys(net._modules)
-    former = {name: name for name in names}
+    former = {name: name for name in net._modules}
     if isinstance(student, ROWS) and isinstance(net, ROWS) and (path in blocks or len(student) < len(net)):
         chosen = _chosen(student, net, path, blocks)
         row = [(name, child) for name, child in net.named_children()]
@@ -278,7 +278,7 @@ def _dropped(graph: Any, group: Any, student: nn.Module, score: Any, channels: C
     if channels == "first":
         places = torch.arange(width // parts)
     else:
-        places = score(group).view(parts, of_part).sum(0).topk(width // parts).indices
+        places = score(group).view(parts, of_part).sum(0).topk(width // parts).indices.cpu()
     kept = (places + of_part * torch.arange(parts)[:, None]).flatten()
     return sorted(set(range(count)) - set(kept.tolist()))
 
@@ -312,8 +312,8 @@ def _parts(module: Any) -> int:
 
 def _report(student: nn.Module, net: nn.Module, teacher: nn.Module, origins: Mapping[str, str]) -> Inheritance:
     """Say what of ``net``, the teacher as it was cut, fits the student."""
-    theirs, whole, entries = net.state_dict(), teacher.state_dict(), []
-    for path, ours in student.state_dict().items():
+    theirs, whole, entries = _tensors(net), _tensors(teacher), []
+    for path, ours in _tensors(student).items():
         place, _, name = path.rpartition(".")
         source = _join(origins[place], name) if path in theirs else ""
         if not source:
@@ -337,9 +337,9 @@ def _reason(ours: Tensor, theirs: Tensor) -> str:
     return f"outputs, or tied to others: {' x '.join(map(str, theirs.shape))} could be had"
 
 
-def _common(student: nn.Module, net: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    theirs = net.state_dict()
-    return ((path, ours) for path, ours in student.state_dict().items() if path in theirs)
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Return a network's parameters and buffers; extra state of its own is not ours to cut."""
+    return {path: value for path, value in net.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _at(root: nn.Module, path: str) -> nn.Module | None:
