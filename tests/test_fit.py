@@ -114,6 +114,7 @@ def test_a_run_is_a_folder(tmp_path, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {
         "checkpoints",
         "config.yaml",
+        "examples.npz",
         "metrics.csv",
         "report.html",
         "result.json",

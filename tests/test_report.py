@@ -1,8 +1,6 @@
 """The pages: a run's and a comparison's."""
 
 import json
-import re
-from html.parser import HTMLParser
 
 import pytest
 
@@ -10,6 +8,7 @@ from limbeck.measure import Cost, paired
 from limbeck.report.comparison import Comparison, comparison_report, findings
 from limbeck.report.run import run_report
 from limbeck.report.table import Candidate, markdown_table, points, quantity, rows
+from pages import read
 
 COST = Cost(
     parameters=1234567,
@@ -47,44 +46,6 @@ RESULT = {
     "teacher": {"accuracy": 0.9097, "loss": 0.3},
     "versions": {"torch": "2.15.0"},
 }
-
-
-class Checker(HTMLParser):
-    """Collects what a page loads, and whether its elements close."""
-
-    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
-
-    def __init__(self):
-        super().__init__()
-        self.loaded, self.open, self.words = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
-
-
-def read(page):
-    text = page.read_text(encoding="utf-8")
-    checker = Checker()
-    checker.feed(text)
-    assert checker.open == []
-    assert all(value.startswith("#") for value in checker.loaded), "a page needs nothing but itself"
-    assert "<script" not in text
-    assert not re.search(r"url\((?!#)|@import", text)
-    assert '<html lang="en"' in text
-    assert 'name="viewport"' in text
-    assert "prefers-color-scheme" in text
-    return text, " ".join(" ".join(checker.words).split())
 
 
 def folder(tmp_path, metrics=STAGED, result=RESULT):

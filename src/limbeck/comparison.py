@@ -167,6 +167,7 @@ def compare(
         seconds = {name: [outcome.seconds for outcome in of] for name, of in outcomes.items()}
         versions = {"torch": torch.__version__, "Python": sys.version.split()[0]}
         with hold(Path(run_dir) / ".table.lock", wait=True):  # latency is measured by each: all files say one process's
+            rank_zero_only(runs.keep_examples)(listed, comparison.candidates)
             rank_zero_only(write_comparison)(
                 comparison,
                 Path(run_dir),
@@ -179,6 +180,7 @@ def compare(
                     "epochs": budget,
                     "seconds": seconds,
                     "versions": versions,
+                    "folders": {entry.name: entry.folder for entry in listed},
                 },
             )
     return comparison

@@ -26,11 +26,14 @@ from limbeck.engine.assemble import assemble, find
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import Trainable, example_of, fit
 from limbeck.engine.learner import Row, Schedule
+from limbeck.engine.observe import examples_of_runs
 from limbeck.engine.run import Run
 from limbeck.files import hold, write
 from limbeck.frozen import Frozen, bare
 from limbeck.measure import cost, paired
 from limbeck.method import Make, Method
+from limbeck.report.comparison import pictured
+from limbeck.report.examples import FILE
 from limbeck.report.table import Candidate, Role
 
 BASELINE = "plain"
@@ -217,6 +220,15 @@ class Runs:
             else:
                 role: Role = "control" if entry.control or entry.labels_alone else "distilled"
                 yield Candidate(entry.name, role, price, mine, paired(mine, reached[BASELINE]))
+
+    def keep_examples(self, entries: Sequence[Entry], candidates: Sequence[Candidate]) -> None:
+        """Keep what the teacher and the best students of the first seed make of a few test images, for the report."""
+        if self.folder is None or self.teacher is None:
+            return
+        shown = pictured(candidates)
+        runs = {entry.name: self.folder / entry.folder / "seed-0" for entry in entries if entry.name in shown}
+        device = Fabric(accelerator=self.training["accelerator"], devices=1).device
+        examples_of_runs(runs, self.student, self.teacher, self.data, device).save(self.folder / FILE)
 
     def _student(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)

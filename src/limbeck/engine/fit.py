@@ -26,12 +26,14 @@ from limbeck.engine.evaluate import evaluate
 from limbeck.engine.interrupt import interruptible
 from limbeck.engine.learner import Interrupted, Learner, Row, Schedule, teachers_of
 from limbeck.engine.loaders import Splits, splits
+from limbeck.engine.observe import examples_of
 from limbeck.engine.progress import bars
 from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.run import Run
 from limbeck.frozen import frozen
 from limbeck.measure.cost import cost
 from limbeck.method import Make, Method
+from limbeck.report.examples import FILE, Examples
 from limbeck.report.run import run_report
 from limbeck.stage import Stage
 from limbeck.task import Task, classification, cross_entropy
@@ -159,7 +161,7 @@ def fit(
             stack.enter_context(run.logging())
         last, finished = training.run_all(stages, epochs, wants_stop)
         what = {"method": name, "data": getattr(data, "name", None), "seed": seed}
-        return _finish(training, last, finished, what)
+        return _finish(training, last, finished, what, getattr(data, "classes", ()))
 
 
 @dataclass
@@ -286,7 +288,9 @@ class _Training:
         return self.run.last
 
 
-def _finish(training: _Training, method: Method, finished: bool, what: Mapping[str, Any]) -> Result:
+def _finish(
+    training: _Training, method: Method, finished: bool, what: Mapping[str, Any], classes: Sequence[str]
+) -> Result:
     """Measure the networks, and write them with the result and its report: the weights first."""
     networks, run = method.networks(), training.run
     metrics: dict[str, float] = {}
@@ -302,10 +306,21 @@ def _finish(training: _Training, method: Method, finished: bool, what: Mapping[s
         finished,
         None if run is None else run.folder,
     )
-    if run is not None and _is_main():
-        run.write_result({**what, **_summary(result, training, method.task)})
-        run_report(run.folder)
+    if run is not None:
+        examples = _examples(training, method, classes) if finished else None  # of all processes together
+        if _is_main():
+            run.write_result({**what, **_summary(result, training, method.task)})
+            if examples is not None:
+                examples.save(run.folder / FILE)
+            run_report(run.folder)
     return result
+
+
+def _examples(training: _Training, method: Method, classes: Sequence[str]) -> Examples | None:
+    """Return what the report shows of held-out data: of the test data, if there are."""
+    _, val, test, _ = training.loaders
+    loader = val if test is None else test
+    return None if loader is None else examples_of(method, loader, classes)
 
 
 def _metrics(training: _Training, networks: Mapping[str, nn.Module], task: Task) -> dict[str, float]:

@@ -34,8 +34,8 @@ def packed(net: nn.Module, about: Mapping[str, str] | None = None) -> bytes:
 class Run:
     """The folder of a run.
 
-    ``config.yaml``, ``metrics.csv``, ``train.log``, ``checkpoints/``, ``student.safetensors``, ``result.json`` and
-    ``report.html``. Every file but the log is replaced as a whole.
+    ``config.yaml``, ``metrics.csv``, ``train.log``, ``checkpoints/``, ``student.safetensors``, ``result.json``,
+    ``examples.npz`` and ``report.html``. Every file but the log is replaced as a whole.
 
     Args:
         folder: Where it is.

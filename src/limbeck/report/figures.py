@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from limbeck.report.table import Candidate, Role
+from limbeck.report.palette import BASELINE, CSS, INK, RULE, SOFT, Look, looks, series
+from limbeck.report.table import Candidate, quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,22 +22,15 @@ if TYPE_CHECKING:
 WIDTH = 3.75
 """Inches: 360 px of the page, so that text keeps its size on a phone."""
 
-INK, RULE = "#1c1f24", "#d3d7dd"
-SERIES = ("#2563b0", "#c2570c", "#1a7f53", "#8b46b5", "#b3261e", "#6b7280")
-STYLES = ("-", "--", "-.", ":")  # so that colour is not all that tells the lines apart
-ROLES: Mapping[Role, str] = {"teacher": SERIES[5], "baseline": SERIES[0], "distilled": SERIES[1], "control": SERIES[3]}
-
-CSS = {INK: "currentColor", RULE: f"var(--rule, {RULE})"} | {
-    colour: f"var(--series-{index}, {colour})" for index, colour in enumerate(SERIES)
-}
-"""What each colour becomes in the page, which has one set of them for light and one for dark."""
+MARGIN = 1.8
+"""By how much a logarithmic axis goes on beyond its outermost points."""
 
 SETTINGS: Mapping[str, object] = {
     "svg.fonttype": "none",  # text stays text: it can be searched, read aloud, and takes the page's font
     "text.parse_math": False,  # a name may hold a dollar
     "font.size": 8,
     "text.color": INK,
-    "axes.labelcolor": INK,
+    "axes.labelcolor": SOFT,
     "axes.edgecolor": RULE,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -45,22 +40,50 @@ SETTINGS: Mapping[str, object] = {
     "grid.linewidth": 0.5,
     "xtick.color": RULE,
     "ytick.color": RULE,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
     "legend.frameon": False,
     "legend.handlelength": 1.8,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
+    "image.composite_image": False,  # each image keeps its pixels
 }
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named line of a figure."""
+    """A named line of a figure.
+
+    Args:
+        label: Its name.
+        x: Where its points are.
+        y: Their heights.
+        spread: Half the height of a band around each point; none if empty.
+        look: How it is drawn; by default by its place among the lines of the figure.
+    """
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
+    spread: tuple[float, ...] = ()
+    look: Look | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network in figures of accuracy over cost.
+
+    Args:
+        name: Its name.
+        costs: By the name of each cost, as ``{"parameters": 2410, "latency, ms": 0.03}``; above 0.
+        accuracies: In [0, 1], one a seed.
+        look: How it is drawn.
+    """
+
+    name: str
+    costs: Mapping[str, float]
+    accuracies: tuple[float, ...]
+    look: Look
 
 
 def curves(
@@ -80,31 +103,23 @@ def curves(
         x_label: Of the horizontal axis.
         marks: Where on the horizontal axis something begins, by its name.
     """
-    with _style(label):
+    with style(label):
         figure, axes = _lines_figure([line.label for line in lines])
         for index, line in enumerate(lines):
-            marker = "o" if len(line.x) < 3 else ""  # a single epoch has a point but no line
-            axes.plot(
-                line.x,
-                line.y,
-                STYLES[index % len(STYLES)],
-                color=_colour(index),
-                marker=marker,
-                label=_short(line.label),
-            )
+            _draw(axes, line, line.look or series(index))
         axes.margins(y=0.2 if marks else 0.05)  # room for their names
         for name, x in (marks or {}).items():
             axes.axvline(x, color=INK, linewidth=0.6, linestyle=":")
             axes.annotate(
-                _short(name, 20), (x, 1), (3, -8), xycoords=("data", "axes fraction"), textcoords="offset points"
+                short(name, 20), (x, 1), (3, -8), xycoords=("data", "axes fraction"), textcoords="offset points"
             )
         _finish(figure, axes, x_label, y_label)
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 def shares(lines: Sequence[Line], label: str, *, x_label: str = "epoch") -> str:
     """Draw how much of a total each line is, over epochs: all lines have the x of the first, and values of at least 0."""
-    with _style(label):
+    with style(label):
         figure, axes = _lines_figure([line.label for line in lines])
         x, *heights = [lines[0].x, *_percentages(lines)]
         if len(x) == 1:  # a single epoch has no width
@@ -112,14 +127,67 @@ def shares(lines: Sequence[Line], label: str, *, x_label: str = "epoch") -> str:
         axes.stackplot(
             x,
             *heights,
-            colors=[_colour(index) for index in range(len(lines))],
-            labels=[_short(line.label) for line in lines],
+            colors=[series(index).colour for index in range(len(lines))],
+            labels=[short(line.label) for line in lines],
             alpha=0.75,
         )
         axes.set_ylim(0, 100)
         axes.margins(x=0)
         _finish(figure, axes, x_label, "share, %")
-        return _svg(figure, label)
+        return svg(figure, label)
+
+
+def panels(charts: Mapping[str, Sequence[Line]], label: str, *, x_label: str = "epoch") -> str:
+    """Draw a small chart for each name, two a row, whose lines share looks and one legend.
+
+    Args:
+        charts: Lines by the name of their chart; each has a look, and equal labels have equal looks.
+        label: What the figure shows, for readers who cannot see it.
+        x_label: Of the horizontal axes.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    entries = {line.label: line.look for lines in charts.values() for line in lines if line.look}
+    rows = math.ceil(len(charts) / 2)
+    with style(label):
+        figure = Figure(figsize=(WIDTH, 0.25 + 1.1 * rows + 0.16 * _legend_rows(list(entries))), layout="constrained")
+        grid = figure.subplots(rows, 2, squeeze=False).flatten()
+        for axes, (name, lines) in zip(grid, charts.items(), strict=False):
+            for line in lines:
+                _draw(axes, line, line.look or series(0))
+            axes.set_title(short(name, 28), loc="left", fontsize=8)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))  # no power above the axes
+        for axes in grid[len(charts) :]:
+            axes.set_axis_off()
+        for axes in grid[max(0, len(charts) - 2) : len(charts)]:
+            axes.set_xlabel(x_label)
+        _legend(figure, entries)
+        return svg(figure, label)
+
+
+def tradeoff(points: Sequence[Point], label: str) -> str:
+    """Draw accuracy over each cost: a network is a point at its mean, with a bar of one standard deviation over seeds.
+
+    Points of equal cost stand a little apart; what is written on the axis is the cost itself.
+
+    Args:
+        points: Networks that have the same costs, each with an accuracy at least.
+        label: What the figure shows, for readers who cannot see it.
+    """
+    from matplotlib.figure import Figure
+
+    with style(label):
+        entries = {point.name: point.look for point in points}
+        figure = Figure(figsize=(WIDTH, 1.9 + 0.16 * _legend_rows(list(entries))), layout="constrained")
+        charts = figure.subplots(1, len(points[0].costs), sharey=True, squeeze=False)[0]
+        for axes, cost in zip(charts, points[0].costs, strict=True):
+            _over_cost(axes, points, cost)
+        charts[0].set_ylabel("accuracy, %")
+        _legend(figure, entries, lines=False)
+        return svg(figure, label)
 
 
 def strip(candidates: Sequence[Candidate], label: str) -> str:
@@ -132,23 +200,25 @@ def strip(candidates: Sequence[Candidate], label: str) -> str:
     from matplotlib.figure import Figure
 
     compared = any(candidate.paired for candidate in candidates)
-    with _style(label):
+    with style(label):
         figure = Figure(figsize=(WIDTH, 0.55 + 0.42 * len(candidates)), layout="constrained")
         panels = figure.subplots(
             1, 2 if compared else 1, sharey=True, squeeze=False, width_ratios=(3, 2) if compared else (1,)
         )[0]
-        _accuracies(panels[0], candidates)
+        drawn = looks({candidate.name: candidate.role for candidate in candidates})
+        _accuracies(panels[0], candidates, drawn)
         if compared:
-            _differences(panels[1], candidates)
+            _differences(panels[1], candidates, drawn)
         panels[0].set_ylim(len(candidates) - 0.6, -0.75)
         panels[0].set_yticks([])
         for panel in panels:
             panel.spines["left"].set_visible(False)
-        return _svg(figure, label)
+        return svg(figure, label)
 
 
 @contextmanager
-def _style(salt: str) -> Iterator[None]:
+def style(salt: str) -> Iterator[None]:
+    """Draw in a page's style while the block runs; equal figures have equal text."""
     from matplotlib import rc_context
 
     settings: Any = {**SETTINGS, "svg.hashsalt": salt}  # else matplotlib names its clip paths at random
@@ -156,16 +226,16 @@ def _style(salt: str) -> Iterator[None]:
         yield
 
 
-def _accuracies(axes: Axes, candidates: Sequence[Candidate]) -> None:
+def _accuracies(axes: Axes, candidates: Sequence[Candidate], drawn: Mapping[str, Look]) -> None:
     for row, candidate in enumerate(candidates):
-        values, colour = [100 * accuracy for accuracy in candidate.accuracies], ROLES[candidate.role]
+        values, look = [100 * accuracy for accuracy in candidate.accuracies], drawn[candidate.name]
         mean = sum(values) / len(values)
-        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.6, markeredgewidth=0)
-        axes.plot([mean, mean], [row - 0.2, row + 0.2], color=colour, linewidth=2)
+        axes.plot(values, [row] * len(values), "o", color=look.colour, alpha=0.6, **_marker(look, "none"))
+        axes.plot([mean, mean], [row - 0.2, row + 0.2], color=look.colour, linewidth=2)
         if candidate.role == "baseline":
-            axes.axvline(mean, color=colour, linewidth=0.8, linestyle="--")
+            axes.axvline(mean, color=look.colour, linewidth=0.8, linestyle="--")
         axes.annotate(
-            _short(candidate.name, 44),
+            short(candidate.name, 44),
             (0, row - 0.42),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -174,15 +244,65 @@ def _accuracies(axes: Axes, candidates: Sequence[Candidate]) -> None:
     axes.set_xlabel("accuracy, %")
 
 
-def _differences(axes: Axes, candidates: Sequence[Candidate]) -> None:
-    axes.axvline(0, color=ROLES["baseline"], linewidth=0.8, linestyle="--")
+def _differences(axes: Axes, candidates: Sequence[Candidate], drawn: Mapping[str, Look]) -> None:
+    axes.axvline(0, color=BASELINE.colour, linewidth=0.8, linestyle="--")
     for row, candidate in enumerate(candidates):
         if pair := candidate.paired:
-            colour = ROLES[candidate.role]
-            axes.plot(100 * pair.difference, row, "D", color=colour)
+            look = drawn[candidate.name]
             if pair.n > 1:
-                axes.plot([100 * pair.low, 100 * pair.high], [row, row], color=colour)
+                axes.plot([100 * pair.low, 100 * pair.high], [row, row], color=look.colour)
+            axes.plot(100 * pair.difference, row, "D", color=look.colour, **_marker(look))
     axes.set_xlabel("difference, points")
+
+
+def _draw(axes: Axes, line: Line, look: Look) -> None:
+    if any(line.spread):
+        low, high = zip(*((y - half, y + half) for y, half in zip(line.y, line.spread, strict=True)), strict=True)
+        axes.fill_between(line.x, low, high, color=look.colour, alpha=0.16, linewidth=0)
+    marker = "o" if len(line.x) < 3 else ""  # a single epoch has a point but no line
+    axes.plot(line.x, line.y, look.line, color=look.colour, marker=marker, label=short(line.label))
+
+
+def _over_cost(axes: Axes, points: Sequence[Point], cost: str) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    for point, x in zip(points, _apart([point.costs[cost] for point in points]), strict=True):
+        values = [100 * accuracy for accuracy in point.accuracies]
+        mean = statistics.fmean(values)
+        half = statistics.stdev(values) if len(values) > 1 else 0.0
+        axes.plot([x, x], [mean - half, mean + half], color=point.look.colour, linewidth=1)
+        axes.plot(x, mean, point.look.marker, color=point.look.colour, **_marker(point.look))
+    ticks = _distinct(sorted({point.costs[cost] for point in points}))
+    axes.set_xlim(ticks[0] / MARGIN, max(point.costs[cost] for point in points) * MARGIN)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value) if value >= 10 else f"{value:.2g}"))
+    axes.set_xlabel(cost)
+
+
+def _apart(costs: Sequence[float]) -> list[float]:
+    """Move equal costs apart by a few percent each, around where they are."""
+    moved = []
+    for index, cost in enumerate(costs):
+        equal, before = costs.count(cost), costs[:index].count(cost)
+        moved.append(cost * 1.09 ** (before - (equal - 1) / 2))
+    return moved
+
+
+def _distinct(costs: Sequence[float]) -> list[float]:
+    """Those that a logarithmic axis has room to name, from the smallest up."""
+    kept, room = [costs[0]], (MARGIN**2 * costs[-1] / costs[0]) ** 0.25
+    for cost in costs[1:]:
+        if cost > room * kept[-1]:
+            kept.append(cost)
+    return kept
+
+
+def _marker(look: Look, edge: str | None = None) -> dict[str, Any]:
+    if not look.filled:
+        return {"markerfacecolor": "none", "markeredgecolor": look.colour}
+    return {"markeredgecolor": edge or look.colour}
 
 
 def _percentages(lines: Sequence[Line]) -> list[tuple[float, ...]]:
@@ -217,7 +337,21 @@ def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> None:
         figure.legend(handles, labels, loc="outside upper left", ncols=_legend_columns(labels))
 
 
-def _svg(figure: Figure, label: str) -> str:
+def _legend(figure: Figure, entries: Mapping[str, Look], *, lines: bool = True) -> None:
+    """Name what looks how, above a figure of several charts: by lines, or by markers alone."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle=look.line, color=look.colour)
+        if lines
+        else Line2D([], [], linestyle="", marker=look.marker, color=look.colour, **_marker(look))
+        for look in entries.values()
+    ]
+    names = [short(name) for name in entries]
+    figure.legend(handles, names, loc="outside upper left", ncols=_legend_columns(names))
+
+
+def svg(figure: Figure, label: str) -> str:
     """Return the figure as an SVG element: nothing in it tells when or by which version it was made."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -230,9 +364,6 @@ def _svg(figure: Figure, label: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
 
 
-def _colour(index: int) -> str:
-    return SERIES[index % len(SERIES)]
-
-
-def _short(name: str, length: int = 40) -> str:
+def short(name: str, length: int = 40) -> str:
+    """Return a name cut to a length."""
     return name if len(name) <= length else name[: length - 1] + "…"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
+from limbeck.report.palette import DARK, LIGHT
+
 if TYPE_CHECKING:
     from jinja2 import Template
 
@@ -57,7 +59,8 @@ def render(title: str, sentences: Sequence[str], sections: Sequence[Section]) ->
         sentences: What it says before its sections, the most important first.
         sections: Its parts.
     """
-    return _template().render(title=title, sentences=sentences, sections=sections)
+    light, dark = ("; ".join(f"--{name}: {colour}" for name, colour in palette.items()) for palette in (LIGHT, DARK))
+    return _template().render(title=title, sentences=sentences, sections=sections, light=light, dark=dark)
 
 
 @cache

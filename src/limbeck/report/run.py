@@ -1,41 +1,75 @@
-"""The page of one run: what was trained, how it went, and what came out."""
+"""The page of one run: what was trained, how it went, and what came out; and that of several beside each other."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from limbeck.files import write
-from limbeck.report.figures import Line, curves, shares
+from limbeck.report.examples import FILE, Examples, read_examples
+from limbeck.report.figures import Line, Point, curves, panels, shares, tradeoff
+from limbeck.report.history import Row, accuracy_columns, line, players, read_rows, stages, terms
 from limbeck.report.page import Plot, Section, Table, render
+from limbeck.report.palette import BASELINE, TEACHER, another
+from limbeck.report.sections import confusion_section, example_sections
 from limbeck.report.table import milliseconds, percent, quantity
 
-Row = Mapping[str, str]
-"""A line of ``metrics.csv``; empty where the stage does not have the column."""
-
+UNPAIRED = (
+    "Single runs beside each other show nothing about their methods: seeds alone make accuracies differ. limbeck compare "
+    "trains methods and the plain student over the same seeds, and says what that shows."
+)
+NETWORK_HEADER = ("network", "params", "MACs", "size", "latency", "accuracy, val", "accuracy, test")
+CAPTION = "MACs and latency are those of one sample; latency on one CPU thread. Accuracy in percent."
 FILES = ("student.safetensors", "config.yaml", "metrics.csv", "train.log", "result.json")
 
 
-def run_report(folder: str | Path) -> Path:
-    """Write a run's ``report.html``, of what is there: a run that is not finished has one too.
+def run_report(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Write a run's page, of the files that are there: a run that is not finished has one too.
 
     Args:
         folder: The run's.
+        path: The file to write; by default ``report.html`` in the folder.
 
     Returns:
         The page.
     """
     folder = Path(folder)
-    result = _result(folder / "result.json")
-    rows = _rows(folder / "metrics.csv")
-    sections = [_networks(result), *_curves(rows), _files(folder), _config(folder / "config.yaml")]
+    result, rows = read_result(folder), read_rows(folder / "metrics.csv")
+    sections = [
+        _networks(result),
+        *_curves(rows),
+        *_examples(read_examples(folder / FILE)),
+        _files(folder),
+        _config(folder),
+    ]
     title = " · ".join(str(result[name]) for name in ("method", "data") if result.get(name)) or folder.name
     page = render(title, _sentences(result, rows), [section for section in sections if section is not None])
-    return write(folder / "report.html", page)
+    return write(Path(path or folder / "report.html"), page)
+
+
+def runs_report(runs: Mapping[str, Path], path: str | Path) -> Path:
+    """Write a page that puts runs beside each other, whatever they are: it judges nothing, since they need not be paired.
+
+    Args:
+        runs: Their folders by the name that the page gives them.
+        path: The file to write.
+
+    Returns:
+        ``path``.
+    """
+    results = {name: read_result(folder) for name, folder in runs.items()}
+    histories = {name: read_rows(folder / "metrics.csv") for name, folder in runs.items()}
+    header = ("run", *NETWORK_HEADER)
+    rows = [(run, *cells) for run, result in results.items() for cells in _network_rows(result)]
+    sections = [
+        Section("What came out", table=Table(header, rows, CAPTION) if rows else None, plots=_runs_tradeoff(results)),
+        Section("How it went", plots=_runs_curves(histories)),
+        *(_config(folder, f"What was run as {name}") for name, folder in runs.items()),
+    ]
+    shown = [section for section in sections if section is not None]
+    return write(Path(path), render(f"{len(runs)} runs", [UNPAIRED], shown))
 
 
 def _sentences(result: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
@@ -53,10 +87,16 @@ def _sentences(result: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
 
 
 def _networks(result: Mapping[str, Any]) -> Section | None:
-    networks = result.get("networks", {})
-    if not networks:
+    rows = _network_rows(result)
+    if not rows:
         return None
-    rows = [
+    facts = {"Seed": str(result.get("seed")), "Time": f"{result['seconds']:.1f} s"} if "seconds" in result else {}
+    versions = {name: str(version) for name, version in result.get("versions", {}).items()}
+    return Section("What came out", table=Table(NETWORK_HEADER, rows, CAPTION), facts=facts | versions)
+
+
+def _network_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
         (
             name,
             quantity(network["parameters"]),
@@ -65,33 +105,23 @@ def _networks(result: Mapping[str, Any]) -> Section | None:
             milliseconds(network["latency_ms"]),
             *(_percent(network.get(split, {}).get("accuracy")) for split in ("val", "test")),
         )
-        for name, network in networks.items()
+        for name, network in result.get("networks", {}).items()
     ]
-    header = ("network", "params", "MACs", "size", "latency", "accuracy, val", "accuracy, test")
-    facts = {"Seed": str(result.get("seed")), "Time": f"{result['seconds']:.1f} s"} if "seconds" in result else {}
-    versions = {name: str(version) for name, version in result.get("versions", {}).items()}
-    caption = "MACs and latency are those of one sample; latency on one CPU thread. Accuracy in percent."
-    return Section("What came out", table=Table(header, rows, caption), facts=facts | versions)
 
 
 def _curves(rows: Sequence[Row]) -> list[Section]:
     if not rows:
         return []
-    columns = list(rows[0])
-    marks = _stages(rows)
-    accuracy = [_line(rows, column, column.split("/")[1]) for column in columns if column.endswith("/accuracy")]
-    plots = []
-    if drawn := [line for line in accuracy if line.x]:
-        percentages = [Line(line.label, line.x, tuple(100 * y for y in line.y)) for line in drawn]
-        plots.append(
-            Plot(curves(percentages, "validation accuracy", y_label="%", marks=marks), "Accuracy on validation")
-        )
-    for player in _players(columns):
-        terms = [_line(rows, f"train/{player}/{term}", term) for term in _terms(columns, player)]
-        if drawn := [line for line in terms if line.x]:
+    marks, plots = stages(rows), []
+    accuracies = [line(rows, column, name, scale=100) for name, column in accuracy_columns(rows).items()]
+    if drawn := [each for each in accuracies if each.x]:
+        plots.append(Plot(curves(drawn, "validation accuracy", y_label="%", marks=marks), "Accuracy on validation"))
+    for player in players(rows):
+        losses = [line(rows, f"train/{player}/{term}", term) for term in terms(rows, player)]
+        if drawn := [each for each in losses if each.x]:
             plots.append(Plot(curves(drawn, f"losses of {player}", marks=marks), f"Each term of the {player}, raw"))
     sections = [Section("How it went", plots=plots)]
-    if weighted := _shares(rows, columns):
+    if weighted := _shares(rows):
         sections.append(
             Section(
                 "What trained it",
@@ -102,20 +132,57 @@ def _curves(rows: Sequence[Row]) -> list[Section]:
     return sections
 
 
-def _shares(rows: Sequence[Row], columns: Sequence[str]) -> list[Plot]:
+def _shares(rows: Sequence[Row]) -> list[Plot]:
     """For each player and stage in which several terms ran, their shares."""
     plots = []
     for stage in dict.fromkeys(row["stage"] for row in rows):
         own = [row if row["stage"] == stage else {} for row in rows]
-        for player in _players(columns):
-            lines = [_line(own, f"train/{player}/{term}.weighted", term) for term in _terms(columns, player)]
-            longest = max((line.x for line in lines), key=len, default=())
+        for player in players(rows):
+            lines = [line(own, f"train/{player}/{term}.weighted", term) for term in terms(rows, player)]
+            longest = max((each.x for each in lines), key=len, default=())
             drawn = [
-                Line(line.label, line.x, tuple(map(abs, line.y))) for line in lines if line.x == longest and any(line.y)
+                Line(each.label, each.x, tuple(map(abs, each.y))) for each in lines if each.x == longest and any(each.y)
             ]
             if len(drawn) > 1:
                 words = f"{player}, stage {stage}"
                 plots.append(Plot(shares(drawn, f"shares of the loss: {words}"), words))
+    return plots
+
+
+def _examples(examples: Examples | None) -> list[Section]:
+    if examples is None:
+        return []
+    looks = dict(zip(examples.networks, (TEACHER, BASELINE), strict=False))
+    confusions = [] if examples.confusion is None else [confusion_section(examples.confusion, examples.classes)]
+    return [*example_sections(examples, looks), *confusions]
+
+
+def _runs_tradeoff(results: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
+    points = []
+    for index, (run, result) in enumerate(results.items()):
+        for name, network in list(result.get("networks", {}).items())[:1]:  # the one to ship
+            accuracy = network.get("test", {}).get("accuracy")
+            costs = {"parameters": network["parameters"], "latency, ms": network["latency_ms"]}
+            if accuracy is not None and min(costs.values()) > 0:
+                points.append(Point(run if name == "student" else f"{run}, {name}", costs, (accuracy,), another(index)))
+    words = "Accuracy on the test data over parameters and over latency"
+    return [Plot(tradeoff(points, words), words)] if points else []
+
+
+def _runs_curves(histories: Mapping[str, Sequence[Row]]) -> list[Plot]:
+    charts: dict[str, list[Line]] = {}
+    accuracies = []
+    for index, (run, rows) in enumerate(histories.items()):
+        for column in list(accuracy_columns(rows).values())[:1]:
+            accuracies.append(line(rows, column, run, another(index), scale=100))
+        for player in players(rows)[:1]:
+            for term in terms(rows, player):
+                charts.setdefault(term, []).append(line(rows, f"train/{player}/{term}", run, another(index)))
+    plots = []
+    if drawn := [each for each in accuracies if each.x]:
+        plots.append(Plot(curves(drawn, "validation accuracy", y_label="%"), "Accuracy on validation"))
+    if charts:
+        plots.append(Plot(panels(charts, "losses by term"), "Each term of the loss, raw"))
     return plots
 
 
@@ -124,48 +191,15 @@ def _files(folder: Path) -> Section:
     return Section("Files", facts={name: _size((folder / name).stat().st_size) for name in there})
 
 
-def _config(path: Path) -> Section | None:
-    return Section("What was run", listing=path.read_text(encoding="utf-8")) if path.exists() else None
+def _config(folder: Path, title: str = "What was run") -> Section | None:
+    path = folder / "config.yaml"
+    return Section(title, listing=path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _result(path: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read a run's ``result.json``; empty where there is none."""
+    path = folder / "result.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _players(columns: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(column.split("/")[1] for column in columns if column.startswith("train/")))
-
-
-def _terms(columns: Sequence[str], player: str) -> list[str]:
-    """The raw terms of a player; their sum is none."""
-    start = f"train/{player}/"
-    names = [column.removeprefix(start) for column in columns if column.startswith(start)]
-    return [name for name in names if name != "loss" and not name.endswith(".weighted")]
-
-
-def _stages(rows: Sequence[Row]) -> dict[str, float]:
-    """Where each stage begins; nothing where there is but one."""
-    starts: dict[str, float] = {}
-    for index, row in enumerate(rows, 1):
-        starts.setdefault(row["stage"], float(index))
-    return starts if len(starts) > 1 else {}
-
-
-def _line(rows: Sequence[Row], column: str, label: str) -> Line:
-    points = [(float(index), _number(row, column)) for index, row in enumerate(rows, 1)]
-    known = [(x, y) for x, y in points if math.isfinite(y)]
-    return Line(label, tuple(x for x, _ in known), tuple(y for _, y in known))
-
-
-def _number(row: Row, column: str) -> float:
-    return float(row.get(column) or math.nan)
 
 
 def _size(count: int) -> str:

@@ -1,0 +1,75 @@
+"""What ``metrics.csv`` tells: one row an epoch, of one run or of several over seeds."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from limbeck.report.figures import Line
+from limbeck.report.palette import Look
+
+Row = Mapping[str, str]
+"""A line of ``metrics.csv``; empty where the stage does not have the column."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read ``metrics.csv``; there are no rows where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def line(rows: Sequence[Row], column: str, label: str, look: Look | None = None, scale: float = 1.0) -> Line:
+    """Return a column over epochs, without those that do not have it."""
+    known = [
+        (float(index), scale * value) for index, value in enumerate(_numbers(rows, column), 1) if math.isfinite(value)
+    ]
+    return Line(label, tuple(x for x, _ in known), tuple(y for _, y in known), look=look)
+
+
+def over_seeds(runs: Sequence[Sequence[Row]], column: str, label: str, look: Look, scale: float = 1.0) -> Line:
+    """Return a column's mean over runs, epoch by epoch, with a band of one standard deviation (n − 1)."""
+    epochs = zip(*(_numbers(rows, column) for rows in runs if rows), strict=False)  # as far as all have come
+    known = [(float(index), values) for index, values in enumerate(epochs, 1) if all(map(math.isfinite, values))]
+    return Line(
+        label,
+        tuple(x for x, _ in known),
+        tuple(scale * statistics.fmean(values) for _, values in known),
+        tuple(scale * statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in known),
+        look,
+    )
+
+
+def accuracy_columns(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the columns of accuracies on validation data by their network."""
+    columns = rows[0] if rows else {}
+    return {column.split("/")[1]: column for column in columns if column.endswith("/accuracy")}
+
+
+def players(rows: Sequence[Row]) -> list[str]:
+    """Return who was trained."""
+    columns = rows[0] if rows else {}
+    return list(dict.fromkeys(column.split("/")[1] for column in columns if column.startswith("train/")))
+
+
+def terms(rows: Sequence[Row], player: str) -> list[str]:
+    """Return the raw terms of a player; their sum is none."""
+    start = f"train/{player}/"
+    names = [column.removeprefix(start) for column in (rows[0] if rows else {}) if column.startswith(start)]
+    return [name for name in names if name != "loss" and not name.endswith(".weighted")]
+
+
+def stages(rows: Sequence[Row]) -> dict[str, float]:
+    """Return where each stage begins; nothing where there is but one."""
+    starts: dict[str, float] = {}
+    for index, row in enumerate(rows, 1):
+        starts.setdefault(row["stage"], float(index))
+    return starts if len(starts) > 1 else {}
+
+
+def _numbers(rows: Sequence[Row], column: str) -> list[float]:
+    return [float(row.get(column) or math.nan) for row in rows]
