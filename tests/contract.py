@@ -76,6 +76,8 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "adversarial": lambda student, teacher, example: limbeck.adversarial(student, teacher, example=example),
     "one": lambda student, teacher, example: limbeck.one(student, example=example),
     "byot": lambda student, teacher, example: limbeck.byot(student, example=example),
+    "rekd": lambda student, teacher, example: limbeck.rekd(student, weak(student)),
+    "dekd": lambda student, teacher, example: limbeck.dekd(student, teacher, schooling=0.25),
     "takd": lambda student, teacher, example: limbeck.takd(student, teacher, copy.deepcopy(teacher)),
     "tfkd_reg": lambda student, teacher, example: limbeck.tfkd_reg(student),
     "tfkd_self": lambda student, teacher, example: limbeck.tfkd_self(student),
@@ -129,6 +131,14 @@ def sequential(seed: int, width: int = 4) -> nn.Module:
         torch.manual_seed(seed)
         stages = [*stage(3, width, 1, nn.BatchNorm2d), *stage(width, 2 * width, 2, nn.BatchNorm2d)]
         return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, CLASSES))
+
+
+def weak(student: nn.Module) -> nn.Module:
+    """A teacher no larger than the student, and the same whatever the student's weights are."""
+    teacher = copy.deepcopy(student)
+    for p in teacher.parameters():
+        nn.init.constant_(p, 0.1)
+    return teacher
 
 
 def networks(seed: int = 0, **options: Any) -> tuple[nn.Module, nn.Module]:

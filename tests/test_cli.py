@@ -106,6 +106,8 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
     "one": "--student mlp-16-16 --layer layers.fc2:in",
     "byot": "--student resnet8",
+    "rekd": "--student mlp-16 --teacher mlp-8@random",
+    "dekd": f"--student mlp-16 {CONTROL} --epochs 2",
     "takd": f"--student mlp-16 {CONTROL} --assistants mlp-24 --epochs 2",
     "tfkd_reg": "--student mlp-16 --mode code",
     "tfkd_self": "--student mlp-16 --epochs 2",

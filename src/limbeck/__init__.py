@@ -27,6 +27,7 @@ from limbeck.methods import byot as byot
 from limbeck.methods import cc as cc
 from limbeck.methods import crd as crd
 from limbeck.methods import cwd as cwd
+from limbeck.methods import dekd as dekd
 from limbeck.methods import dist as dist
 from limbeck.methods import dkd as dkd
 from limbeck.methods import dml as dml
@@ -47,6 +48,7 @@ from limbeck.methods import ofd as ofd
 from limbeck.methods import one as one
 from limbeck.methods import pkt as pkt
 from limbeck.methods import plain as plain
+from limbeck.methods import rekd as rekd
 from limbeck.methods import review as review
 from limbeck.methods import rkd as rkd
 from limbeck.methods import sp as sp

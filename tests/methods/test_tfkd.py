@@ -277,3 +277,51 @@ def test_alone_among_samples_batch_norm_aside() -> None:
     for stage in limbeck.tfkd_self(student):
         logs = limbeck.play(stage.method, vectors(n=1), limbeck.optimizers(stage.method, sgd))
         assert all(math.isfinite(value) for value in logs.values())
+
+
+def test_reversed_distillation_is_kd() -> None:
+    student, teacher, batch = mlp(0, width=16), mlp(1), vectors(2)
+    ours = next(iter(limbeck.rekd(student, teacher, temperature=3.0, alpha=0.4).step(batch, 0.0)))
+    kd = next(iter(limbeck.kd(student, teacher, temperature=3.0, alpha=0.4).step(batch, 0.0)))
+    assert torch.equal(ours.total, kd.total)
+    with pytest.raises(ValueError, match=r"the teacher is the smaller one, but the student has .* swap them"):
+        limbeck.rekd(teacher, student)
+
+
+def test_a_poor_teacher_is_trained_first_and_in_a_copy() -> None:
+    student, teacher = mlp(0), mlp(1)
+    before = state(teacher)
+    poor, first = copy.deepcopy(teacher), copy.deepcopy(student)
+    stages = limbeck.dekd(student, teacher, schooling=0.25, temperature=2.0, alpha=0.5)
+    names = []
+    for stage in stages:
+        names.append((stage.name, stage.share))
+        optimizers = limbeck.optimizers(stage.method, sgd)
+        for batch in batches(2):
+            limbeck.play(stage.method, batch, optimizers)
+    assert names == [("poor-teacher", 0.25), ("student", 0.75)]
+    assert_same(state(teacher), before)
+    optimizer = sgd(list(poor.parameters()))
+    for x, y in batches(2):
+        optimizer.zero_grad()
+        F.cross_entropy(poor(x), y).backward()
+        optimizer.step()
+    learner = limbeck.kd(first, poor, temperature=2.0, alpha=0.5)
+    optimizers = limbeck.optimizers(learner, sgd)
+    for batch in batches(2):
+        limbeck.play(learner, batch, optimizers)
+    assert_same(state(student), state(first))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schooling": 0.0}, "schooling is the teacher's part"),
+        ({"schooling": 1.0}, "schooling is the teacher's part"),
+        ({"alpha": 2.0}, "alpha is the share"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+    ],
+)
+def test_schooling_that_is_none(options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        next(limbeck.dekd(mlp(0), mlp(1), **options))

@@ -31,7 +31,7 @@ from limbeck.methods.review import review
 from limbeck.methods.rkd import rkd
 from limbeck.methods.sp import sp
 from limbeck.methods.takd import takd
-from limbeck.methods.tfkd import tfkd_reg, tfkd_self
+from limbeck.methods.tfkd import dekd, rekd, tfkd_reg, tfkd_self
 from limbeck.methods.vid import vid
 from limbeck.methods.weights import weights, weights_outputs
 
@@ -44,6 +44,7 @@ __all__ = [
     "cc",
     "crd",
     "cwd",
+    "dekd",
     "dist",
     "dkd",
     "dml",
@@ -64,6 +65,7 @@ __all__ = [
     "one",
     "pkt",
     "plain",
+    "rekd",
     "review",
     "rkd",
     "sp",

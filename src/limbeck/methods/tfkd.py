@@ -1,4 +1,5 @@
-"""Teacher-free knowledge distillation: from one's former self, or from a teacher that is written down.
+"""Teacher-free knowledge distillation: from one's former self, or from a teacher that is written down; and the two
+experiments that led to it, with a teacher who is weaker than the student and with one who is badly trained.
 
 Yuan, Tay, Li, Wang, Feng, "Revisiting Knowledge Distillation via Label Smoothing Regularization", CVPR 2020,
 arXiv 1909.11723. Authors' code: github.com/yuanli2333/Teacher-free-Knowledge-Distillation.
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from limbeck.frozen import bare
 from limbeck.method import Distill
 from limbeck.methods.ban import start_anew
 from limbeck.methods.kd import check_temperature, kd
@@ -36,7 +38,7 @@ PAPER = Paper(
     year=2020,
     arxiv="1909.11723",
     matches="softened outputs",
-    teacher="the former self, or a virtual one",
+    teacher="the former self, a virtual one, or a weak one",
 )
 MODES = ("paper", "code")
 
@@ -130,6 +132,69 @@ def tfkd_self(
     former = copy.deepcopy(student)
     start_anew(student)
     yield Stage(kd(student, former, temperature=temperature, alpha=alpha, task=task), 0.5, name="self")
+
+
+def rekd(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    temperature: float = 20.0,
+    alpha: float = 0.6,
+    task: Task = classification,
+) -> Distill:
+    """Let a small network teach a larger one: reversed distillation, a control.
+
+    L = (1 − α) CE(y, z_s) + α T² KL(p_t^T ‖ p_s^T), which is `kd`. What the student gains here, it does not owe to a
+    teacher who knows better.
+
+    Args:
+        student: The larger network, to train.
+        teacher: The smaller one, trained.
+        temperature: T; 20 as in the authors' configurations, which we could confirm for some pairs only.
+        alpha: The share of the soft term; 0.6 as in the same.
+        task: How batches are fed and measured.
+    """
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (student, bare(teacher))]
+    if sizes[0] < sizes[1]:
+        raise ValueError(
+            f"in reversed distillation the teacher is the smaller one, but the student has {sizes[0]:,} parameters and the "
+            f"teacher {sizes[1]:,}: swap them, or take limbeck.kd"
+        )
+    return kd(student, teacher, temperature=temperature, alpha=alpha, task=task)
+
+
+def dekd(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    schooling: float = 0.05,
+    temperature: float = 20.0,
+    alpha: float = 0.6,
+    task: Task = classification,
+) -> Iterator[Stage]:
+    """Learn from a teacher who has hardly been trained: defective distillation, a control.
+
+    A copy of the teacher learns the labels for a part of the epochs given to `fit`, an epoch at least; then the student
+    learns by L = (1 − α) CE(y, z_s) + α T² KL(p_t^T ‖ p_s^T), which is `kd`.
+
+    Args:
+        student: The network to train.
+        teacher: The network to train badly; a copy of it is trained, from the weights that it has.
+        schooling: The teacher's part of the epochs, in (0, 1). The paper's poorest teachers had 1 of 200 epochs, others 50;
+            0.05 is ours.
+        temperature: As for `rekd`.
+        alpha: As for `rekd`.
+        task: How batches are fed and measured.
+    """
+    if not 0 < schooling < 1:
+        raise ValueError(f"schooling is the teacher's part of the epochs and must lie in (0, 1), got {schooling}")
+    check_temperature(temperature)
+    _check_share(alpha)
+    poor = copy.deepcopy(bare(teacher))
+    lesson = plain(poor, task=task)
+    lesson.add_module("waiting", nn.ModuleList([student]))  # a resumed run starts it from the same weights
+    yield Stage(lesson, schooling, name="poor-teacher")
+    yield Stage(kd(student, poor, temperature=temperature, alpha=alpha, task=task), 1 - schooling, name="student")
 
 
 def _check(temperature: float, correct: float, mode: str) -> None:
