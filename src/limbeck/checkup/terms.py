@@ -58,8 +58,8 @@ def gradients(terms: Sequence[TermCheck]) -> Iterator[Finding]:
             yield Finding("gradients", "failed", message, values)
         elif term.gradient == 0:
             message = (
-                f"the gradient of the term {name!r} is 0 on the batch that was looked at: unless student and teacher are "
-                "the same network, something is rounded, saturated or masked away"
+                f"the gradient of the term {name!r} is 0 on the batch that was looked at: unless no sample has "
+                "a label, or student and teacher are the same network, something is rounded, saturated or masked away"
             )
             yield Finding("gradients", "warning", message, values)
         else:
