@@ -32,7 +32,7 @@ from limbeck.files import hold
 from limbeck.method import Make
 from limbeck.report.tuning import State, Trial, write_tuning
 from limbeck.report.tuning import Tuning as Tuning
-from limbeck.runs import LOCK, Entry, Runs
+from limbeck.runs import BASELINE, LOCK, Entry, Runs
 from limbeck.task import classification
 
 if TYPE_CHECKING:
@@ -390,7 +390,7 @@ def _conclude(
         comparison,
         {
             entry.name: tuple(_validated(place / entry.folder / f"seed-{seed}") for seed in range(final_seeds))
-            for entry in entries
+            for entry in (Entry(BASELINE), *entries)
         },
         tuple(looks),
     )

@@ -60,7 +60,7 @@ class Tuning:
         importance: The share of the scores' differences that each option explains; empty where that cannot be told.
         samples: How many validation samples a score is counted on.
         comparison: The best options beside the defaults and the plain student, on the test data, with fresh seeds.
-        fresh: The validation accuracies of those trainings, by their names in the comparison.
+        fresh: The validation accuracies of those trainings, by their names in the comparison, one a seed.
         looks: After how many trials the test data was looked at.
     """
 
@@ -230,7 +230,7 @@ def _title(tuning: Tuning) -> str:
 
 
 def _header(tuning: Tuning) -> tuple[str, ...]:
-    return ("trial", *tuning.searched, "score, %", "")
+    return ("trial", *tuning.searched, "score, %", "end")
 
 
 def _rows(tuning: Tuning) -> list[tuple[str, ...]]:
