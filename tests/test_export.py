@@ -1,0 +1,375 @@
+"""`limbeck export`: every file is loaded again and answers as the network does, or it is not there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import limbeck
+from limbeck import Exported, ExportError, Task, export
+from limbeck.cli import main
+from limbeck.data import Data
+from limbeck.exporting import FILES, console_table
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return limbeck.data.load("digits", batch_size=100)  # 359 test images: the last batch is smaller
+
+
+@pytest.fixture(scope="module")
+def net(data: Data) -> nn.Module:
+    """A network in train mode, with dropout and batch norm, which an export must see in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hidden = [nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3)]
+        net = nn.Sequential(*hidden, nn.Linear(32, data.num_classes))
+        taught(net, [(inputs, targets) for _ in range(8) for inputs, targets, _ in data.train])
+    return net.train()
+
+
+@pytest.fixture(scope="module")
+def shipped(net: nn.Module, data: Data, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export(net, data, tmp_path_factory.mktemp("shipped"), name="small")
+
+
+def taught(net: nn.Module, batches: Batches) -> nn.Module:
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(net(inputs), targets).backward()
+        optimizer.step()
+    return net
+
+
+def coloured(data: Data, split: str) -> Batches:
+    """The digits as photographs: three channels, 32 pixels a side."""
+    loader = getattr(data, split).plain()
+    return [(F.interpolate(x, size=32, mode="bilinear").expand(-1, 3, -1, -1).clone(), y) for x, y, _ in loader]
+
+
+def session(exported: Exported, format: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(exported.folder / FILES[format], providers=["CPUExecutionProvider"])
+
+
+def named(exported: Exported) -> dict[str, Any]:
+    return {artefact.format: artefact for artefact in exported.artefacts}
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+class Linear(nn.Module):
+    """What the awkward networks below have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+
+class Branching(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.logits(x)
+        if y.sum() > 0:  # the line
+            return y
+        return -y
+
+
+class Counting(Linear):
+    """Knows the number of its samples from a Python loop."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.logits(one[None])[0] for one in [x[i] for i in range(x.shape[0])]])
+
+
+class Untranslatable(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(self.logits(x))  # no such thing in ONNX
+
+
+class Noisy(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(x) + torch.rand(10)
+
+
+class Named(Linear):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"features": x.flatten(1), "logits": self.logits(x)}
+
+
+class Pair(Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits(x), x
+
+
+# what is written -----------------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_there_with_its_numbers(shipped, net, data):
+    assert left(shipped.folder) == {*FILES.values(), "export.json"}
+    assert not shipped.failures
+    own = limbeck.evaluate(net, data.test)["accuracy"]
+    assert shipped.accuracy == pytest.approx(own)
+    assert shipped.samples == 359
+    for artefact in shipped.artefacts:
+        assert artefact.bytes == (shipped.folder / artefact.file).stat().st_size
+        assert artefact.latency_ms > 0
+        if artefact.format != "int8":
+            assert artefact.difference <= 1e-5
+            assert artefact.accuracy == shipped.accuracy
+    artefacts = named(shipped)
+    assert 0 < artefacts["int8"].difference < 1
+    assert abs(artefacts["int8"].accuracy - own) < 0.03
+    assert artefacts["int8"].bytes < artefacts["onnx"].bytes
+    assert json.loads((shipped.folder / "export.json").read_text()) == json.loads(shipped.json())
+
+
+def test_safetensors_load_into_a_plain_network_and_know_what_they_are(shipped, net, data):
+    plain = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10)
+    )
+    file = shipped.folder / "student.safetensors"
+    plain.load_state_dict(load_file(file))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in plain.state_dict().items())
+    with safe_open(file, "pt") as opened:
+        assert_about(opened.metadata(), data)
+
+
+def test_graphs_know_what_they_are_and_take_any_number_of_samples(shipped, net, data):
+    inputs, _, _ = next(iter(data.test))
+    expected = net.eval()(inputs).detach().numpy()
+    net.train()
+    for format in ("onnx", "int8"):
+        model = session(shipped, format)
+        assert_about(model.get_modelmeta().custom_metadata_map, data)
+        assert (model.get_inputs()[0].name, model.get_inputs()[0].shape) == ("input", ["batch", 1, 8, 8])
+        for count in (1, 2, 7, 100):
+            (logits,) = model.run(["logits"], {"input": inputs[:count].numpy()})
+            np.testing.assert_allclose(logits, expected[:count], atol=1e-4 if format == "onnx" else 0.5)
+    note = {"limbeck.json": ""}
+    program = torch.export.load(shipped.folder / "student.pt2", extra_files=note).module()
+    assert_about(json.loads(note["limbeck.json"]), data)
+    for count in (1, 2, 7, 100):
+        np.testing.assert_allclose(program(inputs[:count]).detach().numpy(), expected[:count], atol=1e-5)
+
+
+def assert_about(told: Mapping[str, str], data: Data) -> None:
+    assert told["network"] == "small"
+    assert told["limbeck"] == importlib.metadata.version("limbeck")
+    assert told["data"] == "digits"
+    assert json.loads(told["input_shape"]) == [1, 8, 8]
+    assert tuple(json.loads(told["classes"])) == data.classes
+    pixels = data.test.images[:3] / 255
+    mean, std = (torch.tensor(json.loads(told[name]))[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close((pixels - mean) / std, next(iter(data.test))[0][:3])
+
+
+def test_the_network_is_left_as_it_was(net, data, tmp_path):
+    hooked = []
+    handle = net[1].register_forward_hook(lambda *_: hooked.append(1))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    requires = [parameter.requires_grad for parameter in net.parameters()]
+    export(net, data, tmp_path, formats=["safetensors", "torch_export"])
+    assert all(module.training for module in net.modules())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert [parameter.requires_grad for parameter in net.parameters()] == requires
+    assert len(net[1]._forward_hooks) == 1
+    handle.remove()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_a_compiled_network_ships_as_the_plain_one(net, data, tmp_path):
+    exported = export(torch.compile(net), data, tmp_path, formats=["safetensors"])
+    assert load_file(tmp_path / "student.safetensors").keys() == net.state_dict().keys()
+    assert exported.artefacts[0].difference == 0
+
+
+@pytest.mark.parametrize("name", ["resnet8", "torchvision:mobilenet_v3_small", "timm:test_resnet"])
+def test_onnx_agrees_with_the_networks_of_zoo_torchvision_and_timm(name, data, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = taught(limbeck.zoo.network(name, 10, (3, 32, 32)), coloured(data, "train") * 2)
+    test = coloured(data, "test")
+    exported = export(network, test, tmp_path, formats=["onnx", "int8"])
+    assert max(float(network.eval()(x).abs().max()) for x, _ in test) > 1  # or 1e-4 would say nothing
+    artefacts = named(exported)
+    assert artefacts["onnx"].difference < 1e-4
+    assert artefacts["onnx"].accuracy == exported.accuracy > 0.3
+    assert abs(artefacts["int8"].accuracy - exported.accuracy) < 0.05
+    assert artefacts["int8"].bytes < 0.6 * artefacts["onnx"].bytes
+    operations = Counter(node.op_type for node in onnx.load(tmp_path / "student.int8.onnx").graph.node)
+    assert operations["ConvInteger"]
+    assert "classes" not in exported.about  # nobody told
+
+
+# what fails ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_differs_is_not_written_and_takes_the_file_of_a_former_export_away(data, tmp_path):
+    (tmp_path / "student.pt2").write_text("of a former export")
+    (tmp_path / "student.safetensors").write_text("weights that nobody else has")
+    with pytest.raises(
+        ExportError, match=r"differs from the network by up to [\d.]+, more than the tolerance of 0.0001"
+    ) as caught:
+        export(Noisy(), data, tmp_path, formats=["safetensors", "torch_export"])
+    assert "torch_export: " in str(caught.value)
+    assert not caught.value.exported.artefacts
+    assert left(tmp_path) == {"student.safetensors", "export.json"}
+    assert (tmp_path / "student.safetensors").read_text() == "weights that nobody else has"
+
+
+def test_int8_is_not_made_of_a_graph_that_differs(net, data, tmp_path):
+    with pytest.raises(
+        ExportError, match=r"^onnx, int8: differs from the network by up to .* tolerance of 0 "
+    ) as caught:
+        export(net, data, tmp_path, tolerance=0.0)
+    assert named(caught.value.exported).keys() == {"safetensors", "torch_export"}
+    assert left(tmp_path) == {"student.safetensors", "student.pt2", "export.json"}
+
+
+@pytest.mark.parametrize(
+    ("network", "failed", "message"),
+    [
+        (Branching, {"torch_export", "onnx", "int8"}, r"data-dependent.*test_export.py, line \d+: if y.sum\(\) > 0"),
+        (Counting, {"torch_export", "onnx", "int8"}, r"works for one number of samples only"),
+        (Untranslatable, {"onnx", "int8"}, r"bessel_j0.*test_export.py, line \d+: return torch.special.bessel_j0"),
+    ],
+)
+def test_what_cannot_be_traced_names_the_line_and_leaves_the_other_formats(
+    network, failed, message, data, tmp_path, capfd
+):
+    with pytest.raises(ExportError, match=message) as caught:
+        export(network(), data, tmp_path)
+    assert caught.value.exported.failures.keys() == failed
+    assert len(str(caught.value).splitlines()) == 1
+    assert left(tmp_path) == {"export.json"} | {file for format, file in FILES.items() if format not in failed}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_logits_of_a_dict_ship_alone_and_those_of_a_tuple_must_be_named(data, tmp_path):
+    exported = export(Named(), data, tmp_path, formats=["safetensors", "onnx"])
+    assert [output.name for output in session(exported, "onnx").get_outputs()] == ["logits"]
+    assert load_file(tmp_path / "student.safetensors").keys() == {"fc.weight", "fc.bias"}
+    with pytest.raises(TypeError, match="a tuple of 2"):
+        export(Pair(), data, tmp_path / "pair")
+    assert not (tmp_path / "pair").exists()
+    task = Task(output=lambda out: out[0])
+    assert not export(Pair(), data, tmp_path / "pair", formats=["torch_export"], task=task).failures
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formats": ["onnx", "tflite"]}, "formats must be out of safetensors, torch_export, onnx, int8, got tflite"),
+        ({"formats": []}, "formats must name one at least"),
+        ({"tolerance": -1.0}, "tolerance must be at least 0, got -1"),
+        ({"tolerance": float("nan")}, "tolerance must be at least 0, got nan"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options, message, net, data, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(net, data, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_test_data_or_with_several_inputs_there_is_nothing_to_compare_on(net, tmp_path):
+    with pytest.raises(ValueError, match="no batch"):
+        export(net, [], tmp_path)
+    with pytest.raises(TypeError, match="one tensor"):
+        export(net, [{"ids": torch.zeros(2, 4), "mask": torch.ones(2, 4), "labels": torch.zeros(2)}], tmp_path)
+
+
+def test_a_missing_extra_says_what_to_install(net, data, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    with pytest.raises(RuntimeError, match=r"need onnxscript: pip install 'limbeck\[export\]'"):
+        export(net, data, tmp_path, formats=["onnx"])
+    assert not export(net, data, tmp_path, formats=["safetensors"]).failures
+
+
+# the command line ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[[str], tuple[int, str, str]]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("warnings.showwarning", None)  # main() sets its own; put back after the test
+    torch.manual_seed(0)
+    save_file(limbeck.zoo.network("mlp-16", 10, (1, 8, 8)).state_dict(), "weights.safetensors")
+
+    def command(line: str) -> tuple[int, str, str]:
+        code = main(f"export --network mlp-16@weights.safetensors {line}".split())
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def test_the_command_writes_files_that_run(run, tmp_path):
+    code, out, err = run("--to out --formats safetensors,onnx,int8 --json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert [one["file"] for one in told["artefacts"]] == ["student.safetensors", "student.onnx", "student.int8.onnx"]
+    assert told["about"]["network"] == "mlp-16"
+    assert left(tmp_path / "out") == {"student.safetensors", "student.onnx", "student.int8.onnx", "export.json"}
+    limbeck.zoo.network("mlp-16@out/student.safetensors", 10, (1, 8, 8))
+
+
+def test_the_command_shows_what_is_left_when_a_format_fails(run, tmp_path):
+    code, out, err = run("--to out --formats safetensors,onnx --tolerance 0")
+    assert code == 2
+    assert "student.safetensors" in out
+    assert "student.onnx" not in out
+    assert "onnx: differs from the network" in err
+    assert left(tmp_path / "out") == {"student.safetensors", "export.json"}
+    code, _, err = run("--to out --formats onx")
+    assert code == 2
+    assert "got onx" in err
+
+
+def test_the_table_fits_a_terminal_of_80(shipped):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(console_table(shipped))
+    lines = console.export_text().splitlines()
+    assert lines[0].startswith("small, 359 test samples of digits")
+    assert sum("student." in line for line in lines) == 4
+    assert not any("…" in line for line in lines)
+
+
+def test_the_page_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs/export.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("warnings.showwarning", None)
+    monkeypatch.setattr("limbeck.engine.fit.run_report", lambda folder: None)  # ten times as long as the training
+    for line in re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0].splitlines():
+        assert main(shlex.split(line)[1:]) == 0, line
+    assert left(tmp_path / "shipped") == {*FILES.values(), "export.json"}
+    names: dict[str, Any] = {}
+    for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(text, "export.md", "exec"), names)
+    assert names["logits"].shape == (5, 10)
+    assert len(names["exported"].artefacts) == 2
