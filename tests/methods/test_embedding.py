@@ -356,7 +356,7 @@ def accuracy(net: nn.Module, batch: tuple[Tensor, Tensor]) -> float:
         return (net(batch[0]).argmax(1) == batch[1]).double().mean().item()
 
 
-def trained(method: limbeck.Method, batch: tuple[Tensor, Tensor], steps: int = 120) -> None:
+def trained(method: limbeck.Method, batch: tuple[Tensor, Tensor], steps: int = 80) -> None:
     optimizers = limbeck.optimizers(method, lambda own: torch.optim.Adam(own, 0.02))
     for _ in range(steps):
         limbeck.play(method, batch, optimizers)
@@ -365,7 +365,7 @@ def trained(method: limbeck.Method, batch: tuple[Tensor, Tensor], steps: int = 1
 def test_an_encoded_table_knows_words_that_no_label_ever_showed() -> None:
     """Mou's claim: 10 dimensions encoded from 100 beat 10 learned from nothing. Half the words of the test are new."""
     plain, encoded = [], []
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         directions = torch.randn(4, 100)
         vectors = 0.6 * directions[torch.arange(-1, 799) % 4] + torch.randn(800, 100)
@@ -385,7 +385,7 @@ def digits() -> Iterator[tuple[Tensor, Tensor]]:
     pixels, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    yield from ((x[order[:900]], y[order[:900]]), (x[order[900:]], y[order[900:]]))
+    yield from ((x[order[:600]], y[order[:600]]), (x[order[600:]], y[order[600:]]))
 
 
 def recall(net: nn.Sequential, batch: tuple[Tensor, Tensor]) -> float:
@@ -402,9 +402,9 @@ def test_distilled_embeddings_retrieve_better() -> None:
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     trained(limbeck.plain(teacher), train)
-    few = train[0], train[1].masked_fill(torch.arange(900) >= 40, -100)
+    few = train[0], train[1].masked_fill(torch.arange(600) >= 40, -100)
     gains = []
-    for seed in range(3):
+    for seed in range(2):
         torch.manual_seed(seed)
         alone = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
         student = copy.deepcopy(alone)

@@ -300,7 +300,7 @@ def test_the_labels_keep_the_projection_from_collapsing() -> None:
         student, teacher = convnet(0), convnet(1, width=6).eval()
         method, _ = stages(student, teacher, layers=[("one", "one")], injected=weight, projection=100.0, hard=0.0)
         optimizers = limbeck.optimizers(method, lambda own: torch.optim.Adam(own, 0.02))
-        for step in range(150):
+        for step in range(80):
             limbeck.play(method, images(step % 4, n=24), optimizers)
         spread[weight] = method.projections[0](teacher.one(images(0, n=24)[0])).var(0).mean().item()
     assert spread[1.0] > 0.1
