@@ -4,6 +4,9 @@ from limbeck.measure.cka import MinibatchCKA as MinibatchCKA
 from limbeck.measure.cka import cka as cka
 from limbeck.measure.cost import Cost as Cost
 from limbeck.measure.cost import cost as cost
+from limbeck.measure.early_exit import Operating as Operating
+from limbeck.measure.early_exit import calibrate as calibrate
+from limbeck.measure.early_exit import exit_curve as exit_curve
 from limbeck.measure.evidence import Judgement as Judgement
 from limbeck.measure.evidence import Paired as Paired
 from limbeck.measure.evidence import Summary as Summary

@@ -86,7 +86,7 @@ def cost(net: nn.Module, example: Any, task: Task = classification, seconds: flo
     )
     return Cost(
         parameters=sum(parameter.numel() for parameter in view.parameters()),
-        macs=_macs(view, sample, task),
+        macs=macs_of(view, sample, task),
         bytes=_bytes(view),
         activation_bytes=_activation_bytes(view, sample, device, task),  # after a run: kernels keep their workspaces
         latency_ms=latency,
@@ -105,7 +105,8 @@ def _samples(example: Any, count: int, device: torch.device) -> Any:
     return example[torch.arange(count, device=example.device) % len(example)].to(device)
 
 
-def _macs(net: nn.Module, sample: Any, task: Task) -> int:
+def macs_of(net: nn.Module, sample: Any, task: Task = classification) -> int:
+    """Return the multiply-accumulates of a run, in convolutions, matrix products and attention."""
     with _open_kernels(), FlopCounterMode(display=False) as counter:
         task.feed(net, sample)
     return int(counter.get_total_flops()) // 2  # torch counts a multiplication and an addition apart

@@ -100,15 +100,15 @@ class EarlyExit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, (N, K), each sample's from where it left."""
-        return self.deepest(x) if self.training else self.answer(x)[0]
+        return self.all_exits(x)[-1] if self.training else self.answer(x)[0]
 
-    def deepest(self, x: Tensor) -> Tensor:
-        """Run all exits on all samples, and return the deepest logits."""
+    def all_exits(self, x: Tensor) -> list[Tensor]:
+        """Return the logits of every exit on all samples, each (N, K), the deepest last."""
+        said = []
         for section, leave in zip(self.sections[:-1], self.exits, strict=True):
             x = section(x)
-            leave(x)
-        logits: Tensor = self.sections[-1](x)
-        return logits
+            said.append(leave(x))
+        return [*said, self.sections[-1](x)]
 
     def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits, (N, K), and the number of the exit that each sample took, (N); the last is that of all."""
