@@ -48,7 +48,7 @@ class Examples:
     def save(self, path: Path) -> None:
         """Write them as one file."""
         words = {name: getattr(self, name) for name in ("networks", "classes", "reasons", "layers", "notes")}
-        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in ("images", "targets", "logits")}
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ("images", "targets", "logits")}
         arrays |= {f"map-{index}": each for index, each in enumerate(self.maps)}
         if self.confusion is not None:
             arrays["confusion"] = self.confusion

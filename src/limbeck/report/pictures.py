@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,17 +80,19 @@ def attention(examples: Examples, index: int, label: str) -> str:
     """
     columns = 1 + len(examples.networks)
     side = min(84.0, (PIXELS - (columns - 1) * GAP) / columns)
-    row_height, top = side + LINE + 4, LINE + 2
+    heads = [textwrap.wrap(name, int(side / 6.2))[:2] for name in examples.networks]
+    row_height, top = side + LINE + 4, LINE * max(map(len, heads)) + 2
     with style(label):
         figure, axes = _canvas(top + row_height * len(examples.maps))
         _image(axes, examples.images[index], 0, top, side)
-        for column, name in enumerate(examples.networks, 1):
+        for column, head in enumerate(heads, 1):
             x = column * (side + GAP)
-            axes.text(x, top - 4, short(name, int(side / 4.6)), fontweight="bold")
+            for line, words in enumerate(reversed(head)):
+                axes.text(x, top - 4 - line * LINE, words, fontweight="bold")
             for row, (maps, (teacher, student)) in enumerate(zip(examples.maps, examples.layers, strict=True)):
                 y = top + row * row_height
                 _map(axes, maps[column - 1, index], x, y, side)
-                layer = short(teacher if column == 1 else student, int(side / 4))
+                layer = short(teacher if column == 1 else student, int(side / 5))
                 axes.text(x, y + side + 10, layer, fontsize=SMALL, color=SOFT)
         return svg(figure, label)
 
