@@ -1,9 +1,9 @@
 """What mkdocs leaves to us: a page for each method, equations as drawings, and parts of files that stand elsewhere.
 
 A method's page is made of its docstrings, its `PAPER` and its signature. Its card, docs/methods/NAME.md, holds what these
-cannot: the paper's equation in LaTeX and, under "## Where it fails", what is known of that. ``options:`` in a card's head
-are values of options without a default, for the examples. What a step costs is read from docs/performance.csv, where it was
-measured.
+cannot: the paper's equation in LaTeX and, under "## Where it fails", what is known of that. A card's head tells what is its
+own in the examples: ``options`` without a default, and ``networks``. What a step costs is read from docs/performance.csv,
+where it was measured.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ PART = re.compile(r"^\{\{ ([\w/]+\.md)(?:: (.+?))? \}\}$", re.MULTILINE)
 CODE = re.compile(r"``(.+?)``|`([^`]+)`")
 EM = 20
 ziamath.config.svg2 = False  # a page's equations must not share names of shapes
-STUDENT = "resnet8"
-OTHERS = {"teacher": "resnet20@runs/resnet20/student.safetensors", "assistants": "resnet14", "peers": STUDENT}
+NETWORKS = {
+    "student": "resnet8",
+    "teacher": "resnet20@runs/resnet20/student.safetensors",
+    "assistants": "resnet14",
+    "peers": "resnet8",
+}
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
@@ -42,7 +46,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     folder, _, file = page.file.src_uri.rpartition("/")
     name = file.removesuffix(".md")
     if folder == "methods" and name in methods.__all__:
-        return method_page(name, markdown, page.meta.get("options", {}))
+        return method_page(name, markdown, page.meta)
     markdown = markdown.replace("{{ methods }}", method_table()).replace("{{ losses }}", loss_table())
     return PART.sub(lambda part: part_of(part[1], part[2]), markdown)
 
@@ -74,13 +78,13 @@ def part_of(file: str, heading: str | None) -> str:
 # a method's page -----------------------------------------------------------------------------------------------------
 
 
-def method_page(name: str, card: str, values: Mapping[str, Any]) -> str:
+def method_page(name: str, card: str, head: Mapping[str, Any]) -> str:
     """Return the page of a method.
 
     Args:
         name: The method.
         card: Its card: the equation, "## Where it fails", and "## Run it" where the usual example does not do.
-        values: Of its options without a default.
+        head: Of the card: `options`, values of those without a default, and `networks`, where the usual ones do not do.
     """
     function = getattr(methods, name)
     about = parse(inspect.getdoc(function) or "")
@@ -91,7 +95,7 @@ def method_page(name: str, card: str, values: Mapping[str, Any]) -> str:
         reference(paragraphs[0], paper_of(name)) if paragraphs else "",
         own[""],
         sections("In limbeck, with the names of its options:", prose(about.long_description)),
-        sections("## Run it", own.get("Run it") or f"{command(name, values)}\n\n{snippet(name, values)}"),
+        sections("## Run it", own.get("Run it") or f"{command(name, head)}\n\n{snippet(name, head)}"),
         sections("## Options", options_table(name)),
         sections("## What it costs", costs(name)),
         sections("## Where it fails", own.get("Where it fails", "")),
@@ -121,38 +125,36 @@ def reference(text: str, paper: Paper) -> str:
     return f"{linked}\n{{ .reference }}"
 
 
-def command(name: str, values: Mapping[str, Any]) -> str:
+def command(name: str, head: Mapping[str, Any]) -> str:
     """Return the command that trains by a method."""
-    words = [f"limbeck distill {name} --student {STUDENT}"]
-    words += [f"--{role} {network}" for role, network in others_of(name).items()]
-    words += [f"--{option.replace('_', '-')} {value}" for option, value in values.items()]
-    lines = " \\\n    ".join(words)
+    student, *others = [f"--{role} {network}" for role, network in networks_of(name, head).items()]
+    options = [f"--{option.replace('_', '-')} {value}" for option, value in head.get("options", {}).items()]
+    lines = " \\\n    ".join([f"limbeck distill {name} {student}", *others, *options])
     return f"```sh\n{lines}\n```"
 
 
-def snippet(name: str, values: Mapping[str, Any]) -> str:
+def snippet(name: str, head: Mapping[str, Any]) -> str:
     """Return the same in Python."""
     network = "{} = limbeck.zoo.network({!r}, *shape)".format
-    others = others_of(name)
-    arguments = ["student", *others, *(f"{option}={value!r}" for option, value in values.items())]
+    networks = networks_of(name, head)
+    arguments = [*networks, *(f"{option}={value!r}" for option, value in head.get("options", {}).items())]
     if "example" in inspect.signature(getattr(methods, name)).parameters:
         arguments.append("example=data.example()")
     lines = [
         "import limbeck\n",
         'data = limbeck.data.load("digits")',
         "shape = data.num_classes, data.shape",
-        network("student", STUDENT),
-        *(network(role, named) for role, named in others.items()),
+        *(network(role, named) for role, named in networks.items()),
         f"method = limbeck.{name}({', '.join(arguments)})",
         "result = limbeck.fit(method, data, epochs=30)",
     ]
     return "```python\n" + "\n".join(lines).replace("'", '"') + "\n```"
 
 
-def others_of(name: str) -> dict[str, str]:
-    """Return the networks besides the student that a method takes."""
+def networks_of(name: str, head: Mapping[str, Any]) -> dict[str, str]:
+    """Return the networks that a method takes in the examples."""
     parameters = inspect.signature(getattr(methods, name)).parameters
-    return {role: network for role, network in OTHERS.items() if role in parameters}
+    return {role: network for role, network in (NETWORKS | head.get("networks", {})).items() if role in parameters}
 
 
 def options_table(name: str) -> str:
@@ -161,7 +163,7 @@ def options_table(name: str) -> str:
     told = {param.arg_name: param.description or "" for param in parse(inspect.getdoc(function) or "").params}
     rows = []
     for option, parameter in inspect.signature(function).parameters.items():
-        if option not in (*GIVEN, *OTHERS):
+        if option not in (*GIVEN, *NETWORKS):
             default = "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
             rows.append((f"`{option}`", default, prose(told[option])))
     return table("option | default | what it is, and where the default is from", rows)

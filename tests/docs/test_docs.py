@@ -1,10 +1,13 @@
 """Every snippet and every command that README, CONTRIBUTING and docs show."""
 
+import itertools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,6 +44,48 @@ def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, cap
         assert main(words) == 0, words
     assert (tmp_path / "runs/kd/student.safetensors").exists()
     assert "mlp-32" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A folder that the pages share, with the photographs and the network that they speak of."""
+    folder = tmp_path_factory.mktemp("workshop")
+    (folder / "mynet.py").write_text(snippets(ROOT / "docs/getting-started.md", "python")[0])
+    draw = torch.Generator().manual_seed(0)
+    for split, kind, number in itertools.product(("train", "val"), ("cat", "dog"), range(6)):
+        path = folder / "photos" / split / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(torch.randint(256, (32, 32, 3), generator=draw, dtype=torch.uint8).numpy()).save(path)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("page", ["getting-started", "recipes", "guide", "export"])
+def test_a_page_of_the_site_runs_from_top_to_bottom(page, workshop, monkeypatch):
+    """With few images and one epoch where it says nothing of epochs; what asks for downloads or devices is only read."""
+    from limbeck.cli import build, main
+    from limbeck.cli.parser import underscored
+
+    monkeypatch.chdir(workshop)
+    monkeypatch.syspath_prepend(str(workshop))
+    for command, *words in commands(ROOT / f"docs/{page}.md"):
+        if command != "limbeck" or words == ["demo"]:  # `test_demo.py` has that one
+            continue
+        if any(word.startswith("cifar") for word in words):
+            build()[0].parse_args([underscored(word) for word in words])
+        else:
+            assert main(shortened(words)) == 0, words
+    readme, names = (ROOT / "README.md").read_text(), {}
+    for text in snippets(ROOT / f"docs/{page}.md", "python"):
+        if text not in readme:  # whose snippets have run
+            exec(compile(text, f"{page}.md", "exec"), names)
+
+
+def shortened(words: list[str]) -> list[str]:
+    trains = {"train", "distill", "compare"} & set(words)
+    few = ["--epochs", "1", *([] if "imagefolder" in words else ["--samples", "64"])]
+    once = ["--seeds", "1"] if "compare" in words else []
+    return [*words, *(few if trains and "--epochs" not in words else []), *once]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

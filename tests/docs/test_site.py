@@ -111,11 +111,11 @@ def test_options_stand_with_their_defaults(site):
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory):
-    """A folder with the teacher that the examples name."""
+    """A folder with the networks that the examples name."""
     folder = tmp_path_factory.mktemp("workshop")
-    (folder / "runs/resnet20").mkdir(parents=True)
-    weights = limbeck.zoo.network("resnet20", 10, (1, 8, 8)).state_dict()
-    save_file(weights, folder / "runs/resnet20/student.safetensors")
+    for name in ("resnet8", "resnet20"):
+        (folder / f"runs/{name}").mkdir(parents=True)
+        save_file(limbeck.zoo.network(name, 10, (1, 8, 8)).state_dict(), folder / f"runs/{name}/student.safetensors")
     return folder
 
 
@@ -129,7 +129,7 @@ def test_a_methods_example_builds_it(name, workshop, parser, monkeypatch):
     """`test_cli.py` trains each; here the page's own words are read, and its Python is run up to the training."""
     monkeypatch.chdir(workshop)
     card, head = get_data((CARDS / f"{name}.md").read_text())
-    page = HOOKS.method_page(name, card, head.get("options", {}))
+    page = HOOKS.method_page(name, card, head)
     for words in re.findall(r"^```sh\nlimbeck (.*?)```", page, re.MULTILINE | re.DOTALL):
         parser.parse_args([underscored(word) for word in words.replace("\\\n", " ").split()])
     (python,) = re.findall(r"^```python\n(.*?)```", page, re.MULTILINE | re.DOTALL)
