@@ -28,7 +28,7 @@ ATTENTION = (
 )
 CHANGES = (
     "A row is the class that is shown, a column the class it is taken for; a number says in how many more held-out images "
-    "than of the plain student. Orange: more often; blue: more rarely."
+    "than of the plain student. Orange: more often; blue: more rarely. No test stands behind these numbers."
 )
 CONFUSIONS = (
     "A row is the class that is shown, a column the class it is taken for; a number says in how many held-out images."
