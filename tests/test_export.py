@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
 import limbeck
 from limbeck import Exported, ExportError, Task, export
@@ -60,6 +61,7 @@ def taught(net: nn.Module, batches: Batches) -> nn.Module:
         optimizer.zero_grad()
         F.cross_entropy(net(inputs), targets).backward()
         optimizer.step()
+    update_bn(batches, net)  # a few steps are too few for running statistics, of mobile networks above all
     return net
 
 
@@ -209,14 +211,14 @@ def test_a_compiled_network_ships_as_the_plain_one(net, data, tmp_path):
     assert exported.artefacts[0].difference == 0
 
 
-@pytest.mark.parametrize("name", ["resnet8", "torchvision:mobilenet_v3_small", "timm:test_resnet"])
+@pytest.mark.parametrize("name", ["resnet8", "torchvision:shufflenet_v2_x0_5", "timm:test_resnet"])
 def test_onnx_agrees_with_the_networks_of_zoo_torchvision_and_timm(name, data, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = taught(limbeck.zoo.network(name, 10, (3, 32, 32)), coloured(data, "train") * 2)
     test = coloured(data, "test")
     exported = export(network, test, tmp_path, formats=["onnx", "int8"])
-    assert max(float(network.eval()(x).abs().max()) for x, _ in test) > 1  # or 1e-4 would say nothing
+    assert max(float(network.eval()(x).detach().abs().max()) for x, _ in test) > 1  # or 1e-4 would say nothing
     artefacts = named(exported)
     assert artefacts["onnx"].difference < 1e-4
     assert artefacts["onnx"].accuracy == exported.accuracy > 0.3
@@ -245,7 +247,7 @@ def test_what_differs_is_not_written_and_takes_the_file_of_a_former_export_away(
 
 def test_int8_is_not_made_of_a_graph_that_differs(net, data, tmp_path):
     with pytest.raises(
-        ExportError, match=r"^onnx, int8: differs from the network by up to .* tolerance of 0 "
+        ExportError, match=r"^onnx, int8: differs from the network by up to .* tolerance of 0, "
     ) as caught:
         export(net, data, tmp_path, tolerance=0.0)
     assert named(caught.value.exported).keys() == {"safetensors", "torch_export"}
