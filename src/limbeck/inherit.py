@@ -195,8 +195,8 @@ def _cut(student: nn.Module, net: nn.Module, path: str, origin: str, blocks: Blo
         for ours, child in zip(former, kept, strict=True):
             net.add_module(ours, child)
     for name, child in net.named_children():
-        if name in student._modules and student._modules[name] is not None:
-            yield from _cut(student._modules[name], child, _join(path, name), _join(origin, former[name]), blocks)
+        if (twin := student._modules.get(name)) is not None:
+            yield from _cut(twin, child, _join(path, name), _join(origin, former[name]), blocks)
         else:
             yield from (
                 (_join(path, name, inner), _join(origin, former[name], inner)) for inner, _ in child.named_modules()
@@ -285,7 +285,8 @@ def _dropped(graph: Any, group: Any, student: nn.Module, score: Any, channels: C
 
 def _width(graph: Any, group: Any, student: nn.Module) -> int:
     """Return how many channels the student has where a group's are; as many as there are if it must stay whole."""
-    count, widths, used = len(group[0].idxs), [], False
+    count, used = len(group[0].idxs), False
+    widths: list[int] = []
     for dep, idxs in group:
         module, name = dep.target.module, graph._module2name.get(dep.target.module)
         if name and not graph.is_out_channel_pruning_fn(dep.handler):
@@ -312,7 +313,8 @@ def _parts(module: Any) -> int:
 
 def _report(student: nn.Module, net: nn.Module, teacher: nn.Module, origins: Mapping[str, str]) -> Inheritance:
     """Say what of ``net``, the teacher as it was cut, fits the student."""
-    theirs, whole, entries = _tensors(net), _tensors(teacher), []
+    theirs, whole = _tensors(net), _tensors(teacher)
+    entries: list[Inherited] = []
     for path, ours in _tensors(student).items():
         place, _, name = path.rpartition(".")
         source = _join(origins[place], name) if path in theirs else ""

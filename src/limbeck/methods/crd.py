@@ -63,7 +63,8 @@ class Estimation(nn.Module):
         if self.training:
             self.log_mean, self.known = log_mean.to(self.log_mean.dtype), True
         ratios = scores - log_mean - math.log(self.negatives)  # log of P over K/n
-        return (F.softplus(-ratios[:, 0]) + F.softplus(ratios[:, 1:]).sum(1)).mean()
+        loss: Tensor = (F.softplus(-ratios[:, 0]) + F.softplus(ratios[:, 1:]).sum(1)).mean()
+        return loss
 
     def get_extra_state(self) -> Tensor:
         """Return whether Z is known: on the CPU, as the next call depends on it."""
@@ -133,7 +134,7 @@ class Contrast(nn.Module):
 
     def compare(self, student: Tensor, teacher: Tensor, chosen: Tensor) -> Tensor:
         """Return the loss of unit embeddings (N, D) against ``chosen``, (N, 1 + K): the sample, then its negatives."""
-        loss = self.of_student(self._scores(student, self.bank_t, chosen))
+        loss: Tensor = self.of_student(self._scores(student, self.bank_t, chosen))
         loss = loss + self.of_teacher(self._scores(teacher, self.bank_s, chosen))
         if self.training:
             ids = gather(chosen[:, 0].contiguous())
