@@ -375,7 +375,9 @@ def _describe_schedule(schedule: Schedule | None) -> str | None:
 
 
 def _named(value: Any) -> str:
-    """Name what JSON cannot hold, alike in every process."""
+    """Name what JSON cannot hold, alike in every process: of a network its weights, as assistants have."""
+    if isinstance(value, nn.Module):
+        return _fingerprint(value)
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
