@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck.losses import rkd_angle, rkd_distance
+from limbeck.measure.cost import _Alive
 
 BOTH = pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
 
@@ -215,3 +217,30 @@ def test_where_the_embeddings_are(layer: str | tuple[str, str] | None, places: t
 def test_a_network_without_embedding() -> None:
     with pytest.raises(ValueError, match="Sequential has no linear layer whose input could serve as embedding"):
         limbeck.rkd(nn.Sequential(nn.Conv2d(3, 4, 1)), mlp(0))
+
+
+def test_angles_a_few_at_a_time_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    e_s, e_t = with_duplicates(normal(6, 3, seed=1).double()).requires_grad_(), normal(6, 4, seed=2).double()
+    whole = rkd_angle(e_s, e_t)
+    (of_whole,) = torch.autograd.grad(whole, e_s)
+    monkeypatch.setattr(sys.modules["limbeck.methods.rkd"], "AT_ONCE", 2 * len(e_s) ** 2)
+    parts = rkd_angle(e_s, e_t)
+    (of_parts,) = torch.autograd.grad(parts, e_s)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(of_parts, of_whole)
+
+
+def test_angles_a_few_at_a_time_are_differentiable_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    e_s, e_t = normal(4, 3, seed=1).double().requires_grad_(), normal(4, 2, seed=2).double()
+    monkeypatch.setattr(sys.modules["limbeck.methods.rkd"], "AT_ONCE", 2 * len(e_s) ** 2)
+    assert torch.autograd.gradcheck(rkd_angle, (e_s, e_t))
+    assert torch.autograd.gradgradcheck(rkd_angle, (e_s, e_t))
+
+
+@pytest.mark.parametrize("samples", [64, 160])
+def test_no_tensor_of_all_triples_in_large_batches(samples: int) -> None:
+    e_s, e_t = normal(samples, 8, seed=1).requires_grad_(), normal(samples, 8, seed=2)
+    alive = _Alive()
+    with alive:
+        rkd_angle(e_s, e_t).backward()
+    assert alive.peak < 8 * max(8 * 2**18, 8 * samples**2)

@@ -76,8 +76,9 @@ def relations(
         intra: Weight of the relations within a class, the paper's γ.
         temperature: T > 0.
     """
-    between = dist_inter(student, teacher, temperature)
-    return inter * between + intra * dist_intra(student, teacher, temperature)
+    p_s, p_t = _softened(student, teacher, temperature)
+    related = inter * (1 - _correlation(p_s, p_t, 1).mean()) + intra * (1 - _correlation(p_s, p_t, 0).mean())
+    return temperature**2 * related
 
 
 def dist(
@@ -123,7 +124,9 @@ def _correlation(p_s: Tensor, p_t: Tensor, over: int) -> Tensor:
     a, b = (p - p.mean(over, keepdim=True) for p in (p_s, p_t))
     length_a, length_b = (torch.linalg.vector_norm(x, dim=over) for x in (a, b))
     correlation: Tensor = (a * b).sum(over) / (length_a * length_b + EPSILON)
-    return correlation.where(_varies(p_s, length_a, over) & _varies(p_t, length_b, over), 0.0)
+    with torch.no_grad():
+        known = _varies(p_s, length_a, over) & _varies(p_t, length_b, over)
+    return correlation.where(known, 0.0)
 
 
 def _varies(p: Tensor, deviation: Tensor, over: int) -> Tensor:

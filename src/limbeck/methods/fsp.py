@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,7 +52,8 @@ def flow_matrix(first: Tensor, last: Tensor) -> Tensor:
             raise ValueError(f"a flow is between feature maps (N, C, H, W), got shape {tuple(features.shape)}")
     grid = (min(first.shape[2], last.shape[2]), min(first.shape[3], last.shape[3]))
     first, last = (x if x.shape[2:] == grid else F.adaptive_max_pool2d(x, grid) for x in (first, last))
-    return first.flatten(2) @ last.flatten(2).mT / (grid[0] * grid[1])
+    share = 1 / (grid[0] * grid[1])  # taken within the product: channels are many, so the matrix is the largest tensor
+    return torch.baddbmm(first.new_zeros(()), first.flatten(2), last.flatten(2).mT, beta=0, alpha=share)
 
 
 @full_precision
@@ -64,7 +66,7 @@ def flow_distance(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tenso
     """
     flow_s, flow_t = flow_matrix(*student_pair), flow_matrix(*teacher_pair)
     same_shape("flow matrices, (N, channels of the first layer, of the last)", flow_s, flow_t)
-    return (flow_s - flow_t).square().sum((1, 2)).mean()
+    return F.mse_loss(flow_s, flow_t, reduction="sum") / len(flow_s)
 
 
 def fsp(

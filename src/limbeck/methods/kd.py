@@ -42,11 +42,10 @@ def soft_target(student: Tensor, teacher: Tensor, temperature: float = 4.0, mask
     _check(student, teacher, temperature)
     log_s = F.log_softmax(student / temperature, -1)
     log_t = F.log_softmax(teacher / temperature, -1)
+    divergence = log_t.exp() * (log_t - log_s)
     if mask is None:
-        divergence = F.kl_div(log_s, log_t, reduction="sum", log_target=True) / max(1, student[..., 0].numel())
-    else:
-        divergence = masked_mean(F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1), mask)
-    return temperature**2 * divergence
+        return divergence.sum() * (temperature**2 / max(1, student.shape[:-1].numel()))
+    return temperature**2 * masked_mean(divergence.sum(-1), mask)
 
 
 @full_precision
@@ -63,7 +62,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.
     _check(student, teacher, temperature)
     log_s = F.log_softmax(student / temperature, -1)
     p_t = F.softmax(teacher / temperature, -1)
-    return -(temperature**2) * (p_t * log_s).sum() / max(1, student[..., 0].numel())
+    return (p_t * log_s).sum() * (-(temperature**2) / max(1, student.shape[:-1].numel()))
 
 
 def kd(

@@ -6,6 +6,7 @@ Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NIPS 2014, arXiv 1312.6184.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limbeck.method import Distill
 from limbeck.numerics import full_precision, same_shape
@@ -36,7 +37,7 @@ def logit_regression(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Logits of the same shape.
     """
     same_shape("logits", student, teacher)
-    return (student - teacher).square().sum() / (2 * max(1, student[..., 0].numel()))
+    return F.mse_loss(student, teacher, reduction="sum") / (2 * max(1, student.shape[:-1].numel()))
 
 
 def logits(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limbeck.layers import paired, shape_at
 from limbeck.method import Distill
@@ -48,7 +49,7 @@ def masked_generative(student: Tensor, teacher: Tensor) -> Tensor:
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     student, teacher = common_grid(student, teacher)
-    return (student - teacher).square().sum() / max(1, len(student))
+    return F.mse_loss(student, teacher, reduction="sum") / max(1, len(student))
 
 
 def mgd(

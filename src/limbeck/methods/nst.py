@@ -130,13 +130,16 @@ def _gaussian(s: Tensor, t: Tensor, sigma: float | None) -> Kernel:
     with torch.no_grad():
         # a floor above the rounding of distances, for channels that all coincide
         variance = _mean_distance(s, t).clamp(min=1e-6) if sigma is None else sigma**2
-    return lambda x, y: torch.exp(_squared_distances(x, y) / (-2 * variance))
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        lengths = x.square().sum(2)[:, :, None] + y.square().sum(2)[:, None]
+        return torch.baddbmm(lengths / (-2 * variance), x, y.mT / variance).exp()
+
+    return kernel
 
 
 def _mean_distance(s: Tensor, t: Tensor) -> Tensor:
     """The mean of ‖s − t‖² over the global batch, of which every process has as much."""
-    return gather(_squared_distances(s, t).mean().unsqueeze(0)).mean()
-
-
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return x.square().sum(2)[:, :, None] + y.square().sum(2)[:, None] - 2 * x @ y.mT
+    products = (s.mean(1) * t.mean(1)).sum(1)  # the mean over pairs of ⟨s, t⟩ is the means' product
+    mean = s.square().sum(2).mean() + t.square().sum(2).mean() - 2 * products.mean()
+    return gather(mean.unsqueeze(0)).mean()

@@ -59,7 +59,8 @@ def margin_relu(student: Tensor, teacher: Tensor, margin: Tensor | float = -math
         margin = margin.to(student.dtype).reshape(-1, *[1] * (student.ndim - 2))
     target = teacher.clamp(min=margin) if isinstance(margin, float | int) else torch.maximum(teacher, margin)
     difference = student - target
-    return difference.where(target > 0, difference.relu()).square().sum() / max(1, len(student))
+    counts = ((difference.detach() > 0) | (target > 0)).to(difference.dtype)
+    return (difference * counts).square().sum() / max(1, len(student))
 
 
 def margins(weight: Tensor, bias: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     side = min(difference.shape[2:])
     # grids that divide the map nest: each is pooled from the one before
     nested = all(size % LEVELS[0] == 0 for size in difference.shape[2:])
-    loss, weight, weights = difference.square().mean(), 1.0, 1.0
+    loss, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
     for level in LEVELS:
         if level < side:
             pooled = F.adaptive_avg_pool2d(pooled if nested else difference, level)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from limbeck.distributed import gather
 from limbeck.layers import embeddings
@@ -31,6 +32,9 @@ PAPER = Paper(
     matches="relations between samples",
     teacher="frozen network",
 )
+
+AT_ONCE, AT_ONCE_ON_DEVICE = 2**18, 2**23
+"""How many cosines there are at a time: as many as a core's cache holds; elsewhere 64 MB, for few launches."""
 
 
 @full_precision
@@ -54,14 +58,26 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
 def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     """Huber loss between the cosines at i of all triples (j, i, k); mean over all N³ entries, degenerate ones 0.
 
+    Of the N³ cosines only some are there at a time, so memory grows with N².
+
     Args:
         student: Embeddings, (N, ...), flattened per sample; N ≥ 2.
         teacher: Embeddings, (N, ...); their dimensions may differ.
     """
     _check(student, teacher)
     with torch.no_grad():
-        cosines_t = _cosines(teacher)
-    return F.smooth_l1_loss(_cosines(student), cosines_t).to(student.dtype)
+        of_teacher = _geometry(teacher)
+    of_student, n = _geometry(student), len(student)
+    anchors = max(1, (AT_ONCE if student.device.type == "cpu" else AT_ONCE_ON_DEVICE) // n**2)
+    if anchors >= n:
+        return (_angle_errors(*of_student, *of_teacher, slice(None)) / n**3).to(student.dtype)
+    total = of_student[0].new_zeros(())
+    for first in range(0, n, anchors):  # of these the backward pass makes the cosines anew
+        places = slice(first, first + anchors)
+        total = total + checkpoint(
+            _angle_errors, *of_student, *of_teacher, places, use_reentrant=False, preserve_rng_state=False
+        )
+    return (total / n**3).to(student.dtype)
 
 
 def rkd(
@@ -114,15 +130,26 @@ def _relative_distances(embeddings: Tensor) -> Tensor:
     return distances / (distances.sum() / (n * (n - 1)))
 
 
-def _cosines(embeddings: Tensor) -> Tensor:
-    """Cos ∠(e_j − e_i, e_k − e_i) at [i, j, k]: ⟨e_j − e_i, e_k − e_i⟩ = G_jk − G_ij − G_ik + G_ii, (N, N, N)."""
+def _geometry(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """The Gram matrix, and 1 / ‖e_i − e_j‖, 0 of a degenerate side: its cosine with every other is 0."""
     gram = _gram(embeddings)
     squares = _squared_distances(gram)
     norms = gram.diagonal()
     rounding = 512 * torch.finfo(gram.dtype).eps * (norms[:, None] + norms[None])
-    inverse = squares.where(squares > rounding, torch.inf).rsqrt()  # a degenerate side has cosine 0 with every other
-    inner = gram[None] - gram[:, :, None] - gram[:, None, :] + norms[:, None, None]
-    return inner * inverse[:, :, None] * inverse[:, None, :]
+    return gram, squares.where(squares > rounding, torch.inf).rsqrt()
+
+
+def _angle_errors(gram_s: Tensor, inverse_s: Tensor, gram_t: Tensor, inverse_t: Tensor, at: slice) -> Tensor:
+    """Huber loss between the cosines at some samples, the sum over all."""
+    cosines_t = _cosines(gram_t, inverse_t, at)
+    return F.smooth_l1_loss(_cosines(gram_s, inverse_s, at), cosines_t, reduction="sum")
+
+
+def _cosines(gram: Tensor, inverse: Tensor, at: slice) -> Tensor:
+    """Cos ∠(e_j − e_i, e_k − e_i) at [i, j, k], of some i: ⟨e_j − e_i, e_k − e_i⟩ = G_jk − G_ij − G_ik + G_ii."""
+    sides = gram[at] - gram.diagonal()[at, None] / 2
+    inner = gram - sides[:, :, None] - sides[:, None, :]
+    return inner * inverse[at][:, :, None] * inverse[at][:, None, :]
 
 
 def _check(student: Tensor, teacher: Tensor) -> None:
