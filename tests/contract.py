@@ -48,6 +48,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "ls": lambda student, teacher, example: limbeck.ls(student),
     "kd": lambda student, teacher, example: limbeck.kd(student, teacher),
     "logits": lambda student, teacher, example: limbeck.logits(student, teacher, hard=0.5),
+    "mimic": lambda student, teacher, example: limbeck.mimic(student, teacher),
     "dkd": lambda student, teacher, example: limbeck.dkd(student, teacher),
     "dist": lambda student, teacher, example: limbeck.dist(student, teacher),
     "fitnets": lambda student, teacher, example: limbeck.fitnets(student, teacher, example=example),

@@ -43,6 +43,7 @@ from limbeck.methods import kpn as kpn
 from limbeck.methods import logits as logits
 from limbeck.methods import ls as ls
 from limbeck.methods import mgd as mgd
+from limbeck.methods import mimic as mimic
 from limbeck.methods import nst as nst
 from limbeck.methods import ofd as ofd
 from limbeck.methods import one as one
@@ -59,6 +60,7 @@ from limbeck.methods import vid as vid
 from limbeck.methods import weights as weights
 from limbeck.methods import weights_outputs as weights_outputs
 from limbeck.nets.ensemble import Ensemble as Ensemble
+from limbeck.nets.estimator import SklearnTeacher as SklearnTeacher
 from limbeck.nets.exits import EarlyExit as EarlyExit
 from limbeck.nets.sections import sections as sections
 from limbeck.objective import IDS as IDS

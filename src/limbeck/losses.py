@@ -27,6 +27,8 @@ from limbeck.methods.kd import soft_target as soft_target
 from limbeck.methods.logits import logit_regression as logit_regression
 from limbeck.methods.ls import label_smoothing as label_smoothing
 from limbeck.methods.mgd import masked_generative as masked_generative
+from limbeck.methods.mimic import probability_regression as mimic
+from limbeck.methods.mimic import value_regression as mimic_values
 from limbeck.methods.nst import neuron_selectivity as neuron_selectivity
 from limbeck.methods.ofd import margin_relu as margin_relu
 from limbeck.methods.pkt import probability as probability

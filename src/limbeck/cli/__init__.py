@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from limbeck.cli import check, compare, demo, evaluate, export, initialize, layers, listing, report, train, tune
+from limbeck.cli import check, compare, demo, evaluate, export, initialize, layers, listing, mimic, report, train, tune
 from limbeck.cli.console import STOPPED, complain, warn
 from limbeck.cli.parser import Commands, Parser, underscored
 
@@ -42,6 +42,7 @@ def build() -> tuple[Parser, Commands]:
     parser = Parser(prog="limbeck", description="Train a small network to carry what a large one knows.")
     parser.add_argument("--config", action="config", help="a config.yaml of a run, to run the same again")
     commands = Commands(parser)
-    for command in (demo, initialize, train, check, compare, tune, evaluate, export, report, layers, listing):  # as --help lists them
+    listed = (demo, initialize, train, mimic, check, compare, tune, evaluate, export, report, layers, listing)
+    for command in listed:  # as --help lists them
         command.add(commands)
     return parser, commands

@@ -41,7 +41,7 @@ class Data:
     val: Epochs
     test: Epochs
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     note: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

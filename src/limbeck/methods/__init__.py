@@ -22,6 +22,7 @@ from limbeck.methods.kpn import kpn
 from limbeck.methods.logits import logits
 from limbeck.methods.ls import ls
 from limbeck.methods.mgd import mgd
+from limbeck.methods.mimic import mimic
 from limbeck.methods.nst import nst
 from limbeck.methods.ofd import ofd
 from limbeck.methods.one import one
@@ -60,6 +61,7 @@ __all__ = [
     "logits",
     "ls",
     "mgd",
+    "mimic",
     "nst",
     "ofd",
     "one",

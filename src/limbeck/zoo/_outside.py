@@ -25,7 +25,7 @@ def from_torchvision(model: str, num_classes: int, pretrained: bool) -> Build:
         _same_classes(f"torchvision:{model}@pretrained", len(weights.meta.get("categories", ())), num_classes)
 
     options: dict[str, Any] = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
-    if not pretrained and "weights_backbone" in _parameters(models.get_model_builder(model)):
+    if not pretrained and "weights_backbone" in parameters(models.get_model_builder(model)):
         options["weights_backbone"] = None  # detectors and segmenters would download it unasked
 
     def build(_: Shape) -> nn.Module:
@@ -58,18 +58,19 @@ def from_timm(model: str, num_classes: int, pretrained: bool) -> Build:
 def from_factory(name: str, num_classes: int, shape: Shape) -> nn.Module:
     """Call the user's ``package.module:factory``; see `limbeck.zoo.network` for what it is given."""
     path, _, attribute = name.partition(":")
-    factory = _find(name, path, attribute)
+    factory = find(name, path, attribute)
     if isinstance(factory, nn.Module) or not callable(factory):
         raise TypeError(f"{name}: expected a function or class that makes a network, got {_article(factory)}")
     offered = {"num_classes": num_classes, "in_channels": shape[0]}
-    taken = _parameters(factory)
+    taken = parameters(factory)
     net = factory(**{key: value for key, value in offered.items() if key in taken})
     if not isinstance(net, nn.Module):
         raise TypeError(f"{name}: expected it to return a torch.nn.Module, got {_article(net)}")
     return net
 
 
-def _find(name: str, path: str, attribute: str) -> object:
+def find(name: str, path: str, attribute: str) -> object:
+    """Return what the user calls ``path:attribute``; the working directory is searched too."""
     if not all(part.isidentifier() for part in [*path.split("."), attribute]):
         raise ValueError(f"{name}: expected package.module:factory, as models.small:make_net")
     try:
@@ -100,7 +101,8 @@ def _importable_cwd() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _parameters(factory: Callable[..., object]) -> set[str]:
+def parameters(factory: Callable[..., object]) -> set[str]:
+    """Return the names that a factory takes arguments by."""
     try:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # some builtins have no signature

@@ -1,0 +1,387 @@
+"""Tables: rows of numbers and categories, from CSV and UCI files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.data.epochs import Batch, Epochs, Piece, generator
+from limbeck.data.sets import UNLABELLED
+from limbeck.data.split import hold_out
+from limbeck.frozen import frozen
+from limbeck.nets.tabular import Encode
+from limbeck.task import logits
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "None")
+"""What stands in a cell that holds nothing."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name and, unless it holds numbers, its categories, whose places are the numbers in the rows."""
+
+    name: str
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows float32 (N, D), and their targets: classes int64 (N,), -100 for none, or values float32 (N, 1)."""
+
+    rows: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: Tensor) -> Table:
+        """Return some of the rows."""
+        return Table(self.rows[rows], self.targets[rows])
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """A table, split.
+
+    Args:
+        name: What it was loaded by.
+        train: With labels.
+        unlabelled: Rows (N, D) of train whose labels were put away.
+        val: For choosing.
+        test: For the final number alone.
+        columns: In the order of the rows.
+        classes: Names, in the order of the targets; none of a regression.
+        note: What the reader of a result should know.
+    """
+
+    name: str
+    train: Table
+    unlabelled: Tensor
+    val: Table
+    test: Table
+    columns: tuple[Column, ...]
+    classes: tuple[str, ...]
+    note: str = ""
+
+    @property
+    def categorical(self) -> tuple[int, ...]:
+        """The columns that hold categories."""
+        return tuple(index for index, column in enumerate(self.columns) if column.categories)
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs a network needs: one a class, or one for the value."""
+        return len(self.classes) or 1
+
+    def encoder(self) -> Encode:
+        """Return a network's first layer, which standardises numbers by train's mean and deviation."""
+        std, mean = torch.std_mean(torch.cat([self.train.rows, self.unlabelled]).double(), 0, correction=0)
+        return Encode([len(column.categories) for column in self.columns], mean, std)
+
+
+@final
+class Rows(Epochs):
+    """Batches (rows, targets, ids) of a table; the order of batches and the rest as in `Epochs`.
+
+    Args:
+        table: Rows and targets.
+        answers: Served in place of the targets, (N, ...): a teacher's.
+        batch_size: Rows in a batch, over all processes.
+        shuffle: Permute every view; marks a loader for training.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self, table: Table, answers: Tensor | None = None, *, batch_size: int, shuffle: bool = False, seed: int = 0
+    ) -> None:
+        answers = table.targets if answers is None else answers
+        if not len(table.rows) == len(table.targets) == len(answers):
+            raise ValueError(
+                f"expected a target and an answer for each of {len(table.rows)} rows, got {len(table.targets)} targets and "
+                f"{len(answers)} answers"
+            )
+        # of values no row is without, and Epochs asks for nothing else
+        classes = table.targets if table.targets.ndim == 1 else torch.zeros(len(table), dtype=torch.int64)
+        super().__init__(classes, batch_size=batch_size, shuffle=shuffle, seed=seed)
+        self.rows, self.answers = table.rows, answers
+
+    def to(self, device: torch.device | str) -> Self:
+        """Keep the rows on ``device`` and make batches there; returns the loader itself."""
+        self.rows, self.answers, self.targets = (each.to(device) for each in (self.rows, self.answers, self.targets))
+        return self
+
+    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+        for pieces in plan:
+            ids = torch.cat([ids for _, ids in pieces]).to(self.rows.device)
+            yield self.rows[ids], self.answers[ids], ids
+
+
+def answered(
+    rows: Tensor, teacher: nn.Module, *, batch_size: int, shuffle: bool = True, seed: int = 0, chunk: int = 10_000
+) -> Rows:
+    """Ask a teacher once for all rows; return a loader whose targets are its answers, for ``limbeck.mimic(student, None)``.
+
+    Args:
+        rows: (N, D).
+        teacher: Any network, or a `limbeck.SklearnTeacher`; it is asked in eval mode.
+        batch_size: Rows in a batch of the loader.
+        shuffle: Permute every view.
+        seed: Of the order.
+        chunk: How many rows the teacher is asked for at once; 10,000 is ours.
+    """
+    view = frozen(teacher)
+    with torch.no_grad():
+        answers = torch.cat([logits(view(part)) for part in torch.split(rows, chunk)])
+    unlabelled = torch.full((len(rows),), UNLABELLED)
+    return Rows(Table(rows, unlabelled), answers, batch_size=batch_size, shuffle=shuffle, seed=seed)
+
+
+# reading -------------------------------------------------------------------------------------------------------------
+
+
+class _Read(NamedTuple):
+    """A table as it stands in files: its cells as text by column, how many of its rows are for tests, its target."""
+
+    cells: dict[str, list[str]]
+    tests: int | None
+    target: str
+    categorical: tuple[str, ...]
+    note: str = ""
+
+
+def names() -> list[str]:
+    """Return the names that ``load`` knows beside files."""
+    return list(_SETS)
+
+
+def load(
+    data: str,
+    root: str | Path | None = None,
+    *,
+    target: str | None = None,
+    categorical: Collection[str] = (),
+    drop: Collection[str] = (),
+    regression: bool = False,
+    labels: int | None = None,
+    val_share: float = 0.1,
+    test_share: float = 0.25,
+    split_seed: int = 0,
+) -> Tabular:
+    """Load a table.
+
+    ``adult`` (UCI's ``adult.data`` and ``adult.test``; a missing "?" is a category) and ``covtype`` (``train.csv`` and
+    ``test.csv`` of Kaggle's 15,120 rows; the 4 columns of the wilderness area are read as one of categories, and so are the
+    40 of the soil) have their own test rows. Of a CSV file with a header a share is taken.
+
+    Args:
+        data: ``adult``, ``covtype``, or a file that ends in .csv.
+        root: The folder that holds the files, or those of a name in a folder of that name.
+        target: The column to predict; the file's last one by default.
+        categorical: Columns that hold categories, as text or as numbers without an order; an empty cell is one too.
+        drop: Columns to leave out: a row's number, say.
+        regression: Predict a number.
+        labels: Keep this many of train's labels, every class in proportion.
+        val_share: Of train, held out for validation.
+        test_share: Of a file, held out for the test.
+        split_seed: Of what is held out, and of the labels kept.
+
+    Raises:
+        FileNotFoundError: No such file; with where it was looked for.
+        ValueError: No such name or column, text where numbers belong, missing numbers, or too few rows.
+    """
+    read = _read(data, root, target)
+    given = {*categorical, *drop}
+    if unknown := [name for name in given if name not in read.cells]:
+        raise ValueError(f"{data} has no column {unknown[0]!r}: it has {', '.join(read.cells)}")
+    kept = {name: cells for name, cells in read.cells.items() if name not in (*drop, read.target)}
+    if not kept:
+        raise ValueError(f"{data}: no column is left to predict {read.target!r} from")
+    columns, rows = _columns(data, kept, {*categorical, *read.categorical})
+    classes, targets = _targets(data, read, regression)
+    table = Table(rows, targets)
+    split = _Splitter(data, regression, split_seed)
+    if read.tests is None:
+        train, test = split(table, test_share, "test_share", "test")
+    else:
+        train, test = table.take(torch.arange(len(table) - read.tests)), table.take(torch.arange(-read.tests, 0))
+    train, val = split(train, val_share, "val_share", "val")
+    unlabelled = train.rows[:0]
+    if labels is not None and labels != len(train):
+        if not 1 <= labels <= len(train):
+            raise ValueError(f"labels: expected between 1 and the {len(train)} training rows, got {labels}")
+        rest, train = split(train, labels / len(train), "labels", "labels")
+        unlabelled = rest.rows
+    return Tabular(data, train, unlabelled, val, test, columns, classes, read.note)
+
+
+@dataclass(frozen=True)
+class _Splitter:
+    data: str
+    regression: bool
+    seed: int
+
+    def __call__(self, table: Table, share: float, name: str, purpose: str) -> tuple[Table, Table]:
+        """Return what is kept and what is held out: of every class in proportion."""
+        if not 0 < share < 1:
+            raise ValueError(f"{name}: expected a share between 0 and 1, got {share}")
+        if len(table) < 2:
+            raise ValueError(f"{self.data}: expected at least 2 rows to hold some out ({name}), got {len(table)}")
+        groups = table.targets if not self.regression else torch.zeros(len(table), dtype=torch.int64)
+        kept, held = hold_out(groups, share, generator(purpose, self.seed))
+        return table.take(kept), table.take(held)
+
+
+def _read(data: str, root: str | Path | None, target: str | None) -> _Read:
+    if data in _SETS:
+        read = _SETS[data](_folder(data, root))
+        if target not in (None, read.target):
+            raise ValueError(f"{data}: its target is {read.target!r}, got target={target!r}")
+        return read
+    if not data.endswith(".csv"):
+        raise ValueError(f"expected a table out of {', '.join(_SETS)}, or a file that ends in .csv, got {data!r}")
+    cells = _cells(Path(root or ".") / data)
+    target = next(reversed(cells)) if target is None else target
+    if target not in cells:
+        raise ValueError(f"{data} has no column {target!r}: it has {', '.join(cells)}")
+    return _Read(cells, None, target, ())
+
+
+def _folder(name: str, root: str | Path | None) -> Path:
+    if root is None:
+        raise ValueError(f"{name} needs root, the folder that holds its files or a folder {name} with them")
+    inner = Path(root) / name
+    return inner if inner.is_dir() else Path(root)
+
+
+# adult.data has no header; as adult.names lists them
+_ADULT = "age workclass fnlwgt education education-num marital-status occupation relationship race sex".split()  # noqa: SIM905
+_ADULT += ["capital-gain", "capital-loss", "hours-per-week", "native-country", "income"]
+
+
+def _adult(folder: Path) -> _Read:
+    numbers = ("age", "fnlwgt", "education-num", "capital-gain", "capital-loss", "hours-per-week", "income")
+    parts = [_cells(folder / file, _ADULT) for file in ("adult.data", "adult.test")]
+    cells = {name: parts[0][name] + parts[1][name] for name in _ADULT}
+    cells["income"] = [cell.removesuffix(".") for cell in cells["income"]]  # the test file's end with a full stop
+    categorical = tuple(name for name in _ADULT if name not in numbers)
+    return _Read(cells, len(parts[1]["income"]), "income", categorical, "a missing category is one of its own, '?'")
+
+
+def _covtype(folder: Path) -> _Read:
+    parts = [_cells(folder / file) for file in ("train.csv", "test.csv")]
+    cells = {name: parts[0][name] + parts[1][name] for name in parts[0] if name != "Id"}
+    groups = {group: [name for name in cells if name.startswith(group)] for group in ("Wilderness_Area", "Soil_Type")}
+    for group, members in groups.items():
+        found = zip(*(cells.pop(name) for name in members), strict=True)
+        cells[group] = [members[row.index("1")].removeprefix(group) for row in found]
+    cells["Cover_Type"] = cells.pop("Cover_Type")  # the last one again
+    note = "15,120 of the 581,012 rows, equally many of each class"
+    return _Read(cells, len(parts[1]["Cover_Type"]), "Cover_Type", tuple(groups), note)
+
+
+_SETS: dict[str, Callable[[Path], _Read]] = {"adult": _adult, "covtype": _covtype}
+
+
+def _cells(path: Path, header: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Read a file as text, column by column, without the blanks around it; UCI's files have no header."""
+    import pyarrow as pa
+    from pyarrow import compute, csv
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        named = list(header) if header else csv.open_csv(path).schema.names
+        if len(set(named)) < len(named):
+            raise ValueError(f"{path}: expected a name of its own for each column, got {', '.join(named)}")
+        texts = csv.ConvertOptions(column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=False)
+        comments = csv.ParseOptions(invalid_row_handler=_comment if header else None)
+        table = csv.read_csv(path, csv.ReadOptions(column_names=header), comments, texts)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: expected rows of values between commas, below a row of names: {error}") from error
+    if not table.num_rows:
+        raise ValueError(f"{path}: expected at least one row, got none")
+    return {name.strip(): compute.utf8_trim_whitespace(table[name]).to_pylist() for name in named}
+
+
+def _comment(row: Any) -> str:
+    """Skip what UCI's adult.test begins with: ``|1x3 Cross validator``."""
+    return "skip" if (row.text or "").startswith("|") else "error"
+
+
+def _columns(data: str, cells: dict[str, list[str]], categorical: set[str]) -> tuple[tuple[Column, ...], Tensor]:
+    """Return what the columns are, and the rows as numbers."""
+    columns, values = [], []
+    for name, column in cells.items():
+        if name in categorical:
+            known, numbers = _numbered(column)
+            columns.append(Column(name, known))
+            values.append(numbers.float())
+        else:
+            columns.append(Column(name))
+            values.append(_numbers(data, name, column))
+    return tuple(columns), torch.stack(values, 1)
+
+
+def _targets(data: str, read: _Read, regression: bool) -> tuple[tuple[str, ...], Tensor]:
+    column = read.cells[read.target]
+    if regression:
+        return (), _numbers(data, read.target, column)[:, None]
+    _refuse_missing(data, read.target, column, "a row without a target teaches nothing: leave it out")
+    classes, targets = _numbered(column)
+    if not 2 <= len(classes) <= len(column) // 2:
+        raise ValueError(
+            f"{data}: the target {read.target!r} has {len(classes)} classes in {len(column)} rows. Name another column as "
+            "target, or say regression=True (--regression) where it is a number to predict"
+        )
+    return classes, targets
+
+
+def _numbered(cells: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
+    """Return the categories, sorted, and the number of each cell's."""
+    known = sorted(set(cells), key=_by_number)
+    places = {category: place for place, category in enumerate(known)}
+    return tuple(known), torch.tensor([places[cell] for cell in cells])
+
+
+def _by_number(text: str) -> tuple[bool, int, str]:
+    """10 comes after 9, and words after numbers."""
+    return (False, int(text), "") if text.isdecimal() else (True, 0, text)
+
+
+def _numbers(data: str, name: str, cells: Sequence[str]) -> Tensor:
+    _refuse_missing(
+        data,
+        name,
+        cells,
+        f"leave those rows out, fill them in (sklearn.impute.SimpleImputer), leave the column out, drop=[{name!r}] "
+        f"(--drop {name}), or, if it holds categories, say so, categorical=[{name!r}] (--categorical {name}): there a "
+        "missing value is one of them",
+    )
+    numbers = [_number(cell) for cell in cells]
+    if wrong := [cell for cell, number in zip(cells, numbers, strict=True) if number is None]:
+        raise ValueError(
+            f"{data}: column {name!r} holds text, {wrong[0]!r} in {len(wrong)} of {len(cells)} rows. Say that it holds "
+            f"categories, categorical=[{name!r}] (--categorical {name}), or leave it out, drop=[{name!r}] (--drop {name})"
+        )
+    return torch.tensor(numbers, dtype=torch.float32)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _refuse_missing(data: str, name: str, cells: Sequence[str], advice: str) -> None:
+    count = sum(cell in MISSING for cell in cells)
+    if count:
+        raise ValueError(f"{data}: column {name!r} has {count} missing values in {len(cells)} rows: {advice}")

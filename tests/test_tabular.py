@@ -1,0 +1,331 @@
+"""Tables: reading, splitting, encoding, and compressing a model of one."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import limbeck
+from limbeck.cli import main
+from limbeck.compression import Training, alone, compress, measured, student_of, teacher_of, transfer
+from limbeck.data import tabular
+from limbeck.data.tabular import Rows, Table, answered
+from limbeck.nets.tabular import Encode
+
+ADULT = (
+    "39, Private, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-family, White, Male, 2174, 0, 40, {}, {}\n"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A file of 80 flats: two columns of numbers, one of words, one of numbers without an order."""
+    draw = random.Random(0)
+    lines = ["id,rooms, area,town,kind,dear"]
+    for index in range(80):
+        rooms, area = draw.randint(1, 5), round(draw.uniform(20, 120), 1)
+        town, kind = draw.choice(["Bath", "York", ""]), draw.choice([2, 10, 9])
+        lines.append(f"{index},{rooms}, {area},{town} ,{kind},{'yes' if area + 10 * rooms > 100 else 'no'}")
+    (tmp_path / "flats.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def flats(folder, **options):
+    given = {"categorical": ["town", "kind"], "drop": ["id"], **options}
+    return tabular.load("flats.csv", folder, **given)
+
+
+# reading -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_csv_file_becomes_numbers_and_categories(folder):
+    table = flats(folder)
+    assert [column.name for column in table.columns] == ["rooms", "area", "town", "kind"]
+    assert table.columns[2].categories == ("", "Bath", "York")
+    assert table.columns[3].categories == ("2", "9", "10")
+    assert table.categorical == (2, 3)
+    assert table.classes == ("no", "yes")
+    parts = [table.train, table.val, table.test]
+    assert [len(part) for part in parts] == [54, 6, 20]
+    rows, targets = (torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "targets"))
+    assert rows.dtype == torch.float32
+    assert torch.equal((rows[:, 1] + 10 * rows[:, 0] > 100).long(), targets)
+
+
+def test_splits_are_repeatable_and_keep_the_classes_in_proportion(folder):
+    one, same, other = flats(folder), flats(folder), flats(folder, split_seed=1)
+    assert torch.equal(one.train.rows, same.train.rows)
+    assert not torch.equal(one.train.rows, other.train.rows)
+    shares = [part.targets.float().mean().item() for part in (one.train, one.test)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.05)
+
+
+def test_labels_are_put_away(folder):
+    table, whole = flats(folder, labels=14), flats(folder)
+    assert (len(table.train), len(table.unlabelled)) == (14, 40)
+    together = torch.cat([table.train.rows, table.unlabelled])
+    assert torch.equal(together.sort(0).values, whole.train.rows.sort(0).values)
+    assert torch.equal(table.test.rows, whole.test.rows)
+    assert len(flats(folder, labels=54).unlabelled) == 0
+
+
+def test_a_number_may_be_predicted(folder):
+    table = flats(folder, target="area", drop=["id", "dear"], regression=True)
+    assert table.classes == ()
+    assert table.outputs == 1
+    assert table.train.targets.shape == (54, 1)
+
+
+def test_adult_is_read_as_uci_has_it(tmp_path):
+    (tmp_path / "adult.data").write_text(
+        "".join(ADULT.format(c, i) for c, i in [("?", "<=50K"), ("Cuba", ">50K")] * 10) + "\n"
+    )
+    (tmp_path / "adult.test").write_text("|1x3 Cross validator\n" + ADULT.format("Peru", ">50K."))
+    table = tabular.load("adult", tmp_path)
+    assert (len(table.train) + len(table.val), len(table.test)) == (20, 1)
+    assert table.classes == ("<=50K", ">50K")
+    assert table.test.targets.tolist() == [1]
+    assert table.columns[-1].categories == ("?", "Cuba", "Peru")
+    assert [column.name for column in table.columns if not column.categories] == [
+        "age",
+        "fnlwgt",
+        "education-num",
+        "capital-gain",
+        "capital-loss",
+        "hours-per-week",
+    ]
+
+
+def test_the_one_hot_columns_of_covtype_become_categories(tmp_path):
+    header = "Id,Elevation,Wilderness_Area1,Wilderness_Area2,Soil_Type1,Soil_Type2,Soil_Type3,Cover_Type\n"
+    (tmp_path / "covtype").mkdir()
+    for file in ("train.csv", "test.csv"):
+        (tmp_path / "covtype" / file).write_text(header + "7,2596,0,1,0,0,1,5\n8,2590,1,0,1,0,0,2\n" * 5)
+    table = tabular.load("covtype", tmp_path)
+    assert [(column.name, column.categories) for column in table.columns] == [
+        ("Elevation", ()),
+        ("Wilderness_Area", ("1", "2")),
+        ("Soil_Type", ("1", "3")),
+    ]
+    assert table.classes == ("2", "5")
+    assert table.test.rows[:2].tolist() == [[2596, 1, 1], [2590, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"categorical": []}, r"column 'town' has \d+ missing values in 80 rows: .*SimpleImputer.*drop=\['town'\]"),
+        ({"categorical": ["town", "rent"]}, r"no column 'rent': it has id, rooms, area"),
+        ({"target": "rent"}, "no column 'rent'"),
+        ({"target": "id", "drop": ["dear"]}, r"target 'id' has 80 classes in 80 rows.*regression=True"),
+        ({"regression": True}, r"column 'dear' holds text, '(yes|no)' in 80 of 80 rows.*categorical=\['dear'\]"),
+        ({"target": "town", "drop": ["id", "dear"], "categorical": []}, r"'town' has \d+ missing.*teaches nothing"),
+        ({"drop": ["id", "rooms", "area", "town", "kind"]}, "no column is left"),
+        ({"labels": 90}, "labels: expected between 1 and the 54 training rows, got 90"),
+        ({"test_share": 1.5}, "test_share: expected a share between 0 and 1, got 1.5"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        flats(folder, **options)
+
+
+def test_text_that_is_not_declared(folder):
+    text = (folder / "flats.csv").read_text().replace(",2,yes", ",two,yes")
+    (folder / "flats.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"column 'kind' holds text, 'two' in \d+ of 80 rows.*categorical=\['kind'\]"):
+        flats(folder, categorical=["town"])
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.csv"):
+        tabular.load("none.csv", tmp_path)
+    with pytest.raises(ValueError, match=r"a table out of adult, covtype, or a file that ends in \.csv, got 'iris'"):
+        tabular.load("iris", tmp_path)
+    with pytest.raises(ValueError, match="adult needs root"):
+        tabular.load("adult")
+    (tmp_path / "broken.csv").write_text("a,b\n1,2\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"broken\.csv: expected rows of values"):
+        tabular.load("broken.csv", tmp_path)
+    (tmp_path / "twice.csv").write_text("a,a,b\n1,2,x\n")
+    with pytest.raises(ValueError, match="a name of its own for each column"):
+        tabular.load("twice.csv", tmp_path)
+
+
+# feeding -------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_standardised_and_one_hot(folder):
+    table = flats(folder, labels=30)
+    encode = table.encoder()
+    seen = torch.cat([table.train.rows, table.unlabelled])
+    out = encode(seen)
+    assert out.shape == (54, encode.width) == (54, 8)
+    torch.testing.assert_close(out[:, :2].mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[:, :2].std(0, correction=0), torch.ones(2))
+    assert torch.equal(out[:, 2:5].argmax(1), seen[:, 2].long())
+    assert torch.equal(out[:, 5:].argmax(1), seen[:, 3].long())
+    assert bool((out[:, 2:].sum(1) == 2).all())
+
+
+def test_a_constant_column_is_0_and_a_wrong_width_an_error():
+    encode = Encode([0, 0], torch.tensor([3.0, 1.0]), torch.tensor([0.0, 2.0]))
+    assert encode(torch.tensor([[3.0, 5.0]])).tolist() == [[0.0, 2.0]]
+    with pytest.raises(ValueError, match=r"rows of 2 columns, got shape \(1, 3\)"):
+        encode(torch.zeros(1, 3))
+
+
+class Counting(nn.Module):
+    """A teacher who says how often it was asked."""
+
+    asked = 0
+
+    def forward(self, rows: Tensor) -> Tensor:
+        Counting.asked += 1
+        assert not self.training
+        return torch.stack([rows[:, 0], -rows[:, 0]], 1)
+
+
+def test_a_teacher_is_asked_once():
+    rows = torch.arange(10.0)[:, None]
+    Counting.asked = 0
+    loader = answered(rows, Counting(), batch_size=4, chunk=5)
+    for _ in range(3):
+        for inputs, answers, ids in loader:
+            assert torch.equal(answers, torch.cat([inputs, -inputs], 1))
+            assert torch.equal(inputs[:, 0], ids.float())
+    assert Counting.asked == 2
+    with pytest.raises(ValueError, match="for each of 10 rows, got 10 targets and 3 answers"):
+        Rows(Table(rows, torch.zeros(10, dtype=torch.int64)), torch.zeros(3), batch_size=4)
+
+
+def test_transfer_sets(folder):
+    table = flats(folder, labels=14)
+    assert torch.equal(transfer(table, "train"), table.train.rows)
+    assert len(transfer(table, "unlabelled")) == 54
+    for kind in ("munge", "random"):
+        rows = transfer(table, kind, times=3)
+        assert rows.shape == (42, 4)
+        assert torch.equal(rows, transfer(table, kind, times=3))
+        assert not torch.equal(rows, transfer(table, kind, times=3, seed=1))
+        assert bool((rows[:, 2:] == rows[:, 2:].round()).all())
+    with pytest.raises(ValueError, match="no unlabelled rows"):
+        transfer(flats(folder), "unlabelled")
+
+
+# teachers ------------------------------------------------------------------------------------------------------------
+
+FAST = Training(epochs=2, batch_size=16)
+
+OWN = """
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.svm import LinearSVC
+
+def logistic(random_state, categorical):
+    assert categorical and random_state == 0
+    return LogisticRegression(max_iter=500)
+
+line, hard, nothing = LinearRegression, LinearSVC, dict
+"""
+
+
+def test_teachers_by_name(folder, monkeypatch):
+    (folder / "models_of_flats.py").write_text(OWN)
+    monkeypatch.chdir(folder)
+    table = flats(folder)
+    for name in ("random-forest", "gradient-boosting", "models_of_flats:logistic", "models_of_flats:line"):
+        answers = teacher_of(name, table, FAST)(table.test.rows)
+        assert answers.shape == (20, 2)
+        assert (answers.argmax(1) == table.test.targets).float().mean() > 0.6, name
+    with pytest.raises(ValueError, match="LinearSVC gives no probabilities"):
+        teacher_of("models_of_flats:hard", table, FAST)
+    with pytest.raises(TypeError, match="expected a scikit-learn classifier or regressor, got dict"):
+        teacher_of("models_of_flats:nothing", table, FAST)
+    with pytest.raises(ValueError, match="an ensemble is made of networks"):
+        teacher_of(["mlp-8", "random-forest"], table, FAST)
+    values = flats(folder, target="area", drop=["id", "dear"], regression=True)
+    assert teacher_of("models_of_flats:line", values, FAST)(values.test.rows).shape == (20, 1)
+    with pytest.raises(ValueError, match="makes the classifier LogisticRegression, but"):
+        teacher_of("models_of_flats:logistic", values, FAST)
+
+
+def test_networks_are_an_ensemble(folder):
+    table = flats(folder)
+    teacher = teacher_of(["mlp-8", "mlp-8"], table, FAST)
+    assert isinstance(teacher, limbeck.Ensemble)
+    one, two = (member(table.test.rows) for member in teacher.members)
+    assert not torch.equal(one, two)
+
+
+def test_what_is_measured(folder):
+    table = flats(folder)
+    student = student_of("mlp-8", table)
+    found = measured(student, table, seconds=0.01)
+    p = student(table.test.rows).softmax(1)[:, 1]
+    assert found.rmse == pytest.approx((p - table.test.targets).square().mean().sqrt().item(), rel=1e-5)
+    assert found.accuracy == pytest.approx(((p > 0.5).long() == table.test.targets).float().mean().item())
+    assert found.bytes == 4 * ((8 + 1) * 8 + (8 + 1) * 2 + 4)  # and mean and deviation of the two columns of numbers
+    assert found.row_ms > 0
+    assert found.many_ms > 0
+
+
+# the command ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_and_writes_what_was_gained(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "120")
+    words = [
+        "mimic",
+        "--data",
+        "flats.csv",
+        "--root",
+        ".",
+        "--categorical",
+        "[town,kind]",
+        "--drop",
+        "id",
+        "--student",
+        "mlp-8",
+    ]
+    words += ["--times", "3", "--epochs", "2", "--batch-size", "16", "--run-dir", "runs/flats"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    for word in ("teacher", "student, labels alone", "student, mimic", "RMSE", "54 labelled rows, 162 answered"):
+        assert word in out
+    record = json.loads((folder / "runs/flats/mimic.json").read_text())
+    assert record["student, mimic"]["bytes"] < record["teacher"]["bytes"]
+    assert record["student, mimic"]["accuracy"] > 0.4
+    assert math.isfinite(record["student, mimic"]["rmse"])
+    assert (folder / "runs/flats/student.safetensors").exists()
+
+
+def test_values_are_mimicked(folder):
+    table = flats(folder, target="rooms", drop=["id"], categorical=["town", "kind", "dear"], regression=True)
+    teacher = teacher_of("random-forest", table, FAST)
+    student = student_of("mlp-8", table)
+    untrained = measured(student, table, seconds=0.01)
+    result = compress(student, teacher, table, transfer(table, times=10), Training(epochs=10, batch_size=16, lr=1e-2))
+    found = measured(result.student, table, seconds=0.01)
+    assert found.accuracy is None
+    assert found.rmse == pytest.approx(result.metrics["test/student/rmse"], rel=1e-4)
+    assert found.rmse < untrained.rmse / 2
+
+
+def test_labels_alone_stop_where_validation_says(folder):
+    table = flats(folder)
+    torch.manual_seed(0)
+    student = alone(lambda: student_of("mlp-8", table), table, 4, replace(FAST, epochs=3, lr=0.5))
+    assert measured(student, table, seconds=0.01).rmse < 1
+
+
+def test_the_command_says_what_is_wrong(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    assert main(["mimic", "--data", "flats.csv"]) == 2
+    assert "--categorical town" in capsys.readouterr().err
