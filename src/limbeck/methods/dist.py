@@ -10,6 +10,8 @@ global batch.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,14 +123,15 @@ def _softened(student: Tensor, teacher: Tensor, temperature: float) -> tuple[Ten
 
 def _correlation(p_s: Tensor, p_t: Tensor, over: int) -> Tensor:
     """Pearson's correlation over an axis; 0 where either does not vary."""
-    a, b = (p - p.mean(over, keepdim=True) for p in (p_s, p_t))
-    length_a, length_b = (torch.linalg.vector_norm(x, dim=over) for x in (a, b))
+    (a, length_a, varies_a), (b, length_b, varies_b) = (_deviations(p, over) for p in (p_s, p_t))
     correlation: Tensor = (a * b).sum(over) / (length_a * length_b + EPSILON)
-    with torch.no_grad():
-        known = _varies(p_s, length_a, over) & _varies(p_t, length_b, over)
-    return correlation.where(known, 0.0)
+    return correlation.where(varies_a & varies_b, 0.0)
 
 
-def _varies(p: Tensor, deviation: Tensor, over: int) -> Tensor:
-    rounding: Tensor = 16 * torch.finfo(p.dtype).eps * torch.linalg.vector_norm(p, dim=over)
-    return deviation > rounding
+def _deviations(p: Tensor, over: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Deviations from the mean, their length, and whether that is more than rounding."""
+    mean = p.mean(over, keepdim=True)
+    deviations = p - mean
+    length: Tensor = torch.linalg.vector_norm(deviations, dim=over)
+    rounding = 16 * torch.finfo(p.dtype).eps * math.sqrt(p.shape[over])  # √n · mean is the length of what does not vary
+    return deviations, length, length.detach() > rounding * mean.detach().squeeze(over)
