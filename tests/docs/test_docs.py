@@ -1,13 +1,18 @@
 """Every snippet and every command that README, CONTRIBUTING and docs show."""
 
+import io
 import itertools
 import re
 import shlex
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+
+import limbeck
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,6 +29,9 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+OURS = [words[1:] for words in commands(ROOT / "README.md") if words[0] == "limbeck"]
+
+
 @pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
 def test_the_readmes_snippets_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -32,18 +40,6 @@ def test_the_readmes_snippets_run_one_after_the_other(tmp_path, monkeypatch):
         exec(compile(text, "README.md", "exec"), names)
     assert 0.5 < names["result"].metrics["test/student/accuracy"] <= 1
     assert names["loss"].item() >= 0
-
-
-def test_the_readmes_commands_run_one_after_the_other(tmp_path, monkeypatch, capsys):
-    from limbeck.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    ours = [words[1:] for words in commands(ROOT / "README.md") if words[0] == "limbeck"]
-    assert len(ours) >= 3
-    for words in ours:
-        assert main(words) == 0, words
-    assert (tmp_path / "runs/kd/student.safetensors").exists()
-    assert "mlp-32" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +55,32 @@ def workshop(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def told(workshop):
+    """What the README's commands print, one after the other, in the workshop."""
+    from limbeck.cli import main
+
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore", limbeck.ChanceWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        patch.chdir(workshop)
+        patch.syspath_prepend(str(workshop))
+        for words in OURS:
+            assert main(shortened(words) if "imagefolder" in words else words) == 0, words
+    return said.getvalue()
+
+
+def test_the_readmes_commands_run_one_after_the_other(told, workshop):
+    assert len(OURS) >= 3
+    assert "mlp-32" in told
+    for file in ("runs/kd/student.safetensors", "runs/verdict/report.html", "shipped/student.onnx"):
+        assert (workshop / file).exists()
+
+
 @pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("page", ["getting-started", "recipes", "guide", "export"])
-def test_a_page_of_the_site_runs_from_top_to_bottom(page, workshop, monkeypatch):
+def test_a_page_of_the_site_runs_from_top_to_bottom(page, told, workshop, monkeypatch):
     """With few images and one epoch where it says nothing of epochs; what asks for downloads or devices is only read."""
     from limbeck.cli import build, main
     from limbeck.cli.parser import underscored
@@ -69,7 +88,7 @@ def test_a_page_of_the_site_runs_from_top_to_bottom(page, workshop, monkeypatch)
     monkeypatch.chdir(workshop)
     monkeypatch.syspath_prepend(str(workshop))
     for command, *words in commands(ROOT / f"docs/{page}.md"):
-        if command != "limbeck" or words == ["demo"]:  # `test_demo.py` has that one
+        if command != "limbeck" or words in (["demo"], *OURS):  # `test_demo.py` has that one
             continue
         if any(word.startswith("cifar") for word in words):
             build()[0].parse_args([underscored(word) for word in words])
@@ -83,7 +102,7 @@ def test_a_page_of_the_site_runs_from_top_to_bottom(page, workshop, monkeypatch)
 
 def shortened(words: list[str]) -> list[str]:
     trains = {"train", "distill", "compare"} & set(words)
-    few = ["--epochs", "1", *([] if "imagefolder" in words else ["--samples", "64"])]
+    few = ["--epochs", "1", *([] if "imagefolder" in words else ["--samples", "200"])]
     once = ["--seeds", "1"] if "compare" in words else []
     return [*words, *(few if trains and "--epochs" not in words else []), *once]
 
