@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import torch
 from torch import nn
@@ -49,12 +50,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--times", action="store_true", help="print CPU times alone, which a busy machine does not change"
+    )
     parser.add_argument("--table", action="store_true", help="print what is there as Markdown")
     options = parser.parse_args()
     if options.table:
         print_table(options.out)
         return
     tables = {name: tabular.load(name, options.root, labels=LABELS) for name in options.data}
+    if options.times:
+        for table in tables.values():
+            print_times(table, options.teachers)
+        return
     for seed in range(options.seeds):
         for table in tables.values():
             run(table, options.teachers, seed, options.updates, options.out)
@@ -117,6 +125,24 @@ def validation(student: nn.Module, table: Tabular) -> float:
     student.train()
     truth = nn.functional.one_hot(table.val.targets, table.outputs)
     return float((p - truth).square().mean().sqrt())
+
+
+@torch.no_grad()
+def print_times(table: Tabular, teachers: Sequence[str]) -> None:
+    """Print the CPU milliseconds that each model takes for one row and for 1,000."""
+    models = {name: teacher_of(name, table, Training()) for name in teachers}
+    models |= {name: student_of(name, table).eval() for name in STUDENTS}
+    many = table.test.rows[torch.arange(1000) % len(table.test)]
+    for name, model in models.items():
+        cells = (f"{1000 * median(cpu_seconds(model, rows) for _ in range(11)):.3f}" for rows in (many[:1], many))
+        print(f"| {table.name} | {name} | {' | '.join(cells)} |", flush=True)
+
+
+def cpu_seconds(model: nn.Module, rows: torch.Tensor, repeats: int = 3) -> float:
+    began = time.process_time()
+    for _ in range(repeats):
+        model(rows)
+    return (time.process_time() - began) / repeats
 
 
 def print_table(out: Path) -> None:
