@@ -1,6 +1,7 @@
 """The zoo's CIFAR ResNets with a stem of stride 2: a quarter of the work, for comparisons on a CPU.
 
-Networks of your own are named on the command line as these are: ``PYTHONPATH=examples limbeck train --network halved:resnet20``.
+Networks of your own are named on the command line as these are:
+``PYTHONPATH=examples limbeck train --network halved:resnet20``.
 """
 
 from limbeck import zoo

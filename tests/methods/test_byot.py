@@ -73,7 +73,8 @@ def test_what_is_shipped() -> None:
 def test_each_sample_leaves_where_it_is_sure() -> None:
     torch.manual_seed(0)
     x = 3 * torch.randn(32, 6)
-    sections: list[nn.Module] = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Sequential(nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 3)]
+    inner = [nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(2)]
+    sections: list[nn.Module] = [*inner, nn.Linear(6, 3)]
     exits = [nn.Linear(6, 3), nn.Linear(6, 3)]
     for leave in exits:
         nn.init.normal_(leave.weight)

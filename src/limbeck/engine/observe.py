@@ -242,7 +242,7 @@ def _classified(loader: Iterable[Any], task: Task, device: torch.device) -> Iter
 
 
 def _answers(net: nn.Module, inputs: Tensor, task: Task, device: torch.device | str) -> Tensor:
-    return torch.cat([task.feed(net, chunk.to(device)).float().cpu() for chunk in inputs.split(64)])
+    return torch.cat([task.feed(net, chunk.to(device)).float().cpu() for chunk in torch.split(inputs, 64)])
 
 
 def _pixels(inputs: Tensor, loader: Iterable[Any]) -> NDArray[np.uint8]:

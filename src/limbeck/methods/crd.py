@@ -339,14 +339,15 @@ def _classes(given: Tensor | None, memory: int) -> Tensor:
 def _circle(classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the samples ordered by class and, for each, where its class begins there and how many belong to it."""
     order = classes.argsort(stable=True)
-    _, index, counts = classes.unique(return_inverse=True, return_counts=True)
+    _, index, counts = torch.unique(classes, return_inverse=True, return_counts=True)
     return order, (counts.cumsum(0) - counts)[index], counts[index]
 
 
 def _in_order(embedded: Tensor) -> Tensor:
     """Return the embeddings of the global batch, of which each process has every world-th."""
     _, world = place()
-    return gather(embedded.detach()).unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
+    everyone = gather(embedded.detach())
+    return everyone.reshape(world, -1, everyone.shape[1]).transpose(0, 1).flatten(0, 1)
 
 
 def _check_embeddings(student: Tensor, teacher: Tensor, dimensions: int) -> None:

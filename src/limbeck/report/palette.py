@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from limbeck.report.table import Role
 
@@ -40,7 +41,8 @@ DARK: Mapping[str, str] = {
 
 INK, SOFT, RULE = LIGHT["ink"], LIGHT["soft"], LIGHT["rule"]
 SERIES = tuple(colour for name, colour in LIGHT.items() if name.startswith("series"))
-STYLES = ("-", "--", "-.", ":")  # so that colour is not all that tells the lines apart
+Style = Literal["-", "--", "-.", ":"]
+STYLES: tuple[Style, ...] = ("-", "--", "-.", ":")  # so that colour is not all that tells the lines apart
 MARKERS = ("o", "D", "s", "^", "v", "P", "X")
 
 CSS = {colour: f"var(--{name}, {colour})" for name, colour in LIGHT.items()} | {INK: "currentColor"}
@@ -52,7 +54,7 @@ class Look:
     """How a network is drawn, the same in all figures of a page: colour, line and marker; a control's marker is hollow."""
 
     colour: str
-    line: str = "-"
+    line: Style = "-"
     marker: str = "o"
     filled: bool = True
 
