@@ -782,28 +782,31 @@ def method_costs(rounds: int) -> Iterator[tuple[str, str, str, str]]:
             yield name, setting, f"{median(a / b for a, b in pairs):.2f}", f"{own:.2f}"
 
 
-def measure_methods(rounds: int) -> None:
+def measure_methods(rounds: int, write: bool) -> None:
     """Print what a step of each method costs, and write it to where the methods' pages find it."""
     rows = [("method", "setting", "time", "memory")]
     print(line(rows[0]), line(["---"] * 4), sep="\n")
     for row in method_costs(rounds):
         rows.append(row)
         print(line(row), flush=True)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    files.write(DOCS / "performance.csv", text.getvalue())
+    if write:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        files.write(DOCS / "performance.csv", text.getvalue())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="batches of 64 only, few rounds; nothing is written")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds, losses in batches of 64 only; nothing is written"
+    )
     parser.add_argument("--only", default="", help="losses whose name contains this; nothing is written")
     parser.add_argument("--methods", action="store_true", help="a step of each method instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     if options.methods:
-        measure_methods(2 if options.quick else 3)
+        measure_methods(2 if options.quick else 3, write=not options.quick)
         return
     batches, seconds, least = ((64,), 0.05, 3) if options.quick else ((64, 256), 0.2, 5)
     lines = [line(HEADER), line(["---"] * len(HEADER))]
