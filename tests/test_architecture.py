@@ -16,7 +16,19 @@ from limbeck import losses, methods
 from limbeck.paper import Paper
 
 HOUSE = Path(limbeck.__file__).parent
-CORE = ["trace", "objective", "numerics", "distributed", "paper", "frozen", "task", "method", "stage", "layers", "inherit"]
+CORE = [
+    "trace",
+    "objective",
+    "numerics",
+    "distributed",
+    "paper",
+    "frozen",
+    "task",
+    "method",
+    "stage",
+    "layers",
+    "inherit",
+]
 METHODS = sorted(path for path in (HOUSE / "methods").glob("*.py") if path.stem != "__init__")
 LIGHT = [HOUSE / f"{name}.py" for name in [*CORE, "losses"]] + METHODS + sorted((HOUSE / "nets").glob("*.py"))
 OUTER = ("engine", "data", "cli", "compare", "check", "export", "measure", "report", "bench")
