@@ -16,7 +16,6 @@ COST = Cost(
     bytes=5_000_000,
     activation_bytes=65_536,
     latency_ms=0.4321,
-    batch_latency_ms=12.8,
 )
 HOSTILE = "<script>alert('x')</script> [red] $a$ & co"
 

@@ -46,7 +46,7 @@ def print_lines(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> in
         column.no_wrap, column.overflow = True, "ellipsis"
     for line in lines:
         table.add_row(*map(plain, line))
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
     return 0
 
 

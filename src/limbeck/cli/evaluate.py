@@ -23,6 +23,7 @@ from limbeck.layers import pairs
 from limbeck.measure import (
     Outputs,
     agreement,
+    batch_latency_ms,
     calibration,
     confusion,
     cost,
@@ -91,6 +92,7 @@ def _record(
     """Measure each network by its role, the first one beside the second if there is one; costs are those on the CPU."""
     example = data.example()
     costs = {role: cost(net, example, seconds=SECONDS) for role, net in nets.items()}
+    times = {role: batch_latency_ms(net, example, seconds=SECONDS) for role, net in nets.items()}
     layers = pairs(nets["network"], nets["teacher"], example) if "teacher" in nets else []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     test = data.to(device).test
@@ -112,7 +114,8 @@ def _record(
         record[role] = {
             "name": names[role],
             **asdict(costs[role]),
-            "throughput": costs[role].throughput,
+            "batch_latency_ms": times[role],
+            "throughput": 1000 * BATCH / times[role],
             **_answered(answers[role]),
             "noise": {f"{deviation:g}": metrics["accuracy"] for deviation, metrics in noisy.items()},
         }

@@ -37,7 +37,6 @@ class Cost:
         activation_bytes: The most memory that one sample takes at any time on its way through the network, beside the
             weights and the sample.
         latency_ms: Median time of one sample, in milliseconds.
-        batch_latency_ms: Median time of a batch of 64, in milliseconds.
     """
 
     parameters: int
@@ -45,20 +44,14 @@ class Cost:
     bytes: int
     activation_bytes: int
     latency_ms: float
-    batch_latency_ms: float
-
-    @property
-    def throughput(self) -> float:
-        """Samples a second in batches of 64."""
-        return 1000 * BATCH / self.batch_latency_ms
 
 
 @torch.no_grad()
 def cost(net: nn.Module, example: Any, task: Task = classification, seconds: float = 0.02) -> Cost:
     """Measure what ``net`` costs, on the device it is on and in eval mode; the network stays as it was.
 
-    Times are those of `torch.utils.benchmark`, on a single CPU thread, since the number of cores is the machine's property
-    and not the network's; on an accelerator, until the output is there. They compare networks on one machine only.
+    The time is that of `torch.utils.benchmark`, on a single CPU thread, since the number of cores is the machine's property
+    and not the network's; on an accelerator, until the output is there. It compares networks on one machine only.
 
     The memory of activations is on CUDA the peak that torch allocates, workspaces of its kernels included, and torch's peak
     statistics begin anew. Elsewhere it is the most that the tensors alive after any operation take, which is the same on
@@ -67,31 +60,49 @@ def cost(net: nn.Module, example: Any, task: Task = classification, seconds: flo
 
     Args:
         net: The network.
-        example: A batch of inputs, a tensor or a dict of tensors; its samples fill the batch of 64, its first one is the
-            single sample.
+        example: A batch of inputs, a tensor or a dict of tensors; its first sample is used.
         task: How inputs are fed.
-        seconds: Spent on each of the two times at least; 0.02 is ours, so that every run can afford it. A network
-            that needs longer runs twice.
+        seconds: Spent on the time at least; 0.02 is ours, so that every run can afford it. A network that needs longer
+            runs twice.
 
     Raises:
         ValueError: The example is empty, or ``seconds`` is not positive.
     """
-    if not seconds > 0:
-        raise ValueError(f"seconds must be positive, got {seconds}")
-    view = Frozen(bare(net)).net  # in eval mode, with the weights of net and a mode of its own
-    device = next(view.parameters(), torch.empty(0)).device
-    sample, batch = _samples(example, 1, device), _samples(example, BATCH, device)
-    latency, batch_latency = (
-        latency_ms(partial(task.feed, view, inputs), device, seconds) for inputs in (sample, batch)
-    )
+    view, device = _in_eval_mode(net)
+    sample = _samples(example, 1, device)
+    latency = latency_ms(partial(task.feed, view, sample), device, seconds)
     return Cost(
         parameters=sum(parameter.numel() for parameter in view.parameters()),
         macs=macs_of(view, sample, task),
         bytes=_bytes(view),
         activation_bytes=_activation_bytes(view, sample, device, task),  # after a run: kernels keep their workspaces
         latency_ms=latency,
-        batch_latency_ms=batch_latency,
     )
+
+
+@torch.no_grad()
+def batch_latency_ms(net: nn.Module, example: Any, task: Task = classification, seconds: float = 0.02) -> float:
+    """Return the median time of a batch of 64, in milliseconds; as `cost` measures that of one sample.
+
+    Apart from `cost`, since it is what takes long: throughput is 64,000 over it, in samples a second.
+
+    Args:
+        net: The network.
+        example: A batch of inputs, a tensor or a dict of tensors, whose samples fill the batch of 64.
+        task: How inputs are fed.
+        seconds: As for `cost`.
+
+    Raises:
+        ValueError: The example is empty, or ``seconds`` is not positive.
+    """
+    view, device = _in_eval_mode(net)
+    return latency_ms(partial(task.feed, view, _samples(example, BATCH, device)), device, seconds)
+
+
+def _in_eval_mode(net: nn.Module) -> tuple[nn.Module, torch.device]:
+    """Return a view of a network, with its weights and a mode of its own, and where it is."""
+    view = Frozen(bare(net)).net
+    return view, next(view.parameters(), torch.empty(0)).device
 
 
 def _samples(example: Any, count: int, device: torch.device) -> Any:
@@ -180,6 +191,8 @@ def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
 
 def latency_ms(run: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Return the median time of ``run`` on one CPU thread, in milliseconds; it takes ``seconds`` at least."""
+    if not seconds > 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
     # waits within the statement, since torch's own timer waits but after a row of runs, which an accelerator overlaps
     names = {"run": run, "wait": torch.get_device_module(device).synchronize}
     timer = _timer()("run(); wait()", timer=time.perf_counter, globals=names, num_threads=1)
