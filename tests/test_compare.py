@@ -414,7 +414,7 @@ def test_one_seed_and_differences_that_are_all_alike_tell_nothing():
 
 
 def test_tables_say_the_same_in_every_format():
-    price = Cost(1000, 2000, 4000, 800, 0.1, 3.2)
+    price = Cost(1000, 2000, 4000, 800, 0.1)
     plain, mine = (0.80, 0.81, 0.805, 0.7898), (0.82, 0.831, 0.824, 0.8146)
     candidates = (
         Candidate("teacher", "teacher", price, (0.95,)),

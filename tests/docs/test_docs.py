@@ -79,7 +79,7 @@ def test_the_readmes_commands_run_one_after_the_other(told, workshop):
 
 
 @pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("page", ["getting-started", "recipes", "guide", "export"])
+@pytest.mark.parametrize("page", ["getting-started", "recipes", "guide"])  # `test_export.py` has export
 def test_a_page_of_the_site_runs_from_top_to_bottom(page, told, workshop, monkeypatch):
     """With few images and one epoch where it says nothing of epochs; what asks for downloads or devices is only read."""
     from limbeck.cli import build, main
