@@ -1,11 +1,13 @@
 """Model compression on tables: what a small network learns from labels, from a teacher's answers, and from MUNGE's rows.
 
-    python bench/mimic_tabular.py --root ../shared/data/tabular --data adult covtype --out runs/mimic
+    python bench/mimic_tabular.py --root ../shared/data/tabular --seeds 5 --out runs/mimic
+    python bench/mimic_tabular.py --root ../shared/data/tabular --out runs/mimic --times
     python bench/mimic_tabular.py --out runs/mimic --table
 
-The teacher and the plain student have 4,000 labels. All students of a seed begin with the same weights and are updated
-equally often; of each the state with the least validation RMSE is measured on the test rows, so that none is blamed for
-having been trained too long. A line of the table is a JSON file, and one that is there is not computed again.
+A seed draws the validation rows, the 4,000 rows that keep their labels, the teacher, MUNGE's rows, and the weights that all
+students of the seed begin with. Each student is trained until its validation RMSE has not fallen for a while, and its state
+with the least is measured on the test rows, so that none is blamed for having been trained too long. A line of the table is
+a JSON file, and one that is there is not computed again.
 """
 
 from __future__ import annotations
@@ -13,33 +15,73 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median, stdev
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import limbeck
-from limbeck.compression import Training, measured, student_of, teacher_of, transfer
+from limbeck.compression import Training, Transfer, measured, student_of, teacher_of, transfer
 from limbeck.data import tabular
-from limbeck.data.tabular import Rows, Tabular, answered
+from limbeck.data.tabular import Rows, Table, Tabular, answered
 from limbeck.files import write
+from limbeck.measure import Judgement, judge, paired
 
 TEACHERS = ("random-forest", "gradient-boosting")
 STUDENTS = ("mlp-32", "mlp-128")
-TRANSFERS = {
-    "4,000 soft labels": ("train", 1),
-    "MUNGE x 1": ("munge", 1),
-    "MUNGE x 5": ("munge", 5),
-    "MUNGE x 25": ("munge", 25),
-    "uniform x 25, a control": ("random", 25),
-    "soft labels and unlabelled rows": ("unlabelled", 1),
-}
-HARD = "4,000 hard labels"
-LABELS, BATCH, LR, LOOK = 4000, 256, 3e-3, 100
+LABELS, BATCH, LR, LOOK, PATIENCE = 4000, 256, 3e-3, 100, 1500
+
+
+class Lesson(NamedTuple):
+    """Which rows the teacher answers: as `limbeck.compression.transfer` has them, and of so many the first."""
+
+    kind: Transfer
+    times: tuple[int, ...] = (1,)
+    swap: float = 0.5
+    control: bool = False
+
+    def name(self, times: int) -> str:
+        """Return what a student learns from, in words."""
+        if self.kind == "munge":
+            return f"MUNGE x {times}" + (f", p = {self.swap}" if self.swap != 0.5 else "")
+        return {"train": SOFT, "random": f"uniform x {times}", "unlabelled": UNLABELLED}[self.kind]
+
+
+HARD, SOFT, UNLABELLED = "4,000 hard labels", "4,000 soft labels", "soft labels and unlabelled rows"
+LESSONS = (
+    Lesson("train"),
+    Lesson("munge", (1, 5, 25)),
+    Lesson("munge", (25,), swap=0.2),
+    Lesson("random", (25,), control=True),
+    Lesson("unlabelled", control=True),
+)
+LEARNT_FROM = ("-", HARD, *(lesson.name(times) for lesson in LESSONS for times in lesson.times))
+CLAIMS = (
+    (SOFT, HARD),
+    ("MUNGE x 25", SOFT),
+    ("MUNGE x 25", HARD),
+    ("MUNGE x 5", "MUNGE x 1"),
+    ("MUNGE x 25", "MUNGE x 5"),
+    ("MUNGE x 25", "uniform x 25"),
+    ("MUNGE x 25, p = 0.2", "MUNGE x 25"),
+    ("MUNGE x 25, p = 0.2", SOFT),
+    ("MUNGE x 25, p = 0.2", "-"),
+)
+"""What may have the lower RMSE, and than what; the teacher is "-"."""
+
+
+class Trained(NamedTuple):
+    """A model, after how many updates, and the validation RMSE that it was chosen by."""
+
+    model: nn.Module
+    updates: int
+    val_rmse: float
 
 
 def main() -> None:
@@ -47,8 +89,9 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder of the tables")
     parser.add_argument("--data", nargs="+", default=["adult", "covtype"])
     parser.add_argument("--teachers", nargs="*", default=TEACHERS, choices=TEACHERS)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--updates", type=int, default=2000)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=6000, help="at most")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--times", action="store_true", help="print CPU times alone, which a busy machine does not change"
@@ -56,40 +99,63 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there as Markdown")
     options = parser.parse_args()
     if options.table:
-        print_table(options.out)
+        lines = [json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]
+        print_table(lines)
+        print_claims(lines)
         return
-    tables = {name: tabular.load(name, options.root, labels=LABELS) for name in options.data}
     if options.times:
-        for table in tables.values():
-            print_times(table, options.teachers)
+        for name in options.data:
+            print_times(tabular.load(name, options.root, labels=LABELS), options.teachers)
         return
-    for seed in range(options.seeds):
-        for table in tables.values():
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for name in options.data:
+            table = tabular.load(name, options.root, labels=LABELS, split_seed=seed)
             run(table, options.teachers, seed, options.updates, options.out)
 
 
 def run(table: Tabular, teachers: Sequence[str], seed: int, updates: int, out: Path) -> None:
     """Make all lines of one table and seed."""
 
-    def keep(teacher: str, model: str, rows: str, make: Callable[[], nn.Module]) -> None:
-        path = out / f"{table.name}-{teacher}-{model}-{rows.replace(' ', '_')}-{seed}.json"
+    def keep(teacher: str, model: str, rows: str, make: Callable[[], Trained]) -> None:
+        path = out / f"{table.name}-{teacher}-{model}-{slug(rows)}-{seed}.json"
         if path.exists():
             return
+        began = time.process_time()
+        made = make()
         line = {"data": table.name, "teacher": teacher, "model": model, "rows": rows, "seed": seed}
-        write(path, json.dumps(line | asdict(measured(make(), table, seconds=0.2))))
+        line |= {"updates": made.updates, "val_rmse": made.val_rmse}
+        line["cpu_seconds"] = round(time.process_time() - began, 2)
+        write(path, json.dumps(line | asdict(measured(made.model, table, seconds=0.02))))
         print(path.name, flush=True)
 
-    for student in STUDENTS:
-        loader = Rows(table.train, batch_size=BATCH, shuffle=True, seed=seed)
-        keep("-", student, HARD, lambda s=student, data=loader: trained(table, s, limbeck.plain, data, updates, seed))
+    def learn(teacher: str, make: Callable[[nn.Module], limbeck.Method], rows: str, loader: Rows) -> None:
+        for student in STUDENTS:
+            keep(teacher, student, rows, lambda: trained(table, student, make, loader, updates, seed))  # noqa: B023
+
+    encode = table.encoder()  # it learns nothing, so it encodes once what a student sees again and again
+    learn("-", limbeck.plain, HARD, loader_of(encode(table.train.rows), table.train.targets, None, seed))
+    # the passes of MUNGE follow one another, so that the first of 25 are what fewer would have made
+    drawn = [transfer(table, each.kind, max(each.times), swap=each.swap, seed=seed) for each in LESSONS]
+    encoded = [encode(rows) for rows in drawn]
     for name in teachers:
         teacher = teacher_of(name, table, Training(seed=seed))
-        keep(name, "teacher", "-", lambda known=teacher: known)
-        for rows, (kind, times) in TRANSFERS.items():
-            loader = answered(transfer(table, kind, times, seed=seed), teacher, batch_size=BATCH, seed=seed)
-            for student in STUDENTS:
-                make = lambda s=student, data=loader: trained(table, s, mimicking, data, updates, seed)  # noqa: E731
-                keep(name, student, rows, make)
+        keep(name, "teacher", "-", lambda: Trained(teacher, 0, rmse(teacher, table.val.rows, table.val.targets)))  # noqa: B023
+        for lesson, rows, inputs in zip(LESSONS, drawn, encoded, strict=True):
+            if lesson.control and name != TEACHERS[0]:
+                continue
+            answers = answered(rows, teacher, batch_size=BATCH).answers
+            for times in lesson.times:
+                count = len(rows) * times // max(lesson.times)
+                unlabelled = torch.full((count,), -100)
+                learn(name, mimicking, lesson.name(times), loader_of(inputs[:count], unlabelled, answers[:count], seed))
+
+
+def slug(words: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", words)
+
+
+def loader_of(rows: Tensor, targets: Tensor, answers: Tensor | None, seed: int) -> Rows:
+    return Rows(Table(rows, targets), answers, batch_size=BATCH, shuffle=True, seed=seed)
 
 
 def mimicking(student: nn.Module) -> limbeck.Method:
@@ -98,19 +164,22 @@ def mimicking(student: nn.Module) -> limbeck.Method:
 
 def trained(
     table: Tabular, name: str, make: Callable[[nn.Module], limbeck.Method], loader: Rows, updates: int, seed: int
-) -> nn.Module:
-    """Return the student as it was when its validation RMSE was least."""
+) -> Trained:
+    """Train a student on encoded rows; return it, with its encoder, as it was when its validation RMSE was least."""
     torch.manual_seed(seed)
     student = student_of(name, table)
-    method = make(student)
-    optimizers = limbeck.optimizers(method, lambda parameters: torch.optim.Adam(parameters, LR))
-    best, kept = float("inf"), copy.deepcopy(student.state_dict())
-    for update, batch in zip(range(1, updates + 1), endless(loader), strict=False):
+    net, rows = student.net, student.encode(table.val.rows)
+    method = make(net)
+    optimizers = limbeck.optimizers(method, lambda parameters: torch.optim.Adam(parameters, LR, fused=True))
+    best, found, kept = float("inf"), 0, copy.deepcopy(net.state_dict())
+    for update, batch in zip(range(1, updates + 1), endless(loader.with_seed(seed)), strict=False):
         limbeck.play(method, batch, optimizers)
-        if update % LOOK == 0 and (now := validation(student, table)) < best:
-            best, kept = now, copy.deepcopy(student.state_dict())
-    student.load_state_dict(kept)
-    return student
+        if update % LOOK == 0 and (now := rmse(net, rows, table.val.targets)) < best:
+            best, found, kept = now, update, copy.deepcopy(net.state_dict())
+        if update - found >= PATIENCE:
+            break
+    net.load_state_dict(kept)
+    return Trained(student, found, best)
 
 
 def endless(loader: Rows) -> Iterator[object]:
@@ -119,12 +188,10 @@ def endless(loader: Rows) -> Iterator[object]:
 
 
 @torch.no_grad()
-def validation(student: nn.Module, table: Tabular) -> float:
-    """Return the RMSE of the probabilities."""
-    p = student.eval()(table.val.rows).softmax(-1)
-    student.train()
-    truth = nn.functional.one_hot(table.val.targets, table.outputs)
-    return float((p - truth).square().mean().sqrt())
+def rmse(net: nn.Module, rows: Tensor, targets: Tensor) -> float:
+    """Return that of the probabilities."""
+    p = net(rows).softmax(-1)
+    return float((p - nn.functional.one_hot(targets, p.shape[1])).square().mean().sqrt())
 
 
 @torch.no_grad()
@@ -145,26 +212,56 @@ def cpu_seconds(model: nn.Module, rows: torch.Tensor, repeats: int = 3) -> float
     return (time.process_time() - began) / repeats
 
 
-def print_table(out: Path) -> None:
-    lines = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
-    kinds = ["-", HARD, *TRANSFERS]
+def print_table(lines: Sequence[Mapping[str, Any]]) -> None:
     order = sorted(
         {(line["data"], line["teacher"], line["model"], line["rows"]) for line in lines},
-        key=lambda key: (key[0], key[1], key[2] != "teacher", key[2] != "mlp-32", kinds.index(key[3])),
+        key=lambda key: (key[0], key[1], key[2] != "teacher", key[2] != "mlp-32", LEARNT_FROM.index(key[3])),
     )
-    print(
-        "| data | teacher | model | learns from | RMSE | accuracy, % | size, 1/ | 1 row, 1/ | 1,000 rows, 1/ | seeds |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| data | teacher | model | learns from | RMSE | accuracy, % | size, 1/ | seeds |")
+    print("|---|---|---|---|---|---|---|---|")
     for data, teacher, model, rows in order:
         here = [line for line in lines if (line["data"], line["teacher"]) == (data, teacher)]
         own = [line for line in here if (line["model"], line["rows"]) == (model, rows)]
         teachers = [line for line in here if line["model"] == "teacher"]
         cells = [spread([each["rmse"] for each in own], 4), spread([100 * each["accuracy"] for each in own], 2)]
-        for key in ("bytes", "row_ms", "many_ms"):
-            ratio = mean(each[key] for each in teachers) / mean(each[key] for each in own) if teachers else 0
-            cells.append(f"{ratio:.3g}" if teachers and model != "teacher" else "–")
+        ratio = mean(each["bytes"] for each in teachers) / mean(each["bytes"] for each in own) if teachers else 0
+        cells.append(f"{ratio:,.0f}" if teachers and model != "teacher" else "–")
         print("| " + " | ".join([data, teacher, model, rows, *cells, str(len(own))]) + " |")
+
+
+def print_claims(lines: Sequence[Mapping[str, Any]]) -> None:
+    """Print for each claim of the paper what it comes to in each line, judged together."""
+    found = {
+        (line["data"], line["teacher"], line["model"], line["rows"], line["seed"]): -line["rmse"] for line in lines
+    }
+    for better, than in CLAIMS:
+        pairs = {}
+        for data, teacher, model in sorted({key[:3] for key in found if key[1] != "-" and key[2] != "teacher"}):
+            base = {HARD: ("-", model), "-": (teacher, "teacher")}.get(than, (teacher, model))
+            seeds = sorted(
+                seed
+                for *key, seed in found
+                if key == [data, teacher, model, better] and (data, *base, than, seed) in found
+            )
+            if len(seeds) > 1:
+                treated, other = (
+                    [found[(*key, seed)] for seed in seeds]
+                    for key in ((data, teacher, model, better), (data, *base, than))
+                )
+                pairs[data, teacher, model] = paired(treated, other)
+        print(f"\n{better} against {than}\n\n| data | teacher | student | RMSE × 1,000 | p | verdict | seeds |")
+        print("|---|---|---|---|---|---|---|")
+        for key, judgement in zip(pairs, judge(list(pairs.values())), strict=True):
+            print("| " + " | ".join([*key, *evidence(judgement), str(judgement.pair.n)]) + " |")
+
+
+def evidence(judgement: Judgement) -> tuple[str, str, str]:
+    """Return by how much RMSE changes with its interval, p, and the verdict: of a fall that it helps."""
+    pair = judgement.pair
+    difference, low, high = (
+        f"{-1000 * value:+.2f}".replace("-", "−") for value in (pair.difference, pair.high, pair.low)
+    )
+    return f"{difference} [{low}, {high}]", f"{judgement.p:.3f}", judgement.verdict
 
 
 def spread(values: list[float], digits: int) -> str:
