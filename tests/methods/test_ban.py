@@ -5,12 +5,25 @@ import math
 
 import pytest
 import torch
-from method_toys import CLASSES, assert_same, batches, mlp, normal, sgd, state, vectors
+from method_toys import (
+    CLASSES,
+    assert_finite,
+    assert_full_precision,
+    assert_same,
+    batches,
+    gradient,
+    mlp,
+    normal,
+    sgd,
+    state,
+    vectors,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
-from limbeck.methods.ban import start_anew
+from limbeck.losses import cross_entropy, cwtm, dkpp, soft_cross_entropy
+from limbeck.methods.ban import check_anew, start_anew
 from limbeck.stage import Stage
 
 
@@ -54,7 +67,7 @@ def test_generations_are_the_hand_written_loop(hard: float) -> None:
 def test_by_hand() -> None:
     class Says(nn.Linear):
         def reset_parameters(self) -> None:
-            nn.init.zeros_(self.weight)
+            nn.init.normal_(self.weight)
             nn.init.zeros_(self.bias)
 
     teacher, student = Says(1, 2), Says(1, 2)
@@ -67,6 +80,104 @@ def test_by_hand() -> None:
     turn.total.backward()
     soft, hard = torch.tensor([0.5 - 0.75, 0.5 - 0.25]), torch.tensor([0.5 - 1, 0.5 - 0])
     torch.testing.assert_close(student.bias.grad, soft + 2 * hard)
+
+
+# CWTM
+
+
+def test_confidence_weights_the_labels() -> None:
+    s, t, y = normal(7, 4, seed=1), normal(7, 4, seed=2, scale=3), torch.tensor([0, 3, -100, 1, 1, 2, -100])
+    labelled = [b for b in range(7) if y[b] >= 0]
+    sure = [max(t[b].softmax(-1).tolist()) for b in labelled]
+    hard = [-s[b].log_softmax(-1)[y[b]].item() for b in labelled]
+    expected = sum(w / sum(sure) * loss for w, loss in zip(sure, hard, strict=True))
+    assert cwtm(s, t, y).item() == pytest.approx(expected, rel=1e-12)
+    torch.testing.assert_close(cwtm(s, torch.zeros_like(t), y), cross_entropy(s, y))  # alike sure of all
+    torch.testing.assert_close(cwtm(s.view(7, 1, 4), t.view(7, 1, 4), y.view(7, 1)), cwtm(s, t, y))
+    assert not gradient(cwtm, s, t, y)[y < 0].any()
+    nobody = torch.full_like(y, -100)
+    assert cwtm(s, t, nobody).item() == 0
+    assert not gradient(cwtm, s, t, nobody).any()
+
+
+def test_confidence_by_hand() -> None:
+    t = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])  # max p = 3/4 and 1/2, so the weights are 3/5 and 2/5
+    s = torch.tensor([[0.0, 0.0], [math.log(4), 0.0]])  # p(y) = 1/2 and 1/5
+    assert cwtm(s, t, torch.tensor([1, 1])).item() == pytest.approx(0.6 * math.log(2) + 0.4 * math.log(5))
+
+
+# DKPP
+
+
+def permuted(t: Tensor, draws: Tensor) -> Tensor:
+    """The target of `dkpp`, as ∂/∂z_s = (p_s − target) / N shows it."""
+    s = torch.zeros_like(t)
+    return s.softmax(-1) - len(t) * gradient(dkpp, s, t, draws)
+
+
+def test_all_but_the_largest_probability_are_shuffled() -> None:
+    t, draws = normal(40, 6, seed=1, scale=2), torch.rand(40, 5, generator=torch.Generator().manual_seed(0))
+    p, target = t.softmax(-1), permuted(t, draws)
+    top = p.argmax(-1, keepdim=True)
+    torch.testing.assert_close(target.gather(-1, top), p.gather(-1, top))
+    torch.testing.assert_close(target.sort(-1).values, p.sort(-1).values)
+    moved = (target - p).abs() > 1e-6
+    assert moved.sum() > 100  # of 200; a fifth stays by chance
+    for row, source, best, order in zip(target, p, top, draws, strict=True):
+        others = [k for k in range(6) if k != best]
+        torch.testing.assert_close(row[others], source[[others[rank] for rank in order.argsort()]])
+
+
+def test_every_order_is_as_likely_as_another() -> None:
+    t = torch.tensor([[1.0, 4.0, 2.0, 3.0]]).expand(6000, -1)
+    target = permuted(t, torch.rand(6000, 3, generator=torch.Generator().manual_seed(0)))
+    _, counts = target.mul(1e4).round().unique(dim=0, return_counts=True)
+    assert len(counts) == 6
+    assert (counts - 1000).abs().max() < 120  # four standard deviations
+
+
+def test_dkpp_formula_and_by_hand() -> None:
+    s, t = normal(5, 3, 4, seed=1), normal(5, 3, 4, seed=2)
+    in_order = torch.arange(3.0).expand(5, 3, 3)
+    torch.testing.assert_close(dkpp(s, t, in_order), soft_cross_entropy(s, t, temperature=1.0))
+    two = s[..., :2], t[..., :2]
+    torch.testing.assert_close(dkpp(*two, torch.rand(5, 3, 1)), soft_cross_entropy(*two, temperature=1.0))
+    p, q = torch.tensor([[0.2, 0.5, 0.3]]), torch.tensor([[0.1, 0.2, 0.7]])
+    expected = -(0.3 * math.log(0.1) + 0.5 * math.log(0.2) + 0.2 * math.log(0.7))
+    assert dkpp(q.log(), p.log(), torch.tensor([[0.9, 0.1]])).item() == pytest.approx(expected)
+
+
+def test_the_variants_are_finite_and_computed_in_full_precision() -> None:
+    s, t, y, draws = normal(6, 4), normal(6, 4, seed=2), torch.tensor([0, 1, 2, 3, -100, 0]), torch.rand(6, 3)
+    for scale in (0.0, 1.0, 1e4):
+        assert_finite(cwtm, scale * s, scale * t, y)
+        assert_finite(dkpp, scale * s, scale * t, draws)
+    assert_finite(cwtm, t[[0, 0]], t[[0, 0]], y[:2])
+    assert_full_precision(cwtm, s, t, y)
+    assert_full_precision(lambda s, t: dkpp(s, t, draws), s, t)
+    for loss, last in ((cwtm, y), (dkpp, draws)):
+        with pytest.raises(ValueError, match=r"logits.*got \(6, 4\) and \(6, 3\)"):
+            loss(s, t[:, :3], last)
+
+
+def test_the_variants_are_terms_of_a_generation() -> None:
+    (x, y), teacher = vectors(), mlp(1).eval()
+    terms = []
+    for stage in limbeck.ban(mlp(0), teacher, generations=2, soft=0.5, cwtm=2.0, dkpp=3.0):
+        method = stage.method.distill
+        student = copy.deepcopy(method.student)
+        (turn,) = stage.method.step((x, y))
+        z, former = student(x), method.teachers["teacher"].net(x)
+        assert {name: loss.weight for name, loss in turn.terms.items()} == {"soft": 0.5, "cwtm": 2.0, "dkpp": 3.0}
+        torch.testing.assert_close(turn.terms["soft"].value, soft_cross_entropy(z, former, temperature=1.0))
+        torch.testing.assert_close(turn.terms["cwtm"].value, cwtm(z, former, y))
+        terms += [loss.terms["dkpp"].value.item() for _ in range(2) for loss in stage.method.step((x, y))]
+    assert len({round(term, 9) for term in terms}) == 4  # other orders at every step, and in every generation
+    (turn,) = next(limbeck.ban(mlp(0), teacher, soft=0.0, hard=1.0)).method.step((x, y))
+    assert list(turn.terms) == ["hard"]
+
+
+# generations
 
 
 def test_every_generation_starts_differently_and_from_nothing() -> None:
@@ -167,6 +278,27 @@ def test_a_network_that_cannot_start_anew_is_told_at_once_and_kept() -> None:
         next(limbeck.ban(net))  # before generation 0 trains
 
 
-def test_no_generation() -> None:
+class Seeded(nn.Linear):
+    """A layer that always starts alike, as public code has it."""
+
+    def reset_parameters(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            super().reset_parameters()
+
+
+def test_a_generation_must_not_begin_where_the_last_one_did() -> None:
+    net = nn.Sequential(Seeded(6, 8), nn.BatchNorm1d(8), Seeded(8, CLASSES))
+    before = state(net)
+    for method in (limbeck.ban(net), limbeck.tfkd_self(net)):
+        with pytest.raises(ValueError, match="Sequential starts with the same weights every time"):
+            next(method)
+    assert_same(state(net), before)
+    check_anew(nn.Sequential(Seeded(6, 8), nn.Linear(8, CLASSES)))  # one layer that differs is enough
+
+
+def test_nothing_to_do() -> None:
     with pytest.raises(ValueError, match="generations must be at least 1, got 0"):
         next(limbeck.ban(mlp(0), generations=0))
+    with pytest.raises(ValueError, match="soft, hard, cwtm and dkpp are all 0"):
+        next(limbeck.ban(mlp(0), soft=0.0))

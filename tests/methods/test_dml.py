@@ -22,13 +22,14 @@ def says(net: nn.Module, x: Tensor) -> Tensor:
     return z
 
 
-def algorithm_1(nets: list[nn.Module], data: Iterator[tuple[Tensor, Tensor]]) -> None:
-    """The paper's loop: one network after the other, each from the others' latest predictions."""
+def loop(nets: list[nn.Module], data: Iterator[tuple[Tensor, Tensor]], alternate: bool) -> None:
+    """One network after the other, each from the others' latest predictions as in the paper, or from their first."""
     optimizers = [sgd(list(net.parameters())) for net in nets]
     for x, y in data:
         own = [net(x) for net in nets]  # before anyone moved
         for i, optimizer in enumerate(optimizers):
-            peers = [z.detach() if j > i else says(nets[j], x) for j, z in enumerate(own) if j != i]
+            latest = [says(nets[j], x) if alternate and j < i else z.detach() for j, z in enumerate(own)]
+            peers = [z for j, z in enumerate(latest) if j != i]
             hard = F.cross_entropy(own[i], y)
             loss = hard + torch.stack([soft_target(own[i], peer, temperature=1.0) for peer in peers]).mean()
             optimizer.zero_grad()
@@ -36,15 +37,16 @@ def algorithm_1(nets: list[nn.Module], data: Iterator[tuple[Tensor, Tensor]]) ->
             optimizer.step()
 
 
+@pytest.mark.parametrize("alternate", [True, False])
 @pytest.mark.parametrize("n", [2, 3])
-def test_it_is_the_papers_algorithm_bit_for_bit(n: int) -> None:
-    nets, loop = ([mlp(seed, width=6 + seed) for seed in range(n)] for _ in range(2))
-    method = limbeck.dml(nets[0], nets[1:])
+def test_it_is_the_papers_algorithm_bit_for_bit(n: int, alternate: bool) -> None:
+    nets, by_hand = ([mlp(seed, width=6 + seed) for seed in range(n)] for _ in range(2))
+    method = limbeck.dml(nets[0], nets[1:], alternate=alternate)
     optimizers = limbeck.optimizers(method, sgd)
     for batch in batches(5):
         limbeck.play(method, batch, optimizers)
-    algorithm_1(loop, batches(5))
-    for net, expected in zip(nets, loop, strict=True):
+    loop(by_hand, batches(5), alternate)
+    for net, expected in zip(nets, by_hand, strict=True):
         assert_same(state(net), state(expected))
 
 
@@ -61,6 +63,32 @@ def test_formula_of_three() -> None:
     hard = sum(-math.log(p[0][n][y[n]]) for n in range(len(x))) / len(x)
     assert first.terms["mimic"].value.item() == pytest.approx(divergence / 2, rel=1e-9)
     assert first.total.item() == pytest.approx(hard + 0.5 * divergence / 2, rel=1e-9)
+
+
+def test_the_others_with_one_voice() -> None:
+    nets = [mlp(seed, norm=False) for seed in range(3)]
+    (x, y), p = next(batches(1)), [net(next(batches(1))[0]).softmax(-1) for net in nets]
+    first = next(iter(limbeck.dml(nets[0], nets[1:], ensemble=True).step((x, y))))
+    voice = (p[1] + p[2]) / 2
+    expected = (voice * (voice / p[0]).log()).sum(-1).mean()
+    assert first.terms["mimic"].value.item() == pytest.approx(expected.item(), rel=1e-9)
+    apart = next(iter(limbeck.dml(nets[0], nets[1:]).step((x, y))))
+    assert first.terms["mimic"].value < apart.terms["mimic"].value  # KL is convex
+    of_two = [limbeck.dml(*nets[:2], ensemble=ensemble).step((x, y)) for ensemble in (True, False)]
+    values = [[turn.total.item() for turn in turns] for turns in of_two]
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("labels", [0, 4])
+def test_samples_without_a_label_teach_too(labels: int) -> None:
+    nets, (x, y) = [mlp(seed, norm=False) for seed in range(2)], next(batches(1))
+    y[labels:] = -100
+    turn = next(iter(limbeck.dml(*nets).step((x, y))))
+    z, peer = nets[0](x), nets[1](x)
+    hard = F.cross_entropy(z[:labels], y[:labels]) if labels else torch.tensor(0.0).double()
+    torch.testing.assert_close(turn.terms["hard"].value, hard)
+    torch.testing.assert_close(turn.terms["mimic"].value, soft_target(z, peer.detach(), temperature=1.0))
+    assert turn.terms["mimic"].value > soft_target(z[:labels], peer[:labels], temperature=1.0) * labels / len(x)
 
 
 def test_by_hand() -> None:
@@ -134,12 +162,12 @@ def test_numerics() -> None:
 
 def test_invalid() -> None:
     student, peer = mlp(0), mlp(1)
-    with pytest.raises(ValueError, match="the same network plays twice"):
+    with pytest.raises(ValueError, match="the players 'student' and 'peer1' share parameters"):
         limbeck.dml(student, student)
-    with pytest.raises(ValueError, match="the same network plays twice"):
+    with pytest.raises(ValueError, match=r"the players 'peer1' and 'peer2' share parameters.*a fresh initialisation"):
         limbeck.dml(student, [peer, peer])
     with pytest.raises(ValueError, match=r"needs at least 2 networks, got \['student'\]"):
         limbeck.dml(student, [])
-    peer[-1].weight = student[-1].weight
+    peer[-1].weight = student[-1].weight  # one parameter is enough
     with pytest.raises(ValueError, match="the players 'student' and 'peer1' share parameters"):
-        limbeck.optimizers(limbeck.dml(student, peer), sgd)
+        limbeck.dml(student, peer)

@@ -219,7 +219,7 @@ def test_it_shares_the_epochs_equally_and_draws_nothing_before_it_starts() -> No
 def test_its_terms_by_hand() -> None:
     class Says(nn.Linear):
         def reset_parameters(self) -> None:
-            nn.init.zeros_(self.weight)
+            nn.init.normal_(self.weight)
             nn.init.zeros_(self.bias)
 
     student = Says(1, 2)

@@ -2,6 +2,9 @@
 
 Furlanello, Lipton, Tschannen, Itti, Anandkumar, "Born Again Neural Networks", ICML 2018, arXiv 1805.04770. No official
 code.
+
+CWTM and DKPP are the paper's two experiments that take the soft labels apart: the one keeps how sure the teacher is of each
+sample and nothing else, the other keeps that and the sizes of the smaller probabilities, but not whose they are.
 """
 
 from __future__ import annotations
@@ -10,16 +13,20 @@ import copy
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from limbeck.distributed import gather
 from limbeck.method import Distill, Method, Turn
 from limbeck.methods.kd import soft_cross_entropy
 from limbeck.methods.plain import plain
+from limbeck.nets.draws import Draws
 from limbeck.nets.ensemble import Ensemble
-from limbeck.objective import S, T, on
+from limbeck.numerics import full_precision, same_shape
+from limbeck.objective import Objective, S, T, Y, on
 from limbeck.paper import Paper
 from limbeck.stage import Stage
-from limbeck.task import Batch, Task, classification
+from limbeck.task import UNLABELLED, Batch, Task, classification
 
 PAPER = Paper(
     key="furlanello2018born",
@@ -31,6 +38,66 @@ PAPER = Paper(
     matches="outputs",
     teacher="the former generation",
 )
+
+
+def confidence_weighted(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
+    """Σ_b w_b CE(y_b, z_b), w_b = max p_t(b) / Σ_u max p_t(u): the labels, weighted by how sure the teacher is (CWTM).
+
+    Samples without a label have no part in it; it is 0 where none of the batch is labelled.
+
+    Args:
+        student: Logits, (N, K) or (N, ..., K), the classes last.
+        teacher: Logits of the same shape.
+        targets: Class indices, (N) or (N, ...); -100 is "no label".
+    """
+    same_shape("logits", student, teacher)
+    return _weighted_by(student, confidence(teacher), targets)
+
+
+@full_precision
+def permuted_cross_entropy(student: Tensor, teacher: Tensor, draws: Tensor) -> Tensor:
+    """CE(π(p_t), p_s), sum over classes, mean over every other position; π shuffles all but the largest probability (DKPP).
+
+    With two classes there is nothing to shuffle.
+
+    Args:
+        student: Logits, (N, K) or (N, ..., K), the classes last.
+        teacher: Logits of the same shape.
+        draws: Random numbers, (N, ..., K − 1), whose order is that of the smaller probabilities.
+    """
+    same_shape("logits", student, teacher)
+    p_t = teacher.softmax(-1)
+    others = torch.arange(p_t.shape[-1] - 1, device=p_t.device)
+    others = others + (others >= p_t.argmax(-1, keepdim=True))  # every class but the likeliest
+    shuffled = p_t.scatter(-1, others, p_t.gather(-1, others.gather(-1, draws.argsort(-1))))
+    return (shuffled * student.log_softmax(-1)).sum() / -max(1, student.shape[:-1].numel())
+
+
+@full_precision
+def confidence(logits: Tensor) -> Tensor:
+    """Return the largest probability at each position, (N, ...), of logits (N, ..., K)."""
+    return logits.softmax(-1).amax(-1)
+
+
+class Permuted(nn.Module):
+    """`permuted_cross_entropy` by numbers that are part of its state, see `Draws`.
+
+    Their seed is that of torch's generator, from which nothing is drawn.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws = Draws(torch.initial_seed() % 2**31)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return the loss of logits (N, ..., K), in an order drawn anew."""
+        shape = (*student.shape[1:-1], student.shape[-1] - 1)
+        draws: Tensor = self.draws(
+            lambda samples, generator: torch.rand(samples, *shape, generator=generator, device=student.device),
+            len(student),
+            student.device,
+        )
+        return permuted_cross_entropy(student, teacher, draws)
 
 
 class Generation(Method):
@@ -58,7 +125,7 @@ class Generation(Method):
         return {"student": student, "ensemble": Ensemble([*self._ancestors, student])}
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
-        """Descend the cross-entropy with the former generation."""
+        """Learn from the former generation."""
         return self.distill.step(batch, progress)
 
 
@@ -67,14 +134,20 @@ def ban(
     teacher: nn.Module | None = None,
     *,
     generations: int = 3,
+    soft: float = 1.0,
     hard: float = 0.0,
+    cwtm: float = 0.0,
+    dkpp: float = 0.0,
     task: Task = classification,
 ) -> Iterator[Stage]:
     """Train a network again and again, each time from scratch and from its former self.
 
-    Generation 0 is the teacher, or is trained on the labels. Generation k starts anew and descends CE(p_{k−1}, p_k), at
-    T = 1 and without labels. The ensemble averages the generations' probabilities. Accuracy rises at first and then
-    saturates: in half of the paper's rows a later generation is worse.
+    Generation 0 is the teacher, or is trained on the labels. Generation k starts anew and descends
+    L = soft · CE(p_{k−1}, p_k) + hard · CE(y, z_k) + cwtm · Σ_b w_b CE(y_b, z_k) + dkpp · CE(π(p_{k−1}), p_k), at T = 1
+    and by default by the first term alone. w_b is the former generation's confidence, max p_{k−1}, as a share of the
+    batch's; π shuffles all but the largest probability of each sample, anew at every step. The ensemble averages the
+    generations' probabilities. Accuracy rises at first and then saturates: in half of the paper's rows a later generation
+    is worse.
 
     All generations share the epochs given to `fit` equally; for the paper's schedule give as many times more.
 
@@ -82,25 +155,67 @@ def ban(
         student: The network; every generation starts from a fresh initialisation of it. It ends as the last generation.
         teacher: Generation 0; trained first if not given.
         generations: How many to train after it; 3 as in the paper's tables.
+        soft: Weight of the former generation's outputs; 1 as in the paper. 0 for CWTM or DKPP alone.
         hard: Weight of the labels (BAN+L); 0 as in the paper's main results.
+        cwtm: Weight of the labels, each weighted by the former generation's confidence; 0. The paper's CWTM is
+            ``soft=0, cwtm=1``. On several devices the weights are those of the global batch.
+        dkpp: Weight of the permuted outputs; 0. The paper's DKPP is ``soft=0, dkpp=1``.
         task: How batches are fed and measured.
+
+    Raises:
+        ValueError: No generation, no term, or a network that does not start anew: a parameter that no
+            ``reset_parameters`` sets, or the same weights every time.
     """
     if generations < 1:
         raise ValueError(f"generations must be at least 1, got {generations}")
-    start_anew(copy.deepcopy(student))  # a network that cannot is told so before a generation has trained
+    if not (soft or hard or cwtm or dkpp):
+        raise ValueError("soft, hard, cwtm and dkpp are all 0: a generation would have nothing to learn from")
+    check_anew(student)  # before a generation has trained
     share = 1 / (generations + (teacher is None))
     if teacher is None:
         yield Stage(plain(student, task=task), share, name="generation-0")
         teacher = copy.deepcopy(student)
     ancestors: list[nn.Module] = []
+    learn: Objective = soft * on(soft_cross_entropy, S, T, name="soft", temperature=1.0) + hard * task.hard
+    sure = S.via(gather), T.via(confidence, gather), Y.via(gather)
+    learn += cwtm * on(_weighted_by, *sure, name="cwtm")
+    if dkpp:  # its draws are part of a run's state
+        learn += dkpp * on(Permuted(), S, T, name="dkpp")
     for generation in range(1, generations + 1):
         start_anew(student)
-        learn = on(soft_cross_entropy, S, T, name="soft", temperature=1.0) + hard * task.hard
         yield Stage(
             Generation(Distill(student, teacher, learn, task), ancestors), share, name=f"generation-{generation}"
         )
         teacher = copy.deepcopy(student)
         ancestors = [*ancestors, teacher]
+
+
+@full_precision
+def _weighted_by(student: Tensor, confidence: Tensor, targets: Tensor) -> Tensor:
+    """The labels' cross-entropy, each weighted by its share of the labelled samples' confidence."""
+    same_shape("positions", student[..., 0], confidence)
+    sure = confidence.where(targets != UNLABELLED, 0.0)
+    hard = F.cross_entropy(student.flatten(0, -2), targets.flatten(), ignore_index=UNLABELLED, reduction="none")
+    return (sure.flatten() * hard).sum() / sure.sum().clamp(min=1e-12)
+
+
+def check_anew(net: nn.Module) -> None:
+    """See that a network can start anew, and elsewhere each time; it stays as it is.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    first = copy.deepcopy(net)
+    start_anew(first)
+    second = copy.deepcopy(first)
+    with torch.random.fork_rng():  # one start's random numbers are enough
+        start_anew(second)
+    drawn = [p for p in zip(first.parameters(), second.parameters(), strict=True) if not torch.equal(*p)]
+    if not drawn:
+        raise ValueError(
+            f"{type(net).__name__} starts with the same weights every time: its reset_parameters() draws nothing, or seeds "
+            "its own draws. A generation must begin elsewhere than the one before: draw the weights from torch's generator"
+        )
 
 
 def start_anew(net: nn.Module) -> None:

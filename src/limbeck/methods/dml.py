@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from limbeck.method import Method, Turn
+from limbeck.method import Method, Turn, parameters
 from limbeck.methods.kd import soft_target
+from limbeck.numerics import full_precision
 from limbeck.objective import Loss
 from limbeck.paper import Paper
 from limbeck.task import Batch, Task, classification
@@ -32,19 +33,34 @@ PAPER = Paper(
 
 
 class Mutual(Method):
-    """Networks that teach each other in turn: the paper's Algorithm 1.
+    """Networks that teach each other: in turn, as the paper's Algorithm 1 has it, or all at once.
 
     Args:
         peers: The networks by name.
         mimic: Weight of the peers' term.
+        alternate: Whether each learns from what those before it say after their update.
+        ensemble: Whether the others teach with one voice, the mean of their probabilities.
         task: How batches are fed and measured.
+
+    Raises:
+        ValueError: Fewer than two networks, one that has nothing to train, or two that share a parameter.
     """
 
-    def __init__(self, peers: dict[str, nn.Module], mimic: float = 1.0, task: Task = classification) -> None:
+    def __init__(
+        self,
+        peers: dict[str, nn.Module],
+        mimic: float = 1.0,
+        *,
+        alternate: bool = True,
+        ensemble: bool = False,
+        task: Task = classification,
+    ) -> None:
         super().__init__()
         if len(peers) < 2:
             raise ValueError(f"mutual learning needs at least 2 networks, got {list(peers)}")
         self.peers, self.mimic, self.task = nn.ModuleDict(peers), mimic, task
+        self.alternate, self.ensemble = alternate, ensemble
+        parameters(self)  # complains of networks that share any
 
     def players(self) -> dict[str, list[nn.Module]]:
         """Return every peer."""
@@ -55,20 +71,22 @@ class Mutual(Method):
         return dict(self.peers.items())
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
-        """Update each peer on the others' latest predictions."""
+        """Update each peer on the others' predictions."""
         outputs = {name: self.task.look(net, batch)[""] for name, net in self.peers.items()}
         target = self.task.target(batch)
         names = list(self.peers)
         for name in names:
             mine, others = outputs[name], [outputs[other].detach() for other in names if other != name]
             hard = self.task.loss(mine, target)
+            if self.ensemble:
+                others = [_mean(others)]
             mimic = torch.stack([soft_target(mine, other, temperature=1.0) for other in others]).mean()
             yield Turn(name, {"hard": Loss(hard), "mimic": Loss(mimic, self.mimic)})
-            if name != names[-1]:  # the next peers learn from what this one says now
+            if self.alternate and name != names[-1]:  # the next peers learn from what this one says now
                 outputs[name] = self._says(name, batch)
 
     @torch.no_grad()
-    def _says(self, name: str, batch: Batch) -> torch.Tensor:
+    def _says(self, name: str, batch: Batch) -> Tensor:
         """Return a peer's output after its update; its batch-norm statistics see each batch once, not twice."""
         net = self.peers[name]
         before = {key: buffer.clone() for key, buffer in net.named_buffers()}
@@ -83,20 +101,35 @@ def dml(
     peers: nn.Module | Sequence[nn.Module],
     *,
     mimic: float = 1.0,
+    alternate: bool = True,
+    ensemble: bool = False,
     task: Task = classification,
 ) -> Mutual:
     """Let networks teach each other while they train.
 
     L_i = CE(y, z_i) + mimic · 1/(n − 1) Σ_{j≠i} KL(p_j ‖ p_i), at T = 1; the peers are constants in each other's loss and
-    update in turn, each from the others' latest predictions.
+    update in turn, each from the others' latest predictions. The labels' term is that of the labelled samples, the peers'
+    that of all, so samples without a label teach too.
 
     Args:
         student: The network to ship.
-        peers: The other networks, of the same classes; each needs its own initialisation.
+        peers: The other networks, of the same classes and of any architecture; each needs its own initialisation.
         mimic: Weight of the peers' term; 1 as in the paper.
+        alternate: Whether a peer that was updated answers the batch once more for those after it, as in the paper. Without,
+            all learn from what was said before any update: an approximation that saves n − 1 forward passes.
+        ensemble: Whether the others teach with one voice, KL(1/(n − 1) Σ_{j≠i} p_j ‖ p_i): the paper's DML_e, which it
+            finds worse. Of two networks it is the same.
         task: How batches are fed and measured.
+
+    Raises:
+        ValueError: No peer, one that has nothing to train, or networks that share a parameter.
     """
     others = [peers] if isinstance(peers, nn.Module) else list(peers)
-    if any(other is student for other in others) or len({id(other) for other in others}) < len(others):
-        raise ValueError("the same network plays twice: give each peer its own, with its own initialisation")
-    return Mutual({"student": student} | {f"peer{i}": net for i, net in enumerate(others, 1)}, mimic, task)
+    cohort = {"student": student} | {f"peer{i}": net for i, net in enumerate(others, 1)}
+    return Mutual(cohort, mimic, alternate=alternate, ensemble=ensemble, task=task)
+
+
+@full_precision
+def _mean(outputs: list[Tensor]) -> Tensor:
+    """The logits of the mean of probabilities, but for a constant."""
+    return torch.stack([output.log_softmax(-1) for output in outputs]).logsumexp(0)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from limbeck.frozen import bare
 from limbeck.method import Distill
-from limbeck.methods.ban import start_anew
+from limbeck.methods.ban import check_anew, start_anew
 from limbeck.methods.kd import check_temperature, kd
-from limbeck.methods.ls import label_smoothing
+from limbeck.methods.ls import two_valued
 from limbeck.methods.plain import plain
 from limbeck.numerics import full_precision
 from limbeck.objective import S, Y, on
@@ -74,7 +74,7 @@ def virtual_teacher(
     other = label * math.exp(-gap)
     entropy = -math.log(label) + (classes - 1) * other * gap
     softening = temperature if mode == "paper" else 1.0
-    divergence = label_smoothing(student / softening, targets, 1 - (label - other)) - entropy
+    divergence = two_valued(student / softening, targets, label, other) - entropy
     return torch.where((targets != UNLABELLED).any(), softening**2 * divergence, 0.0)
 
 
@@ -127,7 +127,7 @@ def tfkd_self(
     check_temperature(temperature)
     _check_share(alpha)
     with torch.random.fork_rng():  # a network that cannot start anew is told so before it has trained; nothing is drawn
-        start_anew(copy.deepcopy(student))
+        check_anew(student)
     yield Stage(plain(student, task=task), 0.5, name="former-self")
     former = copy.deepcopy(student)
     start_anew(student)
