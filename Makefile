@@ -10,7 +10,7 @@ ifdef UV
   INSTALL = uv pip install --quiet --python $(BIN)/python
 else
   CREATE  = $(PYTHON) -m venv $(VENV)
-  INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+  INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
 
 .PHONY: demo docs test lint clean

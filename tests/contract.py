@@ -10,11 +10,12 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.queues import Queue
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 
 import limbeck
 from limbeck import Frozen, Method, Objective, S, Stage, Turn, classification, on
@@ -602,7 +603,7 @@ def weights_after(name: str, devices: int) -> dict[str, Tensor]:
     return tensors(student)
 
 
-def work(rank: int, port: int, results: multiprocessing.Queue) -> None:
+def work(rank: int, port: int, results: Queue) -> None:
     """Train every row as one of two processes, which Lightning finds started as by torchrun."""
     world = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0}
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "contract"}
@@ -617,15 +618,13 @@ def work(rank: int, port: int, results: multiprocessing.Queue) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_two_processes() -> dict[str, list[dict[str, Any]]]:
+def of_two_processes(processes) -> dict[str, list[dict[str, Any]]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=work, args=(rank, port, results), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
+    results = processes.Queue()
+    for rank in range(2):
+        processes.Process(target=work, args=(rank, port, results), daemon=True).start()
     outcome: dict[str, list[Any]] = {name: [] for name in ROWS}
     for _ in range(2 * len(ROWS)):
         name, weights = results.get(timeout=120)

@@ -617,8 +617,7 @@ def test_more_outputs_than_classes_are_a_warning(data):
     assert len(seen) == 1
 
 
-def test_a_run_that_goes_on_is_not_checked_again(student, teacher, data, tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.engine.fit.run_report", lambda folder: None)
+def test_a_run_that_goes_on_is_not_checked_again(student, teacher, data, tmp_path):
     wrong = Reordered(teacher, [1, 0, *range(2, 10)])
     with pytest.raises(ValueError, match="permuted"):  # nothing is there to go on with
         distilled(student, wrong, data, run_dir=tmp_path, resume=True)
@@ -699,7 +698,6 @@ def test_shares_are_written_as_terms_with_numbers():
 def test_the_distill_command_checks_first(teacher, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("warnings.showwarning", None)  # main() sets its own; put back after the test
-    monkeypatch.setattr("limbeck.engine.fit.run_report", lambda folder: None)
     state = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     last = list(state)[-2:]
     save_file(state | {name: state[name].roll(1, 0) for name in last}, "rolled.safetensors")

@@ -38,7 +38,6 @@ Run = Callable[[str], Answer]
 def run(tmp_path, monkeypatch, capsys) -> Run:
     """Runs a command in an empty folder; runs draw no report, which takes ten times as long as the training."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("limbeck.engine.fit.run_report", lambda folder: None)
     monkeypatch.setattr("warnings.showwarning", None)  # main() sets its own; put back after the test
 
     def command(line: str) -> Answer:

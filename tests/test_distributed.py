@@ -1,10 +1,11 @@
 """`gather` on two processes: values, gradients, and the claim that DDP's average of them is one process's."""
 
 import socket
+from multiprocessing.queues import Queue
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 
 from limbeck.distributed import gather
 
@@ -21,7 +22,7 @@ def data() -> tuple[nn.Module, Tensor]:
     return nn.Linear(3, 4).double(), torch.randn(6, 3).double()
 
 
-def work(rank: int, port: int, results: multiprocessing.Queue) -> None:
+def work(rank: int, port: int, results: Queue) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=WORLD, rank=rank)
     net, x = data()
@@ -38,17 +39,16 @@ def work(rank: int, port: int, results: multiprocessing.Queue) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcome():
+def outcome(processes):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=work, args=(rank, port, results)) for rank in range(WORLD)]
-    for process in processes:
+    results = processes.Queue()
+    ranks = [processes.Process(target=work, args=(rank, port, results)) for rank in range(WORLD)]
+    for process in ranks:
         process.start()
-    outcome = sorted((results.get(timeout=60) for _ in processes), key=lambda result: result[0])
-    for process in processes:
+    outcome = sorted((results.get(timeout=60) for _ in ranks), key=lambda result: result[0])
+    for process in ranks:
         process.join(timeout=60)
         assert process.exitcode == 0
     return outcome

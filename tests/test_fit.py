@@ -100,14 +100,8 @@ def two_stages(student: nn.Module) -> Iterator[Stage]:
 # the run's folder
 
 
-@pytest.fixture(autouse=True)
-def _no_report(monkeypatch):
-    """Drawing one takes ten times as long as the training."""
-    monkeypatch.setattr("limbeck.engine.fit.run_report", lambda folder: None)
-
-
-def test_a_run_is_a_folder(tmp_path, monkeypatch):
-    monkeypatch.undo()  # with a report
+@pytest.mark.usefixtures("reports")
+def test_a_run_is_a_folder(tmp_path):
     student, folder = net(), tmp_path / "run"
     result = fit(limbeck.kd(student, good_teacher()), (BATCHES, HELD_OUT, HELD_OUT), run_dir=folder, name="kd", seed=3)
 

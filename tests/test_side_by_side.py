@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import limbeck
-from limbeck import comparison
+from limbeck import comparison, runs
 from limbeck.cli import jobs, main
 from limbeck.comparison import compare
+from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
 from limbeck.files import hold
 from limbeck.report.table import records
@@ -42,17 +43,32 @@ def alone():
     return [candidate.accuracies for candidate in run().candidates]
 
 
+def other_process(folder, file):
+    """Make the same comparison, but wait for a certain file in the second epoch of the first run."""
+    original, fit = Learner.on_train_batch_end, runs.fit
+    took = []
+
+    def pause(self, *args):
+        if self.step == len(DATA.train) + 3:
+            until((folder / file).exists)
+        original(self, *args)
+
+    Learner.on_train_batch_end, engine.run_report = pause, lambda folder: None
+    runs.fit = lambda *args, **options: (took.append(options["run_dir"]), fit(*args, **options))[1]
+    found = run(folder)
+    (folder / "other.txt").write_text(" ".join(str(path.relative_to(folder)) for path in took))
+    (folder / "other.json").write_text(json.dumps(records(found.candidates)))
+
+
 @pytest.fixture
-def other(tmp_path, request):
+def other(tmp_path, request, processes):
     """Another process at the same comparison, in the second epoch of its first run until there is a certain file."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    with subprocess.Popen(
-        [sys.executable, __file__, str(tmp_path), request.param], env=environment, stderr=subprocess.PIPE
-    ) as process:
-        until(lambda: (tmp_path / "plain/seed-0/checkpoints/last.ckpt").exists() or process.poll() is not None)
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        yield process
-        process.kill()
+    process = processes.Process(target=other_process, args=(tmp_path, request.param))
+    process.start()
+    until(lambda: (tmp_path / "plain/seed-0/checkpoints/last.ckpt").exists() or not process.is_alive())
+    assert process.is_alive()
+    yield process
+    process.kill()
 
 
 def until(true, seconds=120):
@@ -73,7 +89,8 @@ def sessions(folder):
 def test_two_processes_make_every_run_once_and_both_return_the_table_of_one(other, tmp_path, alone):
     found = run(tmp_path)
     assert [candidate.accuracies for candidate in found.candidates] == alone
-    assert other.wait(timeout=60) == 0, other.stderr.read().decode()[-2000:]
+    other.join(60)
+    assert other.exitcode == 0
     assert sessions(tmp_path) == [1] * RUNS
     took = (tmp_path / "other.txt").read_text().split()
     assert took[0] == "plain/seed-0"
@@ -89,7 +106,8 @@ def test_the_run_of_a_killed_process_is_gone_on_with_by_the_others(other, tmp_pa
     def kill(seconds):  # this process has made all the other runs by now, and waits for that one
         waited.append(seconds)
         other.kill()
-        assert other.wait() == -signal.SIGKILL
+        other.join()
+        assert other.exitcode == -signal.SIGKILL
 
     monkeypatch.setattr(comparison, "time", SimpleNamespace(sleep=kill))
     found = run(tmp_path)
@@ -204,22 +222,3 @@ def test_processes_have_gpus_in_turn_and_their_share_of_the_cores(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     given = jobs._environment(0, 4)
     assert (given["OMP_NUM_THREADS"], given["CUDA_VISIBLE_DEVICES"]) == ("7", "")
-
-
-if __name__ == "__main__":  # the other process
-    folder, original = Path(sys.argv[1]), Learner.on_train_batch_end
-    took = []
-
-    def pause(self, *args):
-        if self.step == len(DATA.train) + 3:
-            until((folder / sys.argv[2]).exists)
-        original(self, *args)
-
-    Learner.on_train_batch_end = pause
-    from limbeck import runs
-
-    fit = runs.fit
-    runs.fit = lambda *args, **options: (took.append(options["run_dir"]), fit(*args, **options))[1]
-    found = run(folder)
-    (folder / "other.txt").write_text(" ".join(str(path.relative_to(folder)) for path in took))
-    (folder / "other.json").write_text(json.dumps(records(found.candidates)))

@@ -7,8 +7,6 @@ import math
 import os
 import shlex
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +21,7 @@ from limbeck.cli import main
 from limbeck.cli.tune import _with_pairs
 from limbeck.cli.words import entries_of, search_of
 from limbeck.data import Data
+from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
 from limbeck.files import hold
 from limbeck.measure import paired
@@ -147,12 +146,26 @@ def test_the_search_does_not_touch_the_test_data(kind, tmp_path, search_alone, m
         run(tmp_path, data=data, trials=2)
 
 
-def test_killed_in_a_trial_and_called_again_it_comes_to_the_same(found, tmp_path, search_alone):
+def killed(folder, batch):
+    """The other process."""
+    left, original = [batch], Learner.on_train_batch_end
+
+    def kill(self, *args):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, *args)
+
+    Learner.on_train_batch_end, engine.run_report = kill, lambda folder: None
+    run(folder)
+
+
+def test_killed_in_a_trial_and_called_again_it_comes_to_the_same(found, tmp_path, search_alone, processes):
     batch = EPOCHS * BATCHES + BATCHES + 3  # in the second epoch of the second trial
-    words = [sys.executable, __file__, str(tmp_path), str(batch)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(words, env=environment, capture_output=True, timeout=240)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    process = processes.Process(target=killed, args=(tmp_path, batch))
+    process.start()
+    process.join(240)
+    assert process.exitcode == -signal.SIGKILL
     assert tuple(search_alone(tmp_path)) == found[1].trials
     logs = [path.read_text().count("stage train:") for path in tmp_path.glob("trials/*/*/train.log")]
     assert sorted(logs) == [1, 1, 2]  # it went on with the trial that was under way
@@ -508,16 +521,3 @@ def test_the_command_refuses_what_makes_no_sense(words, said, tmp_path, monkeypa
     options = "--student mlp-8 --teacher mlp-16@random --samples 200 --epochs 1"
     assert main(["tune", *words.split(), *options.split()]) == 2
     assert said in capsys.readouterr().err
-
-
-if __name__ == "__main__":  # what is killed in a trial
-    left, original = [int(sys.argv[2])], Learner.on_train_batch_end
-
-    def kill(self, *args):
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(self, *args)
-
-    Learner.on_train_batch_end = kill
-    run(Path(sys.argv[1]))

@@ -91,7 +91,7 @@ def test_a_page_of_the_site_runs_from_top_to_bottom(page, told, workshop, monkey
         if command != "limbeck" or words in (["demo"], *OURS):  # `test_demo.py` has that one
             continue
         if any(word.startswith("cifar") for word in words):
-            build()[0].parse_args([underscored(word) for word in words])
+            build(words)[0].parse_args([underscored(word) for word in words])
         else:
             assert main(shortened(words)) == 0, words
     readme, names = (ROOT / "README.md").read_text(), {}

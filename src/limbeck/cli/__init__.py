@@ -5,12 +5,26 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from limbeck.cli import check, compare, demo, evaluate, export, initialize, layers, listing, mimic, report, train, tune
+from limbeck.cli import (
+    check,
+    compare,
+    demo,
+    evaluate,
+    export,
+    initialize,
+    layers,
+    listing,
+    mimic,
+    report,
+    table,
+    train,
+    tune,
+)
 from limbeck.cli.console import STOPPED, complain, warn
 from limbeck.cli.parser import Commands, Parser, underscored
 
@@ -20,9 +34,11 @@ MENDABLE = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, Impor
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, or 130 after Ctrl-C."""
-    parser, commands = build()
     # --run-dir is --run_dir: signatures have underscores, command lines dashes
     words = [underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+    parser, commands = build(
+        () if any(word.startswith("--config") for word in words) else words
+    )  # it may name a command
     config = parser.parse_args(words)
     does, leaf = commands.find(config)
     warnings.showwarning = warn
@@ -37,12 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def build() -> tuple[Parser, Commands]:
-    """Make the parser, and the commands by their words."""
+def build(typed: Collection[str] = ()) -> tuple[Parser, Commands]:
+    """Make the parser, and the commands by their words; `Commands` says what ``typed`` is for."""
     parser = Parser(prog="limbeck", description="Train a small network to carry what a large one knows.")
     parser.add_argument("--config", action="config", help="a config.yaml of a run, to run the same again")
-    commands = Commands(parser)
-    listed = (demo, initialize, train, mimic, check, compare, tune, evaluate, export, report, layers, listing)
+    commands = Commands(parser, typed)
+    listed = (demo, initialize, train, mimic, check, compare, tune, evaluate, table, export, report, layers, listing)
     for command in listed:  # as --help lists them
         command.add(commands)
     return parser, commands

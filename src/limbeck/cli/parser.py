@@ -3,7 +3,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -36,9 +36,12 @@ class Commands:
 
     Args:
         parser: That they belong to.
+        typed: What the user wrote. Commands that it does not name get no options, since to read those off the signatures of
+            all methods takes seconds. By default every command has its own.
     """
 
-    def __init__(self, parser: Parser) -> None:
+    def __init__(self, parser: Parser, typed: Collection[str] = ()) -> None:
+        self._typed = typed
         self._parents = {"": parser.add_subcommands()}
         self._commands: dict[str, Command] = {}
 
@@ -52,7 +55,8 @@ class Commands:
             groups: Functions, each a group of options.
         """
         parser = Parser(description=about)
-        for group in groups:
+        named = not self._typed or all(word in self._typed for word in path.split())
+        for group in groups if named else ():
             parser.add_function_arguments(group, None, as_group=True, skip=skipped(group), fail_untyped=False)
         for action in parser._actions:
             if action.default is False:  # --resume alone says it
