@@ -86,10 +86,13 @@ def compare(
     The verdict on each method is that of a paired t-test, corrected for their number (`limbeck.measure.judge`); where it
     cannot tell, it estimates how many more seeds would (`limbeck.measure.seeds_needed`).
 
+    A method that diverges with one of the seeds has no row, and the comparison's note says so; the others go on.
+
     Args:
         entries: Methods by name, or with options as `Entry`; `grid` makes those of a grid.
         student: Makes the student, with weights drawn from torch's generator.
-        teacher: The network to learn from; None where no method needs one. Methods of peers get a second student.
+        teacher: The network to learn from; None where no method needs one. Methods of peers get a second student,
+            unless their `Entry` has others.
         data: A `limbeck.data.Data`, or loaders ``(train, val, test)`` without generators of their own, as for `fit`.
         epochs: Of each run, all its stages together.
         seeds: How many, from 0 on.
@@ -114,6 +117,7 @@ def compare(
         ValueError, TypeError: An entry that cannot be assembled, before anything is trained; a student that is not made
             anew, or not of the seed; runs in ``run_dir`` that are not of this comparison; a method with more stages than
             epochs; runs on several devices each while another process makes them.
+        FloatingPointError: The plain student diverged, or every method.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
 
     Example:
@@ -157,10 +161,11 @@ def compare(
         if match == "compute":
             budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
         bar.update(task, total=seeds * sum(budget.values()))
-        outcomes = _all_outcomes(runs, listed, seeds, budget, match, bar, task)
+        outcomes, diverged = _all_outcomes(runs, listed, seeds, budget, match, bar, task)
+    listed = [entry for entry in listed if entry.name in outcomes]
     comparison = Comparison(
         f"{runs.data_name}: {epochs} epochs, {seeds} {'seed' if seeds == 1 else 'seeds'}",
-        _note(budget, match, data),
+        _note(budget, match, diverged, data),
         tuple(runs.candidates(listed, outcomes)),
     )
     if run_dir is not None:
@@ -194,15 +199,24 @@ def _all_outcomes(
     match: Match,
     bar: Progress,
     task: TaskID,
-) -> dict[str, list[Outcome]]:
-    """Return the outcomes of each entry by seed, whichever process trains them."""
+) -> tuple[dict[str, list[Outcome]], dict[str, str]]:
+    """Return the outcomes of each entry by seed, whichever process trains them, and what is said of those that diverge."""
     found: dict[tuple[str, int], Outcome] = {}
+    diverged: dict[str, str] = {}
     left, done = [(entry, seed) for seed in range(seeds) for entry in entries], 0  # what fails fails in the first seed
     while left:
         elsewhere = []
         for entry, seed in left:
+            if entry.name in diverged:
+                continue
             bar.update(task, description=f"{entry.name}, seed {seed}")
-            outcome = runs.outcome(entry, seed, budget[entry.name], partial(_tick, bar, task, done, runs.batches))
+            try:
+                outcome = runs.outcome(entry, seed, budget[entry.name], partial(_tick, bar, task, done, runs.batches))
+            except FloatingPointError as error:  # the others are not to wait for somebody to see it
+                if entry.name == BASELINE or len(diverged) == len(entries) - 2:
+                    raise
+                diverged[entry.name] = f"{entry.name} diverged with seed {seed} and has no row: {error}."
+                continue
             if outcome is None:
                 elsewhere.append((entry, seed))
                 continue
@@ -215,7 +229,8 @@ def _all_outcomes(
             bar.update(task, description="waiting for other processes")
             time.sleep(LOOK_EVERY)
         left = elsewhere
-    return {entry.name: [found[entry.name, seed] for seed in range(seeds)] for entry in entries}
+    stayed = [entry.name for entry in entries if entry.name not in diverged]
+    return {name: [found[name, seed] for seed in range(seeds)] for name in stayed}, diverged
 
 
 def _tick(bar: Progress, task: TaskID, done: int, batches: int, metrics: Mapping[str, float], step: int) -> None:
@@ -261,8 +276,8 @@ def _same_steps(entry: Entry, outcome: Outcome, plain: int) -> None:
         )
 
 
-def _note(budget: Mapping[str, int], match: Match, data: Any) -> str:
-    sentences = [data.note] if isinstance(data, Data) and data.note else []
+def _note(budget: Mapping[str, int], match: Match, diverged: Mapping[str, str], data: Any) -> str:
+    sentences = [*([data.note] if isinstance(data, Data) and data.note else []), *diverged.values()]
     if match == "compute":
         each = ", ".join(f"{name} {epochs}" for name, epochs in budget.items())
         sentences.append(f"Compute-matched by measured time a step; epochs: {each}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import inspect
@@ -39,6 +40,8 @@ from limbeck.report.table import Candidate, Role
 BASELINE = "plain"
 LOCK = ".lock"
 Tell = Callable[[Mapping[str, float], int], None]
+NETWORKS = ("peers", "assistants")
+"""Options that are networks, which a run trains."""
 TIMED_EPOCHS, TIMED_BATCHES = 8, 10
 """What is trained to see how long a step takes: every stage of a method has its share."""
 
@@ -49,7 +52,9 @@ class Entry:
 
     Args:
         method: Its name: ``limbeck list methods`` shows all.
-        options: Its keyword arguments, ``{"temperature": 2.0}``.
+        options: Its keyword arguments, ``{"temperature": 2.0}``. ``peers`` and ``assistants`` are functions that make a
+            network each, with weights drawn from torch's generator: every run calls them anew, after the student. Of
+            a network itself every run trains a copy.
         name: What the table calls it; by default the method with its options.
         teacher: Another teacher than the comparison's, as an untrained one for a control.
         control: Whether it is there to rule something out, and not to win.
@@ -62,7 +67,7 @@ class Entry:
     control: bool = False
 
     def __post_init__(self) -> None:
-        words = [self.method, *(f"{option}={value}" for option, value in self.options.items())]
+        words = [self.method, *(f"{option}={_word(value)}" for option, value in self.options.items())]
         object.__setattr__(self, "name", self.name or ", ".join(words))
 
     @property
@@ -128,15 +133,11 @@ class Runs:
 
     def check(self, entries: Sequence[Entry]) -> None:
         """Assemble everything once: what cannot be trained is found before anything is."""
-        one, other = self._student(0), self._student(0)
-        if one is other:
-            raise ValueError("student() gives the same network twice: it must make a new one at each call")
-        if _fingerprint(one) != _fingerprint(other):
-            raise ValueError(
-                "student() makes other weights at each call, so that runs cannot be paired: "
-                "draw them from torch's generator, which is seeded before"
-            )
+        _check_made_anew(self.student, "student()")
         for entry in entries:
+            for name in NETWORKS:
+                for make in _makers(entry.options.get(name)):
+                    _check_made_anew(make, f"{entry.name}: what makes {name}")
             method = self._assemble(entry, 0)
             if not isinstance(method, Method):
                 next(iter(method))  # a generator complains when it begins
@@ -235,16 +236,20 @@ class Runs:
         return self.student()
 
     def _assemble(self, entry: Entry, seed: int) -> Trainable:
-        student = self._student(seed)
-        return assemble(entry.method, student, self._teacher(entry), example_of(self.data, student), entry.options)
+        student, teacher, options = self._given(entry, seed)
+        return assemble(entry.method, student, teacher, example_of(self.data, student), options)
 
-    def _teacher(self, entry: Entry) -> nn.Module | None:
+    def _given(self, entry: Entry, seed: int) -> tuple[nn.Module, nn.Module | list[nn.Module] | None, dict[str, Any]]:
+        """Make what a run is given: its student, who teaches, and its options, of which peers teach."""
+        student = self._student(seed)  # the generator goes on: what is made next has other weights
+        options = {name: _made(name, value) if name in NETWORKS else value for name, value in entry.options.items()}
         parameters = inspect.signature(find(entry.method)).parameters
-        if entry.teacher is not None:
-            return entry.teacher
         if "peers" in parameters:
-            return self.student()  # the generator has gone on: other weights than the student's
-        return self.teacher if "teacher" in parameters else None
+            others = self.student if entry.teacher is None else entry.teacher
+            return student, options.pop("peers") if "peers" in options else _made("peers", others), options
+        if entry.teacher is not None:
+            return student, entry.teacher, options
+        return student, self.teacher if "teacher" in parameters else None, options
 
     def _data(self, entry: Entry, seed: int) -> Any:
         """Return what `fit` is given: without the test data where it must not be touched."""
@@ -269,16 +274,15 @@ class Runs:
 
     def settings(self, entry: Entry, seed: int, epochs: int) -> dict[str, Any]:
         """What a run is, as its ``config.yaml`` keeps it: a finished run is taken for this one only if all agrees."""
-        student = self._student(seed)
-        teacher = self._teacher(entry)
+        student, teacher, options = self._given(entry, seed)
         return {
             "method": entry.method,
-            "options": json.loads(json.dumps(entry.options, default=_named)),
+            "options": json.loads(json.dumps(options, default=_named)),
             "epochs": epochs,
             "seed": seed,
             **self.shared,
             "student": _fingerprint(student),
-            "teacher": None if teacher is None else _fingerprint(teacher),
+            "teacher": json.loads(json.dumps(teacher, default=_named)),
         }
 
     def _describe_data(self) -> dict[str, Any]:
@@ -326,6 +330,46 @@ def _check_loaders(data: Any) -> None:
             "a loader draws from a generator of its own, which goes on from run to run, so that methods would see "
             "other orders: leave generator= out, every run's seed is set before it"
         )
+
+
+def _made(name: str, given: Any) -> Any:
+    """Return the networks that an option says: made now, or copied, as they will be trained."""
+    if isinstance(given, (list, tuple)):
+        return [_made(name, each) for each in given]
+    if isinstance(given, nn.Module):
+        return copy.deepcopy(given)
+    if not callable(given):
+        raise TypeError(f"{name} must be networks, or functions that make one each, got {given!r}")
+    return given()
+
+
+def _makers(given: Any) -> list[Callable[[], nn.Module]]:
+    """Return those of an option's values that make a network."""
+    listed = given if isinstance(given, (list, tuple)) else [given]
+    return [each for each in listed if callable(each) and not isinstance(each, nn.Module)]
+
+
+def _check_made_anew(make: Callable[[], nn.Module], what: str) -> None:
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(make())
+    if nets[0] is nets[1]:
+        raise ValueError(f"{what} gives the same network twice: it must make a new one at each call")
+    if _fingerprint(nets[0]) != _fingerprint(nets[1]):
+        raise ValueError(
+            f"{what} makes other weights at each call, so that runs cannot be paired: "
+            "draw them from torch's generator, which is seeded before"
+        )
+
+
+def _word(value: Any) -> str:
+    """Say an option's value in a table, and so in a folder's name: alike in every process."""
+    if isinstance(value, (list, tuple)) and any(map(callable, value)):
+        return f"[{', '.join(map(_word, value))}]"
+    if isinstance(value, str) or not callable(value):
+        return str(value)
+    return str(getattr(value, "__name__", type(value).__name__))
 
 
 def _kept(run: Run, settings: Mapping[str, Any], split: str) -> Outcome | None:

@@ -32,7 +32,7 @@ from limbeck.files import hold
 from limbeck.method import Make
 from limbeck.report.tuning import State, Trial, write_tuning
 from limbeck.report.tuning import Tuning as Tuning
-from limbeck.runs import BASELINE, LOCK, Entry, Runs
+from limbeck.runs import BASELINE, LOCK, NETWORKS, Entry, Runs
 from limbeck.task import classification
 
 if TYPE_CHECKING:
@@ -429,6 +429,8 @@ def _check_search(method: str, search: Search, options: Mapping[str, Any]) -> No
     for name, values in search.items():
         if name in options:
             raise ValueError(f"{name} is fixed, at {options[name]!r}, and searched: it can be one of the two")
+        if name in NETWORKS:
+            raise ValueError(f"{name} are networks, without a default to stand beside: limbeck.compare compares them")
         if isinstance(values, Range):
             continue
         if isinstance(values, str) or not isinstance(values, Sequence):

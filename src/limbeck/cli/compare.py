@@ -10,7 +10,7 @@ from rich.console import Console
 
 from limbeck.cli.console import STOPPED, plain
 from limbeck.cli.jobs import side_by_side
-from limbeck.cli.networks import network, weighted
+from limbeck.cli.networks import network, weighted, with_networks
 from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of
@@ -23,7 +23,13 @@ def add(commands: Commands) -> None:
     """Add ``limbeck compare``."""
     groups = student_of, possible_teacher_of, load_data, contest, training
     parser = commands.add("compare", _compare, first_line(_compare), *groups)
-    parser.add_argument("methods", type=str, nargs="+", help="each METHOD or METHOD:OPTION=VALUE,VALUE:OPTION=VALUE")
+    parser.add_argument(
+        "methods",
+        type=str,
+        nargs="+",
+        help="each METHOD or METHOD:OPTION=VALUE,VALUE:OPTION=VALUE; assistants=NAME,[NAME,NAME], peers=NAME and "
+        "teacher=NAME@FILE are networks",
+    )
 
 
 def contest(seeds: int = 3, match: Literal["epochs", "compute"] = "epochs", jobs: int = 1) -> None:
@@ -42,7 +48,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     if leaf.jobs != 1:
         return _share_out(leaf, config, run_dir)
     data = call(load_data, leaf)
-    entries = [entry for words in leaf.methods for entry in entries_of(words)]
+    entries = [with_networks(entry, data, leaf.seed) for words in leaf.methods for entry in entries_of(words)]
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher in every process, and when the command goes on
     teacher = None if leaf.teacher is None else network(weighted(leaf.teacher, "teacher"), data)
     settings = {name: value for name, value in call(training, leaf).items() if name not in ("resume", "loggers")}
@@ -62,7 +68,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
         console.print(f"stopped; the same command with --run-dir {plain(run_dir)} goes on")
         return STOPPED
     console.print(console_table(comparison.candidates, comparison.title))
-    for sentence in findings(comparison):
+    for sentence in [comparison.note] * bool(comparison.note) + findings(comparison):
         console.print(f"  {plain(sentence)}")
     console.print(plain(str(Path(run_dir) / "report.html")))
     return 0

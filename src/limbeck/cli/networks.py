@@ -1,9 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import torch
 from torch import nn
 
 from limbeck import zoo
 from limbeck.data import Data
+from limbeck.runs import NETWORKS, Entry
+
+
+class Name(str):
+    """A network's name that makes the network, with weights drawn at each call; in tables and files it is a word."""
+
+    data: Data
+
+    def __call__(self) -> nn.Module:
+        """Make it."""
+        return network(self, self.data)
 
 
 def network(name: str, data: Data) -> nn.Module:
@@ -20,4 +35,30 @@ def weighted(name: str, role: str) -> str:
             f"the {role} {name} has no weights: name their file, {name}@FILE "
             f"(train one with `limbeck train --network {name}`), or take {name}@random for an untrained one"
         )
+    return name
+
+
+def with_networks(entry: Entry, data: Data, seed: int) -> Entry:
+    """Let the names of networks among an entry's options stand for networks; in the table it is called as before.
+
+    Peers and assistants are made by each run. ``teacher`` is the same for all, and drawn of the seed alone: in every
+    process, and whatever stands beside it.
+    """
+    options = {name: _makes(value, data) if name in NETWORKS else value for name, value in entry.options.items()}
+    if "teacher" not in options:
+        return replace(entry, options=options)
+    name = options.pop("teacher")
+    if not isinstance(name, str):
+        raise TypeError(f"{entry.name}: expected teacher=NAME@FILE or teacher=NAME@random, got {name!r}")
+    torch.manual_seed(seed)
+    teacher = network(weighted(name, "teacher"), data)
+    return replace(entry, options=options, teacher=teacher, control=zoo.split_name(name)[1] == "random")
+
+
+def _makes(value: Any, data: Data) -> Any:
+    """Return a name, or a list of names, that makes what it names."""
+    if isinstance(value, list):
+        return [_makes(each, data) for each in value]
+    name = Name(value)
+    name.data = data
     return name

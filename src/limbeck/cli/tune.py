@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from limbeck.cli.console import STOPPED, plain
-from limbeck.cli.networks import network, weighted
+from limbeck.cli.networks import network, weighted, with_networks
 from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of, search_of
@@ -59,6 +59,9 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
     entry, *more = entries_of(leaf.method)
     if more:
         raise ValueError(f"{leaf.method}: one value for each option here; what is to be searched goes to --search")
+    entry = with_networks(entry, data, leaf.seed)
+    if entry.teacher is not None:
+        raise ValueError(f"{leaf.method}: all trials have the same teacher, --teacher")
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher when the command goes on
     teacher = None if leaf.teacher is None else network(weighted(leaf.teacher, "teacher"), data)
     run_dir = leaf.run_dir or fresh_folder("tune", leaf.student, leaf.data)
@@ -111,7 +114,7 @@ def _command(method: str, options: Mapping[str, Any], leaf: Namespace) -> str:
     """Return the command line that trains with these options."""
     parameters = inspect.signature(find(method)).parameters
     words = ["limbeck", "distill", method, "--student", leaf.student]
-    if "peers" in parameters:
+    if "peers" in parameters and "peers" not in options:
         words += ["--peers", leaf.student]
     elif leaf.teacher is not None:
         words += ["--teacher", leaf.teacher]

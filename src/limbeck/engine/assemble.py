@@ -67,6 +67,9 @@ def assemble(
         given[role] = teacher
     elif role is not None and parameters[role].default is inspect.Parameter.empty:
         raise ValueError(f"{name} needs a {role.removesuffix('s')}: none was given")
+    needed = [option for option in own if parameters[option].default is inspect.Parameter.empty]
+    if missing := [option for option in needed if option not in options]:
+        raise ValueError(f"{name} needs {missing[0]}, which has no default")
     if role == "teacher" and isinstance(teacher, Sequence):
         raise ValueError(f"{name} has one teacher, got {len(teacher)}: limbeck.Ensemble makes one of several")
     return function(student, **given, **options)  # type: ignore[no-any-return]
