@@ -180,6 +180,23 @@ def test_graphs_know_what_they_are_and_take_any_number_of_samples(shipped, net, 
         np.testing.assert_allclose(program(inputs[:count]).detach().numpy(), expected[:count], atol=1e-5)
 
 
+def test_a_network_with_exits_ships_all_of_them(net, data, tmp_path):
+    early = limbeck.with_exits(net, data.example(2), ["1"])
+    x = next(iter(data.test))[0]
+    sure = early.eval().all_exits(x)[0].detach().softmax(1).amax(1).sort().values
+    early.set_thresholds([float(sure[len(sure) // 2 : len(sure) // 2 + 2].mean())])  # between two samples
+    exported = export(early, data, tmp_path, formats=["safetensors", "torch_export", "onnx"], name="early")
+    assert exported.accuracy == named(exported)["onnx"].accuracy == named(exported)["torch_export"].accuracy
+    said, taken = early.answer(x)
+    assert set(taken.tolist()) == {0, 1}
+    for count in (1, len(x)):
+        logits, exits = session(exported, "onnx").run(["logits", "exits"], {"input": x[:count].numpy()})
+        np.testing.assert_allclose(logits, said[:count].detach().numpy(), atol=1e-4)
+        np.testing.assert_allclose(exits, torch.stack(early.all_exits(x[:count]), 1).detach().numpy(), atol=1e-4)
+    with safe_open(tmp_path / "student.safetensors", "pt") as opened:
+        assert json.loads(opened.metadata()["exits"]) == ["1"]
+
+
 def assert_about(told: Mapping[str, str], data: Data) -> None:
     assert told["network"] == "small"
     assert told["limbeck"] == importlib.metadata.version("limbeck")

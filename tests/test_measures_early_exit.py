@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.measure import calibrate, exit_curve
+from limbeck.measure import calibrate, exit_curve, exit_profile
 from limbeck.nets.exits import EarlyExit
 
 
@@ -45,6 +45,28 @@ def test_from_the_first_exit_to_the_last() -> None:
     assert (curve[0].macs, curve[-1].macs) == (FIRST, ALL)
     assert [point.macs for point in curve] == sorted(point.macs for point in curve)
     assert curve[-1].threshold == 1.0
+
+
+def test_the_profile_is_what_the_network_does() -> None:
+    net = network().eval()
+    net.set_thresholds([0.6, 0.5])
+    profile = exit_profile(net, batches())
+    x, y = map(torch.cat, zip(*batches(), strict=True))
+    said, taken = net.answer(x)
+    assert profile.exit_macs == (FIRST, SECOND, ALL)
+    assert profile.shares == pytest.approx([(taken == exit).double().mean().item() for exit in range(3)])
+    assert min(profile.shares) > 0
+    assert profile.accuracy == pytest.approx((said.argmax(1) == y).double().mean().item())
+    assert profile.macs == pytest.approx(sum(s * m for s, m in zip(profile.shares, profile.exit_macs, strict=True)))
+    each = [(logits.argmax(1) == y).double().mean().item() for logits in net.all_exits(x)]
+    assert profile.accuracies == pytest.approx(each)
+    assert profile.curve == tuple(exit_curve(net, batches()))
+    first, last = profile.curve[0], profile.curve[-1]  # thresholds of 0 and 1 are the first and the last exit
+    assert (first.macs, last.macs) == (FIRST, ALL)
+    assert (first.accuracy, last.accuracy) == pytest.approx((each[0], each[-1]))
+    for threshold, alone in ((0.0, 0), (1.0, 2)):
+        net.set_thresholds([threshold] * 2)
+        assert torch.equal(net(x), net.all_exits(x)[alone])
 
 
 def test_the_network_stays_as_it_was() -> None:

@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 import limbeck
 from limbeck import zoo
-from limbeck.cli.evaluate import _tables, add
+from limbeck.cli.evaluate import _tables, add, count_of
 from limbeck.cli.parser import Commands, Parser, underscored
+from limbeck.engine.run import packed
 
 DATA = limbeck.data.load("digits")
 
@@ -103,17 +104,56 @@ def test_an_untrained_network_is_the_same_each_time(run):
     assert first["loss"] == second["loss"]
 
 
+def test_a_network_with_exits_keeps_a_budget(run, folder):
+    torch.manual_seed(0)
+    early = limbeck.with_exits(net("mlp-16-16", folder), DATA.example())
+    (folder / "early-exit.safetensors").write_bytes(packed(early))
+    name = "mlp-16-16@early-exit.safetensors"
+    first, last = 64 * 16 + 16 * 16 + 16 * 10, 64 * 16 + 16 * 16 + 16 * 10 + 16 * 16 + 16 * 10
+    budget = (first + last) / 2
+
+    record = json.loads(run(f"eval --network {name} --macs {budget / 1000}k --to calibrated.safetensors --json"))
+    exits, chosen = record["network"]["exits"], record["calibrated"]
+    assert exits["after"] == ["layers.fc2:in"]
+    assert exits["exit_macs"] == [first, last]
+    assert first < chosen["macs"] <= budget
+    assert exits["thresholds"] == [chosen["threshold"]]
+    assert record["network"]["macs"] == exits["macs"] == pytest.approx(budget, rel=0.1)  # the test data is another
+    assert record["network"]["accuracy"] == pytest.approx(exits["accuracy"])
+    assert exits["accuracies"][-1] == pytest.approx(limbeck.evaluate(net("mlp-16-16", folder), DATA.test)["accuracy"])
+    assert len(exits["curve"]) > 11
+
+    kept = zoo.network("mlp-16-16@calibrated.safetensors", 10, DATA.shape)
+    assert kept.thresholds.tolist() == exits["thresholds"]
+    shown = run(f"eval --network {name} --accuracy {chosen['accuracy']}")
+    for words in ("validation images", "leave there", "together", "accuracy over compute", "1.0000"):
+        assert words in shown
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ("--macs 1M", "has no exits, whose thresholds --macs and --accuracy set: `limbeck distill byot`"),
+        ("--to kept.safetensors", "--to keeps the weights with other thresholds: say which"),
         ("--noise much", "noise: expected standard deviations, as 0.1,0.5, got 'much'"),
         ("--noise -1", "finite and not negative, got -1"),
         ("--teacher mlp-8", "the teacher mlp-8 has no weights"),
     ],
 )
 def test_what_the_user_can_mend(run, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         run(f"eval --network {MLP} {options}")
+
+
+@pytest.mark.parametrize(("words", "count"), [("2.5M", 2.5e6), ("40 k", 4e4), ("1e3", 1e3), ("7", 7), ("1.2G", 1.2e9)])
+def test_counts_are_read_as_they_are_written(words, count):
+    assert count_of(words) == pytest.approx(count)
+
+
+@pytest.mark.parametrize("words", ["", "much", "1.2.3M", "-5", "3X"])
+def test_what_is_no_count(words):
+    with pytest.raises(ValueError, match=r"expected a number above 0, as 2\.5M or"):
+        count_of(words)
 
 
 def test_of_many_classes_those_that_matter_are_shown():

@@ -62,6 +62,7 @@ from limbeck.methods import weights_outputs as weights_outputs
 from limbeck.nets.ensemble import Ensemble as Ensemble
 from limbeck.nets.estimator import SklearnTeacher as SklearnTeacher
 from limbeck.nets.exits import EarlyExit as EarlyExit
+from limbeck.nets.exits import with_exits as with_exits
 from limbeck.nets.sections import sections as sections
 from limbeck.objective import IDS as IDS
 from limbeck.objective import Loss as Loss

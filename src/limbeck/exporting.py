@@ -35,6 +35,7 @@ from limbeck.engine.run import packed
 from limbeck.files import write
 from limbeck.frozen import Frozen, bare
 from limbeck.measure.cost import latency_ms
+from limbeck.nets.exits import AllExits, EarlyExit
 from limbeck.report.table import milliseconds, percent, quantity
 from limbeck.task import Task, classification
 from limbeck.trace import describe
@@ -139,6 +140,10 @@ def export(
     ``safetensors`` is the plain ``state_dict``, for the plain network. ``torch_export`` is a program for
     ``torch.export.load``, ``onnx`` a graph for every ONNX runtime: both are the network in eval mode, from ``input``
     (N, ...), normalised as the data are, to ``logits``, for any N. ``int8`` is that graph with 8-bit weights.
+
+    Of a network with exits (`limbeck.EarlyExit`) the graphs have no branches: every exit runs for every sample, which saves
+    no compute. ``logits`` is what the first exit says that is sure, by the network's thresholds, as the network itself
+    answers; a second output, ``exits`` (N, M, K), is what all of them say. Compute is saved by the network in PyTorch.
 
     Every file is loaded again, ONNX by onnxruntime, and run over the whole test data beside the network; where an output
     differs by more than ``tolerance``, there is no file. ``int8`` differs by design: its accuracy is to be looked at. The
@@ -263,7 +268,8 @@ class _Drafts:
         if format in ("onnx", "int8"):
             return _session(self.path(format), threads)
         if format == "torch_export":
-            return torch.export.load(self.path(format)).module()
+            program = torch.export.load(self.path(format)).module()
+            return program if not isinstance(self.net, EarlyExit) else lambda inputs: program(inputs)[0]
         from safetensors.torch import load_file
 
         net = copy.deepcopy(self.net)
@@ -278,10 +284,16 @@ class _Drafts:
     @cached_property
     def program(self) -> ExportedProgram:
         """The network as torch.export follows it, for any number of samples."""
-        raw = self.net(self.example)
-        graph = self.net if self.task.output(raw) is raw else _Logits(self.net, self.task)
+        graph = self._graph()
         with redirect_stderr(io.StringIO()):  # where torch prints half a graph before it raises
             return torch.export.export(graph, (self.example,), dynamic_shapes=BATCH, strict=False)
+
+    def _graph(self) -> nn.Module:
+        """Return what is exported: the network, of which the logits alone are seen, or every exit."""
+        if isinstance(self.net, EarlyExit):
+            return AllExits(self.net)
+        raw = self.net(self.example)
+        return self.net if self.task.output(raw) is raw else _Logits(self.net, self.task)
 
     def _safetensors(self, path: Path) -> None:
         path.write_bytes(packed(self.net, self.about))
@@ -296,7 +308,7 @@ class _Drafts:
                 dynamo=True,
                 verbose=False,
                 input_names=["input"],
-                output_names=["logits"],
+                output_names=["logits", "exits"] if isinstance(self.net, EarlyExit) else ["logits"],
                 dynamic_shapes=BATCH,  # once more, for the name of the axis
             )
         except torch.onnx.OnnxExporterError as error:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import limbeck
-from limbeck.nets.exits import EarlyExit, Exit
+from limbeck.engine.run import Run
+from limbeck.nets.exits import AllExits, EarlyExit, Exit
 
 
 def terms(method: limbeck.Method, batch):
@@ -120,6 +121,42 @@ def test_thresholds_are_kept_with_the_weights() -> None:
     networks[0].set_thresholds([0.3])
     networks[1].load_state_dict(load(save({k: v.clone() for k, v in networks[0].state_dict().items()})))
     assert torch.equal(networks[0](x), networks[1](x))
+
+
+@pytest.mark.parametrize("file", ["early-exit.safetensors", "early-exit.pt"])
+def test_the_network_with_exits_is_made_again_by_its_name(file, tmp_path) -> None:
+    name, shape = "mlp-8-6-7", (1, 4, 4)
+    early = limbeck.byot(limbeck.zoo.network(name, CLASSES, shape), example=torch.zeros(1, *shape)).student.eval()
+    early.set_thresholds([0.3, 0.28])
+    x = torch.randn(40, *shape)
+    if file.endswith("safetensors"):  # as a run writes it
+        Run(tmp_path).write_networks({"early-exit": early})
+        again = limbeck.zoo.network(f"{name}@{tmp_path / file}", CLASSES, shape)
+    else:  # as any module is saved
+        torch.save(early.state_dict(), tmp_path / file)
+        again = limbeck.with_exits(limbeck.zoo.network(name, CLASSES, shape), x, early.after)
+        again.load_state_dict(torch.load(tmp_path / file))
+        torch.save(early, tmp_path / "whole.pt")
+        assert torch.equal(torch.load(tmp_path / "whole.pt", weights_only=False)(x), early(x))
+    assert isinstance(again, EarlyExit)
+    assert again.after == ("layers.fc2:in", "layers.fc3:in")
+    assert torch.equal(again.eval()(x), early(x))
+    logits, every = AllExits(again)(x)  # the same without a branch
+    torch.testing.assert_close(logits, early(x))
+    torch.testing.assert_close(every, torch.stack(early.all_exits(x), 1))
+
+
+def test_exits_of_another_network_do_not_fit(tmp_path) -> None:
+    early = limbeck.with_exits(limbeck.zoo.network("mlp-8-6-7", CLASSES, (4,)), torch.zeros(1, 4))
+    Run(tmp_path).write_networks({"early": early})
+    with pytest.raises(ValueError, match=r"early.safetensors is of a network with exits, .* no layer 'layers.fc3'"):
+        limbeck.zoo.network(f"mlp-8@{tmp_path / 'early.safetensors'}", CLASSES, (4,))
+
+
+def test_exits_must_lie_on_the_only_path() -> None:
+    student = limbeck.zoo.network("resnet8", CLASSES)
+    with pytest.raises(ValueError, match=r"cannot be cut after 'layer1.0.conv1': .* it does not lie on the only path"):
+        limbeck.byot(student, exits=["layer1.0.conv1", "layer2"], example=torch.zeros(1, 3, 32, 32))
 
 
 def test_training_changes_the_student_itself() -> None:

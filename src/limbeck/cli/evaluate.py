@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,25 +21,32 @@ from limbeck.cli.networks import network, weighted
 from limbeck.cli.options import call, load_data, network_of
 from limbeck.cli.parser import Commands, first_line
 from limbeck.data import Data
+from limbeck.engine.run import packed
+from limbeck.files import write
 from limbeck.layers import pairs
 from limbeck.measure import (
     Outputs,
     agreement,
     batch_latency_ms,
+    calibrate,
     calibration,
     confusion,
     cost,
     divergence,
+    exit_profile,
     outputs,
     per_class,
     robustness,
     side_by_side,
 )
 from limbeck.measure.cost import BATCH
+from limbeck.nets.exits import EarlyExit
 from limbeck.report.table import milliseconds, percent, points, quantity, size
 
 SECONDS = 0.2
 """For each time that is taken: torch's own default, since nothing waits for it here."""
+POINTS = 11
+"""Of accuracy over compute that a table shows."""
 MOST = 20
 """Classes that a table shows; of more, those that changed most, or else are worst."""
 
@@ -49,13 +58,24 @@ def add(commands: Commands) -> None:
     commands.add("eval", _eval, first_line(_eval), network_of, measures, load_data)
 
 
-def measures(teacher: str | None = None, noise: list[float] | str | None = None, json: bool = False) -> None:
+def measures(
+    teacher: str | None = None,
+    noise: list[float] | str | None = None,
+    macs: str | None = None,
+    accuracy: float | None = None,
+    to: str | None = None,
+    json: bool = False,
+) -> None:
     """Say what to measure.
 
     Args:
         teacher: Another network with its weights, to compare with: agreement, likeness of layers, change of each class.
         noise: Standard deviations of Gaussian noise on the normalised inputs, as 0.1,0.5, to measure accuracy with too.
-        json: Print JSON, with the confusion matrices.
+        macs: Of a network with exits: set its thresholds on the validation data to the most accurate within so many
+            multiply-accumulates a sample on average, as 2.5M.
+        accuracy: Or to the cheapest that reaches this accuracy there, in [0, 1].
+        to: A file for the weights with these thresholds, as early.safetensors.
+        json: Print JSON, with the confusion matrices, and of a network with exits the whole curve.
     """
 
 
@@ -66,7 +86,8 @@ def _eval(leaf: Namespace, config: Mapping[str, Any]) -> int:
     torch.manual_seed(leaf.seed)  # of NAME@random
     names = {role: leaf[role] for role in ("network", "teacher") if leaf[role] is not None}
     nets = {role: network(weighted(name, role), data) for role, name in names.items()}
-    record = _record(names, nets, data, deviations, leaf.seed)
+    chosen = _calibrated(leaf, nets["network"], data)
+    record = _record(names, nets, data, deviations, leaf.seed) | ({"calibrated": chosen} if chosen else {})
     if leaf.json:
         print(json.dumps(pytree.tree_map(_finite, record), ensure_ascii=False))
     else:
@@ -81,6 +102,39 @@ def _deviations(noise: list[float] | str | None) -> list[float]:
         return [float(word) for word in words]
     except ValueError as error:
         raise ValueError(f"noise: expected standard deviations, as 0.1,0.5, got {noise!r}") from error
+
+
+def _calibrated(leaf: Namespace, net: nn.Module, data: Data) -> Record | None:
+    """Set the thresholds of a network with exits, if that was asked for; say where that leaves it on validation data."""
+    if leaf.macs is None and leaf.accuracy is None:
+        if leaf.to is not None:
+            raise ValueError("--to keeps the weights with other thresholds: say which, by --macs or --accuracy")
+        return None
+    if not isinstance(net, EarlyExit):
+        raise TypeError(
+            f"{leaf.network} has no exits, whose thresholds --macs and --accuracy set: `limbeck distill byot` trains "
+            "them, and leaves NAME@RUN/early-exit.safetensors"
+        )
+    budget = None if leaf.macs is None else count_of(leaf.macs)
+    if torch.cuda.is_available():
+        net.cuda()
+    chosen = calibrate(net, data.val, macs=budget, accuracy=leaf.accuracy)
+    net.cpu()
+    if leaf.to is not None:
+        write(Path(leaf.to), packed(net))
+    return {**asdict(chosen), "samples": len(data.val.ids), "to": leaf.to}
+
+
+def count_of(words: str) -> float:
+    """Read a count as `quantity` writes it: 2.5M, 2.5 M, 2500000."""
+    number, scale = re.fullmatch(r"\s*(.*?) ?([kMGT]?)\s*", words).groups()  # type: ignore[union-attr]  # anything matches
+    try:
+        count = float(number) * 1000.0 ** " kMGT".index(scale or " ")
+    except ValueError:
+        count = math.nan
+    if not 0 < count < math.inf:
+        raise ValueError(f"macs: expected a number above 0, as 2.5M or 2500000, got {words!r}")
+    return count
 
 
 # what is measured ----------------------------------------------------------------------------------------------------
@@ -119,6 +173,10 @@ def _record(
             **_answered(answers[role]),
             "noise": {f"{deviation:g}": metrics["accuracy"] for deviation, metrics in noisy.items()},
         }
+        if isinstance(net, EarlyExit):
+            profile = exit_profile(net, test)
+            exits = {"after": net.after, "thresholds": net.thresholds.tolist(), **asdict(profile)}
+            record[role] |= {"macs": profile.macs, "exits": exits}
     return record
 
 
@@ -162,6 +220,10 @@ def _tables(record: Record) -> Iterator[Table]:
     for deviation in networks[0]["noise"]:
         table.add_row(f"accuracy, noise {deviation}", *(f"{percent(of['noise'][deviation])} %" for of in networks))
     yield table
+    for of in networks:
+        if "exits" in of:
+            yield _exits(of["exits"], record.get("calibrated") if of is networks[0] else None)
+            yield _curve(of["exits"]["curve"])
     if "teacher" in record:
         yield _beside(record)
     yield _classes(record)
@@ -174,6 +236,35 @@ def _beside(record: Record) -> Table:
     table.add_row("KL(teacher ‖ network)", f"{record['divergence']:.4f} nats")
     for pair in record["cka"]:
         table.add_row(Text(f"CKA, {pair['network']} and {pair['teacher']}"), f"{pair['cka']:.3f}")
+    return table
+
+
+def _exits(exits: Record, calibrated: Record | None) -> Table:
+    """What each exit reaches, and all of them together."""
+    title = "exits"
+    if calibrated:
+        reached = f"{percent(calibrated['accuracy'])} % at {quantity(calibrated['macs'])} MACs"
+        title = f"exits, their thresholds set on {calibrated['samples']:,} validation images: {reached} there"
+    table = _table(title, "after", "threshold", "leave there", "accuracy of all", "MACs")
+    names = [*(exits["after"] or map(str, range(1, len(exits["shares"])))), "the last layer"]
+    thresholds = [f"{threshold:.4f}" for threshold in exits["thresholds"]] + [""]
+    columns = names, thresholds, exits["shares"], exits["accuracies"], exits["exit_macs"]
+    for name, threshold, share, right, macs in zip(*columns, strict=True):
+        table.add_row(Text(name), threshold, f"{percent(share)} %", f"{percent(right)} %", quantity(macs))
+    table.add_section()
+    table.add_row("together", "", "", f"{percent(exits['accuracy'])} %", quantity(exits["macs"]))
+    return table
+
+
+def _curve(curve: Sequence[Record]) -> Table:
+    """Accuracy over compute, at points about equally far apart in compute."""
+    table = _table("accuracy over compute, all exits with one threshold", "threshold", "MACs", "of all", "accuracy")
+    least, most = curve[0]["macs"], curve[-1]["macs"]
+    aims = [least + (most - least) * step / (POINTS - 1) for step in range(POINTS)]
+    shown = [min(curve, key=lambda point: abs(point["macs"] - aim)) for aim in aims]
+    for point in (of for of, after in zip(shown, [*shown[1:], None], strict=True) if of is not after):
+        cells = quantity(point["macs"]), f"{percent(point['macs'] / most)} %", f"{percent(point['accuracy'])} %"
+        table.add_row(f"{point['threshold']:.4f}", *cells)
     return table
 
 

@@ -32,7 +32,9 @@ from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.run import Run
 from limbeck.frozen import frozen
 from limbeck.measure.cost import cost
+from limbeck.measure.early_exit import exit_profile
 from limbeck.method import Make, Method
+from limbeck.nets.exits import EarlyExit
 from limbeck.report.examples import FILE, Examples
 from limbeck.report.run import run_report
 from limbeck.stage import Stage
@@ -298,6 +300,7 @@ def _finish(
         if run is not None and _is_main():
             run.write_networks(networks)
         metrics = _metrics(training, networks, method.task)
+    exits = _exits(training, networks, method.task) if finished else {}
     result = Result(
         networks,
         metrics,
@@ -309,7 +312,7 @@ def _finish(
     if run is not None:
         examples = _examples(training, method, classes) if finished else None  # of all processes together
         if _is_main():
-            run.write_result({**what, **_summary(result, training, method.task)})
+            run.write_result({**what, **_summary(result, training, method.task), **exits})
             if examples is not None:
                 examples.save(run.folder / FILE)
             run_report(run.folder)
@@ -331,6 +334,16 @@ def _metrics(training: _Training, networks: Mapping[str, nn.Module], task: Task)
             for metric, value in evaluate(net, training.loaders.test, task).items():
                 metrics[f"test/{name}/{metric}"] = value
     return metrics
+
+
+def _exits(training: _Training, networks: Mapping[str, nn.Module], task: Task) -> dict[str, Any]:
+    """What networks with exits do on the test data, by name."""
+    test = training.loaders.test
+    if test is None or task.loss is not cross_entropy:
+        return {}
+    early = {name: net for name, net in networks.items() if isinstance(net, EarlyExit)}
+    profiles = {name: {"after": net.after, **asdict(exit_profile(net, test, task))} for name, net in early.items()}
+    return {"exits": profiles} if profiles else {}
 
 
 def _summary(result: Result, training: _Training, task: Task) -> dict[str, Any]:

@@ -20,15 +20,20 @@ from torch import nn
 
 from limbeck.engine.learner import Row
 from limbeck.files import write
+from limbeck.nets.exits import EXITS, EarlyExit
 
 logger = logging.getLogger("limbeck")
 
 
 def packed(net: nn.Module, about: Mapping[str, str] | None = None) -> bytes:
-    """Return a network's weights as a safetensors file, with what is to be known ``about`` them."""
+    """Return a network's weights as a safetensors file, with what is to be known ``about`` them.
+
+    Where a network has exits, that says after which layers: `limbeck.zoo.network` makes them again.
+    """
     # clones, since shared storage (tied weights) is more than the format can say
     state = {key: value.detach().cpu().clone().contiguous() for key, value in net.state_dict().items()}
-    return to_safetensors(state, dict(about) if about else None)
+    exits = {EXITS: json.dumps(net.after)} if isinstance(net, EarlyExit) and net.after else {}
+    return to_safetensors(state, {**(about or {}), **exits} or None)
 
 
 class Run:

@@ -1,13 +1,17 @@
 """What a network costs, how it answers, how two of them differ, and what several seeds show."""
 
+from limbeck.measure.accounts import Account as Account
+from limbeck.measure.accounts import accounts as accounts
 from limbeck.measure.cka import MinibatchCKA as MinibatchCKA
 from limbeck.measure.cka import cka as cka
 from limbeck.measure.cost import Cost as Cost
 from limbeck.measure.cost import batch_latency_ms as batch_latency_ms
 from limbeck.measure.cost import cost as cost
+from limbeck.measure.early_exit import ExitProfile as ExitProfile
 from limbeck.measure.early_exit import Operating as Operating
 from limbeck.measure.early_exit import calibrate as calibrate
 from limbeck.measure.early_exit import exit_curve as exit_curve
+from limbeck.measure.early_exit import exit_profile as exit_profile
 from limbeck.measure.evidence import Judgement as Judgement
 from limbeck.measure.evidence import Paired as Paired
 from limbeck.measure.evidence import Summary as Summary

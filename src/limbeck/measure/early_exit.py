@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.utilities.distributed import gather_all_tensors
 
+from limbeck.distributed import place
 from limbeck.engine.evaluate import batches
 from limbeck.frozen import Frozen
 from limbeck.measure.cost import macs_of
@@ -34,6 +37,52 @@ class Operating:
     macs: float
 
 
+@dataclass(frozen=True)
+class ExitProfile:
+    """What a network with exits does on held-out data.
+
+    Args:
+        accuracies: Of each exit on all samples, in [0, 1]; the deepest last.
+        exit_macs: Multiply-accumulates of a sample that leaves at each exit, those of the exits that it passed included.
+        shares: Of the samples that leave at each exit, at the network's own thresholds; they add up to 1.
+        accuracy: At the network's own thresholds, in [0, 1].
+        macs: Of a sample on average, at the network's own thresholds.
+        curve: Where else the network may be run, see `exit_curve`.
+    """
+
+    accuracies: tuple[float, ...]
+    exit_macs: tuple[int, ...]
+    shares: tuple[float, ...]
+    accuracy: float
+    macs: float
+    curve: tuple[Operating, ...]
+
+
+def exit_profile(net: EarlyExit, loader: Iterable[Any], task: Task = classification) -> ExitProfile:
+    """Return what each exit reaches, what all of them do together, and accuracy over compute.
+
+    The data is passed once, through the whole network. Among several processes all must ask: it is that of all their data.
+
+    Args:
+        net: The network; it is left as it was.
+        loader: Held-out batches ``(inputs, targets)`` with a label at least.
+        task: How batches are fed.
+
+    Raises:
+        ValueError: No labelled sample.
+    """
+    confidence, right, price = _seen(net, loader, task)
+    taken = _taken(confidence, net.thresholds.cpu())
+    return ExitProfile(
+        accuracies=tuple(right.double().mean(0).tolist()),
+        exit_macs=tuple(price.tolist()),
+        shares=tuple((taken.bincount(minlength=len(price)).double() / len(taken)).tolist()),
+        accuracy=_mean(right.gather(1, taken[:, None])),
+        macs=_mean(price[taken]),
+        curve=tuple(_curve(confidence, right, price)),
+    )
+
+
 def exit_curve(net: EarlyExit, loader: Iterable[Any], task: Task = classification) -> list[Operating]:
     """Return accuracy and compute over the thresholds that matter, from the cheapest point to the dearest.
 
@@ -48,17 +97,7 @@ def exit_curve(net: EarlyExit, loader: Iterable[Any], task: Task = classificatio
     Raises:
         ValueError: No labelled sample.
     """
-    confidence, right, price = _seen(net, loader, task)
-    steps = torch.linspace(0, 1, THRESHOLDS, device=confidence.device)
-    inner = confidence[:, :-1].flatten().quantile(steps) if confidence.shape[1] > 1 else steps
-    points = {}
-    for threshold in [0.0, *sorted(set(inner.tolist())), 1.0]:
-        sure = confidence > threshold
-        sure[:, -1] = True
-        taken = sure.int().argmax(1)
-        point = Operating(threshold, float(right.gather(1, taken[:, None]).float().mean()), float(price[taken].mean()))
-        points[point.macs, point.accuracy] = point  # the last of equal ones: it is as far from the next as can be
-    return sorted(points.values(), key=lambda point: point.macs)
+    return _curve(*_seen(net, loader, task))
 
 
 def calibrate(
@@ -102,6 +141,27 @@ def calibrate(
     return chosen
 
 
+def _curve(confidence: Tensor, right: Tensor, price: Tensor) -> list[Operating]:
+    steps = torch.linspace(0, 1, THRESHOLDS)
+    inner = confidence[:, :-1].flatten().quantile(steps) if confidence.shape[1] > 1 else steps
+    points = {}
+    for threshold in [0.0, *sorted(set(inner.tolist())), 1.0]:
+        taken = _taken(confidence, threshold)
+        point = Operating(threshold, _mean(right.gather(1, taken[:, None])), _mean(price[taken]))
+        points[point.macs, point.accuracy] = point  # the last of equal ones: it is as far from the next as can be
+    return sorted(points.values(), key=lambda point: point.macs)
+
+
+def _taken(confidence: Tensor, thresholds: Tensor | float) -> Tensor:
+    """Return the number of the exit that each sample takes."""
+    sure = F.pad(confidence[:, :-1] > thresholds, (0, 1), value=True)
+    return sure.int().argmax(1)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
 @torch.no_grad()
 def _seen(net: EarlyExit, loader: Iterable[Any], task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each sample and exit, the confidence and whether it is right; and what each exit takes."""
@@ -115,9 +175,16 @@ def _seen(net: EarlyExit, loader: Iterable[Any], task: Task) -> tuple[Tensor, Te
         known = target != UNLABELLED
         confidence.append(said.softmax(-1).amax(-1)[known])
         right.append((said.argmax(-1) == target[:, None])[known])
-    if price is None or not sum(map(len, right)):
+    seen = [_of_all(torch.cat(rows)).cpu() if rows else torch.empty(0) for rows in (confidence, right)]
+    if price is None or not len(seen[1]):
         raise ValueError("nothing was measured: the loader gave no labelled sample")
-    return torch.cat(confidence), torch.cat(right), price.to(confidence[0].device)
+    return seen[0], seen[1], price
+
+
+def _of_all(rows: Tensor) -> Tensor:
+    """Return the rows of all processes, which need not have equally many."""
+    _, world = place()
+    return torch.cat(gather_all_tensors(rows)) if world > 1 else rows
 
 
 def _prices(net: EarlyExit, sample: Tensor) -> Tensor:
@@ -129,4 +196,4 @@ def _prices(net: EarlyExit, sample: Tensor) -> Tensor:
         sample = section(sample)
         passed += macs_of(leave, sample)
         prices.append(passed)
-    return torch.tensor(prices, dtype=torch.float32)
+    return torch.tensor(prices)

@@ -12,16 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import Frozen
-from limbeck.layers import layers, stages
+from limbeck.layers import embedding
 from limbeck.method import Distill
 from limbeck.methods.fitnets import hint
 from limbeck.methods.kd import check_temperature, soft_target
-from limbeck.nets.exits import EarlyExit, Exit
-from limbeck.nets.sections import sections
+from limbeck.nets.exits import EarlyExit, Exit, with_exits
 from limbeck.objective import Objective, S, Y, on
 from limbeck.paper import Paper
 from limbeck.task import Task, classification
@@ -88,18 +85,12 @@ def byot(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the share of the soft term and must lie in [0, 1], got {alpha}")
     check_temperature(temperature)
-    *early, deepest = stages(student, example, task)
-    after = [stage.path for stage in early] if exits is None else list(exits)
-    parts = sections(student, after)
-    linear = [layer for layer in layers(student, example, task) if layer.kind == "Linear"]
-    if not linear:
-        raise ValueError(f"{type(student).__name__} ends in no nn.Linear: an exit is as wide as what that is given")
-    classifier = linear[-1]
-    width = classifier.input_shape[-1]
-    shown = _shapes(parts, example)
-    leaves = [Exit(shape, deepest.shape, width, classifier.shape[-1]) for shape in shown]
-    network = EarlyExit(parts, leaves)
-    last = S[f"sections.{len(parts) - 1}.{classifier.path}:in"].via(Tensor.detach)
+    network = with_exits(student, example, exits, task)
+    classifier = embedding(student, example, task)
+    leave = network.exits[0]
+    assert isinstance(leave, Exit)
+    width = leave.fc.in_features
+    last = S[f"sections.{len(network.exits)}.{classifier}"].via(Tensor.detach)
 
     def learn(index: int) -> Objective:
         leave, told = S[f"exits.{index}"], S[f"exits.{index}.bottleneck"].via(nn.Linear(width, width))
@@ -108,15 +99,5 @@ def byot(
         soft = alpha * on(soft_target, leave, S.via(Tensor.detach), name=f"soft{name}", temperature=temperature)
         return hard + soft + feature * on(hint, told, last, name=f"feature{name}")
 
-    objective = sum((learn(index) for index in range(len(leaves))), task.hard)
+    objective = sum((learn(index) for index in range(len(network.exits))), task.hard)
     return SelfDistill(student, network, None, objective, task)
-
-
-@torch.no_grad()
-def _shapes(parts: Sequence[nn.Module], example: Any) -> list[tuple[int, ...]]:
-    """Return the shapes of what all sections but the last show."""
-    shapes = []
-    for part in parts[:-1]:
-        example = Frozen(part)(example)
-        shapes.append(tuple(example.shape))
-    return shapes

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.frozen import Frozen
+from limbeck.layers import layers, stages
 from limbeck.nets.branches import pooled
 from limbeck.nets.norm import GlobalBatchNorm
+from limbeck.nets.sections import sections
+from limbeck.task import Task, classification
 
 Shape = tuple[int, ...]
+
+EXITS = "exits"
+"""Under which a file of weights names the layers, as a JSON list, after which its network has exits."""
 
 
 class Exit(nn.Module):
@@ -77,17 +85,23 @@ class EarlyExit(nn.Module):
         sections: The network, in consecutive parts.
         exits: One for each section but the last.
         thresholds: One for each exit, in [0, 1]; 1 by default, so that nothing leaves early. Kept with the weights.
+        after: The layers after which the exits are, where they have names: limbeck's files of weights hold them, so that
+            `limbeck.zoo.network` and the command line build the same network again.
     """
 
     thresholds: Tensor
 
     def __init__(
-        self, sections: Sequence[nn.Module], exits: Sequence[nn.Module], thresholds: Sequence[float] | None = None
+        self,
+        sections: Sequence[nn.Module],
+        exits: Sequence[nn.Module],
+        thresholds: Sequence[float] | None = None,
+        after: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if len(exits) != len(sections) - 1:
             raise ValueError(f"expected an exit for each section but the last, got {len(exits)} for {len(sections)}")
-        self.sections, self.exits = nn.ModuleList(sections), nn.ModuleList(exits)
+        self.sections, self.exits, self.after = nn.ModuleList(sections), nn.ModuleList(exits), tuple(after)
         self.register_buffer("thresholds", torch.ones(len(exits)))
         if thresholds is not None:
             self.set_thresholds(thresholds)
@@ -127,3 +141,72 @@ class EarlyExit(nn.Module):
             said.append((waiting, self.sections[-1](x)))
         rows, logits = (torch.cat(parts) for parts in zip(*said, strict=True))
         return logits[rows.argsort()], taken
+
+
+class AllExits(nn.Module):
+    """A network with exits as a graph without branches, for what cannot decide sample by sample.
+
+    Every section runs on every sample, so that no compute is saved; what is answered is the same.
+
+    Args:
+        net: The network; its thresholds are part of the graph.
+    """
+
+    def __init__(self, net: EarlyExit) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of the first exit that is sure, (N, K), and those of every exit, (N, M, K)."""
+        said = self.net.all_exits(x)
+        logits = said[-1]
+        for early, threshold in zip(said[-2::-1], self.net.thresholds.flip(0), strict=True):
+            sure = early.softmax(-1).amax(-1, keepdim=True) > threshold
+            logits = torch.where(sure, early, logits)
+        return logits, torch.stack(said, 1)
+
+
+def with_exits(
+    net: nn.Module, example: Any, after: Sequence[str] | None = None, task: Task = classification
+) -> EarlyExit:
+    """Give a network exits, untrained ones: `limbeck.byot` trains them.
+
+    The sections share the network's parameters. With the weights that a training left, this is how the trained network
+    is made again: ``with_exits(net, example, after).load_state_dict(weights)``.
+
+    Args:
+        net: The network; its last layer is linear.
+        example: A batch of inputs, (N, ...).
+        after: The layers after which an exit is; by default all resolutions of its maps (its blocks, or hidden layers)
+            but the deepest.
+        task: How inputs are fed.
+
+    Raises:
+        ValueError: No linear layer, or layers between which the network cannot be cut, as for `limbeck.sections`.
+
+    Example:
+        >>> import torch, limbeck
+        >>> net = limbeck.zoo.network("resnet8")
+        >>> early = with_exits(net, torch.zeros(1, 3, 32, 32))
+        >>> early.after
+        ('layer1', 'layer2')
+    """
+    *early, deepest = stages(net, example, task)
+    after = [stage.path for stage in early] if after is None else list(after)
+    parts = sections(net, after)
+    linear = [layer for layer in layers(net, example, task) if layer.kind == "Linear"]
+    if not linear:
+        raise ValueError(f"{type(net).__name__} ends in no nn.Linear: an exit is as wide as what that is given")
+    width, classes = linear[-1].input_shape[-1], linear[-1].shape[-1]
+    exits = [Exit(shape, deepest.shape, width, classes) for shape in _shapes(parts, example)]
+    return EarlyExit(parts, exits, after=after).to(next(net.parameters()).device)
+
+
+@torch.no_grad()
+def _shapes(parts: Sequence[nn.Module], example: Any) -> list[Shape]:
+    """Return the shapes of what all sections but the last show."""
+    shapes = []
+    for part in parts[:-1]:
+        example = Frozen(part)(example)
+        shapes.append(tuple(example.shape))
+    return shapes

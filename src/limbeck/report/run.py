@@ -11,6 +11,7 @@ from limbeck.files import write
 from limbeck.report.examples import FILE, Examples, read_examples
 from limbeck.report.figures import Line, Point, curves, panels, shares, tradeoff
 from limbeck.report.history import Row, accuracy_columns, line, players, read_rows, stages, terms
+from limbeck.report.mimic import compression_section, read_compression
 from limbeck.report.page import Plot, Section, Table, render
 from limbeck.report.palette import BASELINE, TEACHER, another
 from limbeck.report.sections import confusion_section, example_sections
@@ -20,8 +21,14 @@ UNPAIRED = (
     "Single runs beside each other show nothing about their methods: seeds alone make accuracies differ. limbeck compare "
     "trains methods and the plain student over the same seeds, and says what that shows."
 )
+LEAVING = (
+    "Each sample leaves at the first exit whose largest probability exceeds a threshold; along the line it rises from 0, "
+    "everybody leaves at the first exit, to 1, nobody before the last. limbeck eval --macs or --accuracy sets it, on the "
+    "validation data."
+)
 NETWORK_HEADER = ("network", "params", "MACs", "size", "latency", "accuracy, val", "accuracy, test")
 CAPTION = "MACs and latency are those of one sample; latency on one CPU thread. Accuracy in percent."
+SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 FILES = ("student.safetensors", "config.yaml", "metrics.csv", "train.log", "result.json")
 
 
@@ -37,8 +44,11 @@ def run_report(folder: str | Path, path: str | Path | None = None) -> Path:
     """
     folder = Path(folder)
     result, rows = read_result(folder), read_rows(folder / "metrics.csv")
+    compression = read_compression(folder)
     sections = [
+        None if compression is None else compression_section(compression),
         _networks(result),
+        *_exits(result),
         *_curves(rows),
         *_examples(read_examples(folder / FILE)),
         _files(folder),
@@ -93,6 +103,23 @@ def _networks(result: Mapping[str, Any]) -> Section | None:
     facts = {"Seed": str(result.get("seed")), "Time": f"{result['seconds']:.1f} s"} if "seconds" in result else {}
     versions = {name: str(version) for name, version in result.get("versions", {}).items()}
     return Section("What came out", table=Table(NETWORK_HEADER, rows, CAPTION), facts=facts | versions)
+
+
+def _exits(result: Mapping[str, Any]) -> list[Section]:
+    """Accuracy over compute of a network with exits, and each exit as a point of its own."""
+    sections = []
+    for name, exits in result.get("exits", {}).items():
+        points = [(point["macs"], point["accuracy"]) for point in exits["curve"]]
+        alone = list(zip(exits["exit_macs"], exits["accuracies"], strict=True))
+        size, unit = next((scale for scale in SCALES if points[-1][0] >= scale[0]), SCALES[-1])
+        lines = [
+            Line(label, tuple(macs / size for macs, _ in way), tuple(100 * right for _, right in way))
+            for label, way in (("leaving when sure", points), ("one exit for all", alone))
+        ]
+        words = "Accuracy on the test data over multiply-accumulates a sample"
+        plot = Plot(curves(lines, words, y_label="%", x_label=f"MACs, {unit}".rstrip(", ")), words)
+        sections.append(Section(f"What leaving early saves: {name}", [LEAVING], plots=[plot]))
+    return sections
 
 
 def _network_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from limbeck.zoo._outside import Build, Shape, from_factory, from_timm, from_torchvision
-from limbeck.zoo._weights import load_weights
+from limbeck.zoo._weights import load_weights, prepared
 from limbeck.zoo.fitnet import FitNet, FitNetTeacher
 from limbeck.zoo.mlp import MLP
 from limbeck.zoo.mobilenet import MobileNetV2
@@ -100,7 +100,8 @@ def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 3
 
     After the name, ``@FILE`` loads weights (``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``), ``@pretrained`` takes
     torchvision's or timm's own, and ``@random`` says that an untrained network is meant, for a control. Without any of
-    them the network is fresh. Except for factories, it is run once on two blank samples, so that a shape that it
+    them the network is fresh. The file of a network with exits, as `limbeck.byot` leaves it, gives a
+    `limbeck.EarlyExit`. Except for factories, the network is run once on two blank samples, so that a shape that it
     cannot take is an error here.
 
     Args:
@@ -132,8 +133,10 @@ def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 3
         net = from_factory(base, num_classes, shape)
     else:
         net = _build_checked(base, _from_zoo(base, num_classes), shape)
-    if weights not in (None, "random", "pretrained"):
-        load_weights(net, weights, base)
+    if weights in (None, "random", "pretrained"):
+        return net
+    net = prepared(net, weights, base, shape)
+    load_weights(net, weights, base)
     return net
 
 

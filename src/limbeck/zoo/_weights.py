@@ -1,11 +1,14 @@
 """Weights from a file into a network, or an error that says what does not fit."""
 
+import json
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from limbeck.nets.exits import EXITS, with_exits
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
@@ -30,6 +33,44 @@ def load_weights(net: nn.Module, file: str, name: str) -> None:
     if problem:
         raise ValueError(f"{name}: the weights in {file} do not fit the network: {problem}")
     net.load_state_dict(state, strict=False)
+
+
+def prepared(net: nn.Module, file: str, name: str, shape: tuple[int, ...]) -> nn.Module:
+    """Return the network whose weights are in ``file``: ``net``, with exits where the file says that it had some.
+
+    Args:
+        net: The network.
+        file: As for `load_weights`.
+        name: What the user called the network, for errors.
+        shape: Of one sample.
+
+    Raises:
+        ValueError: The network does not have the layers after which there were exits.
+    """
+    after = _exits_in(file)
+    if not after:
+        return net
+    try:
+        return with_exits(net, torch.zeros(2, *shape), after)
+    except ValueError as error:
+        raise ValueError(f"{name}: {file} is of a network with exits, which do not fit this one: {error}") from error
+
+
+def _exits_in(file: str) -> list[str]:
+    """Return the layers after which a safetensors file has exits; what cannot be read `load_weights` complains of."""
+    path = Path(file).expanduser()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return []
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        return []
+    try:
+        with safe_open(path, framework="pt") as opened:
+            found: list[str] = json.loads((opened.metadata() or {}).get(EXITS, "[]"))
+    except SafetensorError:
+        return []
+    return found
 
 
 def _read(file: str, name: str) -> dict[str, Tensor]:

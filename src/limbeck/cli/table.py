@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+
+from limbeck import zoo
+from limbeck.cli.console import plain
+from limbeck.cli.networks import network, weighted
+from limbeck.cli.options import call, load_data
+from limbeck.cli.parser import Commands, first_line
+from limbeck.measure import accounts
+from limbeck.report.accounts import LEGEND, console_table, markdown_table, records
+
+SECONDS = 0.5
+"""For the times of each network: more than elsewhere, since they are what is asked for."""
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck table``."""
+    parser = commands.add("table", _table, first_line(_table), shown, load_data)
+    parser.add_argument("teacher", type=str, help="a network with its weights, as resnet56@teacher.safetensors")
+    parser.add_argument("students", type=str, nargs="+", help="others, likewise")
+
+
+def shown(json: bool = False, markdown: bool = False) -> None:
+    """Say how to show it.
+
+    Args:
+        json: Print JSON, with all digits.
+        markdown: Print a Markdown table.
+    """
+
+
+def _table(leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Show what students save beside their teacher: speed-up and compression, with layers, multiplications and accuracy."""
+    data = call(load_data, leaf)
+    torch.manual_seed(leaf.seed)  # of NAME@random
+    names = [weighted(leaf.teacher, "teacher"), *(weighted(name, "student") for name in leaf.students)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is named twice")
+    found = accounts(
+        dict(zip(_short(names), (network(name, data) for name in names), strict=True)), data, seconds=SECONDS
+    )
+    if leaf.json:
+        print(json.dumps(records(found), ensure_ascii=False))
+    elif leaf.markdown:
+        print(markdown_table(found), end="")
+    else:
+        console = Console()
+        console.print(console_table(found, f"{data.name}, {len(data.test.ids):,} test images"))
+        console.print(plain(LEGEND), highlight=False)
+    return 0
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Leave away of the files of weights what is not needed to tell networks apart: resnet8, or else resnet8 kd."""
+    split = [zoo.split_name(name) for name in names]
+    bases = [base for base, _ in split]
+    folders = [f"{base} {Path(weights or '').parent.name}" for base, weights in split]
+    return [
+        next((short for short, all_short in ((base, bases), (folder, folders)) if all_short.count(short) == 1), name)
+        for base, folder, name in zip(bases, folders, names, strict=True)
+    ]
