@@ -36,9 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, or 130 after Ctrl-C."""
     # --run-dir is --run_dir: signatures have underscores, command lines dashes
     words = [underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    parser, commands = build(
-        () if any(word.startswith("--config") for word in words) else words
-    )  # it may name a command
+    config_alone = len(words) <= 2 and any(word.startswith("--config") for word in words)  # the file names the command
+    parser, commands = build(() if config_alone else words)
     config = parser.parse_args(words)
     does, leaf = commands.find(config)
     warnings.showwarning = warn

@@ -57,7 +57,7 @@ def _start(command: Mapping[str, Any], folder: Path, environment: Mapping[str, s
     config.write_text(yaml.safe_dump(dict(command)), encoding="utf-8")
     with (folder / "stderr").open("wb") as words:
         return subprocess.Popen(
-            [sys.executable, "-m", "limbeck.cli", "--config", str(config)],
+            [sys.executable, "-m", "limbeck.cli", "--config", str(config), command["subcommand"]],
             env=environment,
             stdout=subprocess.DEVNULL if quiet else None,
             stderr=words if quiet else None,
