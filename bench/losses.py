@@ -133,7 +133,7 @@ def of_logits(batch: int) -> Iterator[Row]:
     s, t, y = leaf(batch, CLASSES), torch.randn(batch, CLASSES), torch.randint(CLASSES, (batch,))
     row = partial(Row, inputs=f"{batch}x{CLASSES}", leaves=[s])
     softmax, log_softmax = partial(torch.softmax, dim=1), partial(torch.log_softmax, dim=1)
-    hot, smooth, right, warm = F.one_hot(y, CLASSES), 0.1, 0.99, 20.0
+    smooth, right, warm = 0.1, 0.99, 20.0
     temperature = 4.0
 
     def kl(p: Tensor, log_q: Tensor) -> Tensor:
@@ -145,8 +145,11 @@ def of_logits(batch: int) -> Iterator[Row]:
     def crossed() -> Tensor:
         return -(temperature**2) * (softmax(t / temperature) * log_softmax(s / temperature)).sum(1).mean()
 
+    def hot() -> Tensor:
+        return F.one_hot(y, CLASSES)
+
     def virtual() -> Tensor:
-        p = right * hot + (1 - right) / (CLASSES - 1) * (1 - hot)
+        p = right * hot() + (1 - right) / (CLASSES - 1) * (1 - hot())
         return warm**2 * kl(softmax(p.log() / warm), log_softmax(s / warm))
 
     def binary(z: Tensor) -> Tensor:
@@ -154,7 +157,7 @@ def of_logits(batch: int) -> Iterator[Row]:
         return torch.cat([p, 1 - p], 1)
 
     def without_label(z: Tensor) -> Tensor:
-        return z[hot == 0].view(batch, CLASSES - 1) / temperature
+        return z[hot() == 0].view(batch, CLASSES - 1) / temperature
 
     def target() -> Tensor:
         return temperature**2 * kl(binary(t), binary(s).log())
@@ -200,7 +203,7 @@ def of_logits(batch: int) -> Iterator[Row]:
     yield row(
         "label_smoothing",
         ours=lambda: losses.label_smoothing(s, y, smooth),
-        formula=lambda: -(((1 - smooth) * hot + smooth / CLASSES) * log_softmax(s)).sum(1).mean(),
+        formula=lambda: -(((1 - smooth) * hot() + smooth / CLASSES) * log_softmax(s)).sum(1).mean(),
     )
     yield row("virtual_teacher", ours=lambda: losses.virtual_teacher(s, y, warm, right), formula=virtual)
 

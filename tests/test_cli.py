@@ -101,7 +101,7 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "gradient": f"--student mlp-16 {CONTROL}",
     "jacobian": f"--student mlp-16 {CONTROL} --projection 0.01",
     "rkd": f"--student mlp-16 {CONTROL}",
-    "crd": f"{ORDINARY} --memory 1797 --negatives 64",
+    "crd": f"{ORDINARY} --negatives 64",
     "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
     "one": "--student mlp-16-16 --layer layers.fc2:in",
     "byot": "--student resnet8",

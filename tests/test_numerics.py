@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from limbeck.losses import cross_entropy
-from limbeck.numerics import full_precision, same_shape, unit_rows
+from limbeck.numerics import full_precision, same_shape, settled, unit_rows
 
 
 @full_precision
@@ -41,6 +41,10 @@ def test_autocast_is_asked_about_the_device_of_the_tensors(call, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: asked.append(device))
     call(torch.ones(2, 2, device="meta"))
+    assert asked == []  # nothing is, anywhere
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        asked.clear()  # itself asks
+        call(torch.ones(2, 2, device="meta"))
     assert asked == ["meta"]
 
 
@@ -85,3 +89,23 @@ def test_rows_get_length_one_and_rows_of_zeros_no_gradient():
     (unit @ torch.tensor([1.0, 1.0])).sum().backward()
     assert rows.grad.isfinite().all()
     assert not rows.grad[1].any()
+
+
+def test_a_settled_loss_has_autograds_gradient_whatever_happens_to_what_it_came_from():
+    x, bank = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3)
+
+    def loss(anchors):
+        return (anchors @ bank.T).exp().sum()
+
+    value, (slope,) = loss(x), torch.autograd.grad(loss(x), x)
+    now = settled(loss, x)
+    bank.zero_()
+    assert torch.equal(now, value)
+    three = torch.tensor(3.0, requires_grad=True)
+    (gradient,) = torch.autograd.grad(three * now, x, create_graph=True)
+    torch.testing.assert_close(gradient, 3 * slope)
+    with torch.no_grad():
+        assert settled(loss, x) == 20
+    assert not settled(loss, x.detach()).requires_grad
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

@@ -12,7 +12,7 @@ from torch import nn
 
 from limbeck.checkup import vet
 from limbeck.engine.assemble import assemble, find
-from limbeck.engine.fit import Result, Trainable, example_of, fit
+from limbeck.engine.fit import Result, Trainable, example_of, fit, labels_of
 from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.run import Run
 
@@ -59,7 +59,7 @@ def distill(
     example = example_of(data, student)
 
     def make() -> Trainable:
-        return assemble(method, student, teacher, example, own)
+        return assemble(method, student, teacher, example, own, labels_of(data))
 
     if check and not goes_on(training.get("run_dir"), training.get("resume", False)):
         look_first(make, data, training.get("accelerator", "auto"))

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +25,8 @@ def full_precision(loss: Callable[P, R]) -> Callable[P, R]:
     def widened(*args: P.args, **kwargs: P.kwargs) -> R:
         wide = [_widen(value) for value in args]
         wide_options = {name: _widen(value) for name, value in kwargs.items()}
+        if not torch._C._is_any_autocast_enabled():  # to ask by device takes as long as a small loss's arithmetic
+            return loss(*wide, **wide_options)
         device = next((tensor.device.type for tensor in _tensors([*wide, *wide_options.values()])), "cpu")
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
@@ -66,5 +69,38 @@ def unit_rows(rows: Tensor, epsilon: float = 0.0) -> Tensor:
 
     `torch.nn.functional.normalize` would multiply that row's gradient by 1e12.
     """
+    return rows / (lengths(rows) + epsilon if epsilon else lengths(rows))
+
+
+def settled(loss: Callable[[Tensor], Tensor], student: Tensor) -> Tensor:
+    """Return ``loss(student)``, a scalar whose gradient is made at once, so that what it came from may be written anew.
+
+    Of several large tensors of a graph, only the gradient stays until the backward pass. The loss is linear from there on:
+    to differentiate it twice raises a RuntimeError.
+    """
+    if not (torch.is_grad_enabled() and student.requires_grad):
+        return loss(student)
+    leaf = student.detach().requires_grad_()
+    value = loss(leaf)
+    (slope,) = torch.autograd.grad(value, leaf)
+    settled_value: Tensor = _Settled.apply(student, value.detach(), slope)
+    return settled_value
+
+
+class _Settled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return upstream * slope, None, None
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """Return each row's length, (..., 1), to divide by: that of a row of zeros is infinite, and has no gradient."""
     squares = rows.square().sum(-1, keepdim=True)
-    return rows / (squares.where(squares > 0, torch.inf).sqrt() + epsilon)
+    return squares.where(squares > 0, torch.inf).sqrt()

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from limbeck.data import Data
 from limbeck.engine.assemble import assemble, find
 from limbeck.engine.evaluate import evaluate
-from limbeck.engine.fit import Trainable, example_of, fit
+from limbeck.engine.fit import Trainable, example_of, fit, labels_of
 from limbeck.engine.learner import Row, Schedule
 from limbeck.engine.observe import examples_of_runs
 from limbeck.engine.run import Run
@@ -237,7 +237,8 @@ class Runs:
 
     def _assemble(self, entry: Entry, seed: int) -> Trainable:
         student, teacher, options = self._given(entry, seed)
-        return assemble(entry.method, student, teacher, example_of(self.data, student), options)
+        example = example_of(self.data, student)
+        return assemble(entry.method, student, teacher, example, options, labels_of(self.data))
 
     def _given(self, entry: Entry, seed: int) -> tuple[nn.Module, nn.Module | list[nn.Module] | None, dict[str, Any]]:
         """Make what a run is given: its student, who teaches, and its options, of which peers teach."""

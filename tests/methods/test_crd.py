@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
+from limbeck.engine.assemble import assemble
+from limbeck.engine.fit import labels_of
 from limbeck.methods.crd import Contrast, Queue
 from limbeck.nets import draws
 
@@ -64,7 +66,7 @@ def test_by_hand() -> None:
 
 def test_z_is_that_of_the_first_batch_and_banks_follow_the_embeddings() -> None:
     loss, ids = contrast(), torch.tensor([7, 2])
-    s, t, before = normal(2, 3, seed=1), normal(2, 3, seed=2), loss.bank_s
+    s, t, before = normal(2, 3, seed=1), normal(2, 3, seed=2), loss.bank_s.clone()
     loss(s, t, ids)
     z = loss.of_student.log_mean, loss.of_teacher.log_mean
     torch.testing.assert_close(loss.bank_s[ids], unit(0.5 * before[ids] + 0.5 * unit(s)))
@@ -72,7 +74,7 @@ def test_z_is_that_of_the_first_batch_and_banks_follow_the_embeddings() -> None:
     assert torch.equal(loss.bank_s[others], before[others])
     loss(t, s, ids)
     assert z == (loss.of_student.log_mean, loss.of_teacher.log_mean)
-    remembered = loss.eval().bank_s
+    remembered = loss.eval().bank_s.clone()
     loss(s, t, ids)
     assert torch.equal(loss.bank_s, remembered)
 
@@ -208,6 +210,33 @@ def test_two_processes_draw_and_estimate_as_one(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(twin._others(ids[rank::2]), whole[rank::2])
 
 
+def test_by_name_it_remembers_the_data_and_leaves_out_their_classes() -> None:
+    labels = torch.tensor([0, 1, -100, 1])
+
+    def bank(**options: object) -> Contrast | Queue:
+        made = assemble("crd", convnet(0).float(), convnet(1).float(), INPUTS, {"negatives": 3, **options}, labels)
+        (remembered,) = (m for m in made.objective.modules() if isinstance(m, Contrast | Queue))
+        return remembered
+
+    counts = {"of the data": bank(), "by none": bank(memory=None, queue=None, classes=None)}
+    assert {name: (one.memory, one.own.tolist()) for name, one in counts.items()} == dict.fromkeys(
+        counts, (4, [1, 2, 1, 2])
+    )
+    assert bank(classes=torch.tensor([0, 0, 0, 1])).own.tolist() == [3, 3, 3, 1]
+    assert bank(memory=9).own.tolist() == [1] * 9
+    assert isinstance(bank(queue=8), Queue)
+    with pytest.raises(ValueError, match="crd remembers samples in banks or in a queue"):
+        assemble("crd", convnet(0).float(), convnet(1).float(), INPUTS, {})
+
+
+def test_labels_are_those_of_the_training_samples_by_id() -> None:
+    data = limbeck.data.load("digits", labels=100)
+    assert torch.equal(labels_of(data), data.train.targets)
+    assert torch.equal(labels_of(data.labelled()), data.train.targets)
+    assert labels_of(data.train) is None
+    assert labels_of(([], [])) is None
+
+
 def queue(length: int = 6, temperature: float = 0.5) -> Queue:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -218,7 +247,7 @@ def test_queue_formula() -> None:
     """The banks' formula, with the sample's own embedding first and the whole queue as its negatives."""
     loss = queue().double()
     s, t = unit(normal(4, 3, seed=1).double()), unit(normal(4, 3, seed=2).double())
-    queues = {"s": loss.queue_s, "t": loss.queue_t}
+    queues = {"s": loss.queue_s.clone(), "t": loss.queue_t.clone()}
     value = loss(3 * s, 5 * t)
     total = 0.0
     for anchors, own, others in ((s, t, queues["t"]), (t, s, queues["s"])):
@@ -234,7 +263,7 @@ def test_queue_formula() -> None:
 def test_a_queue_forgets_the_oldest_and_has_no_gradient_through_the_other_network() -> None:
     loss = queue(length=5)
     s, t = normal(3, 3, seed=1).requires_grad_(), normal(3, 3, seed=2).requires_grad_()
-    before = loss.queue_t
+    before = loss.queue_t.clone()
     loss(s, t)
     torch.testing.assert_close(loss.queue_t, torch.cat([unit(t).detach(), before[3:]]))
     loss(t, s)
@@ -245,7 +274,7 @@ def test_a_queue_forgets_the_oldest_and_has_no_gradient_through_the_other_networ
     loss(long, long)
     # the oldest was at place 1, and of seven only the last five fit
     torch.testing.assert_close(loss.queue_s, unit(long)[2:].roll(1, 0))
-    frozen = loss.eval().queue_s
+    frozen = loss.eval().queue_s.clone()
     loss(s, t)
     assert torch.equal(loss.queue_s, frozen)
     (only,) = torch.autograd.grad(loss.of_student(loss._scores(unit(s), unit(t), loss.queue_t)), t, allow_unused=True)
@@ -283,7 +312,7 @@ def test_a_queue_needs_no_ids() -> None:
     optimizers = limbeck.optimizers(crd, sgd)
     (remembered,) = (m for m in crd.objective.modules() if isinstance(m, Queue))
     maps = [m for m in crd.objective.modules() if isinstance(m, nn.Linear)]
-    before, weights = remembered.queue_s, [m.weight.clone() for m in maps]
+    before, weights = remembered.queue_s.clone(), [m.weight.clone() for m in maps]
     limbeck.play(crd, batch, optimizers)
     assert (remembered.queue_s != before).all(1).tolist() == [True] * 4 + [False] * 4
     assert all((m.weight != weight).any() for m, weight in zip(maps, weights, strict=True))

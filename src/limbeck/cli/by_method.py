@@ -15,7 +15,7 @@ from limbeck.cli.options import assistants_of, load_data, peers_of, possible_tea
 from limbeck.cli.parser import Commands, first_line, skipped
 from limbeck.data import Data
 from limbeck.engine.assemble import assemble, find
-from limbeck.engine.fit import Trainable
+from limbeck.engine.fit import Trainable, labels_of
 
 MethodCommand = Callable[[str, Namespace, Mapping[str, Any]], int]
 """A command that a method's name follows."""
@@ -37,7 +37,7 @@ def assembled(method: str, leaf: Namespace, data: Data) -> Trainable:
     own = {name: leaf[name] for name in options_of(method)}
     if "assistants" in leaf:
         own["assistants"] = [network(name, data) for name in several(leaf.assistants)]
-    return assemble(method, network(leaf.student, data), _teachers(leaf, data), data.example(), own)
+    return assemble(method, network(leaf.student, data), _teachers(leaf, data), data.example(), own, labels_of(data))
 
 
 def options_of(method: str) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck import methods
 from limbeck.method import Method
@@ -41,6 +41,7 @@ def assemble(
     teacher: nn.Module | Sequence[nn.Module] | None,
     example: Any,
     options: Mapping[str, Any],
+    labels: Tensor | None = None,
 ) -> Method | Iterable[Stage]:
     """Make a method.
 
@@ -50,6 +51,8 @@ def assemble(
         teacher: The network to learn from; for methods of peers, these.
         example: A batch of inputs, for methods that need shapes.
         options: Its keyword arguments.
+        labels: The class of every training sample, at the place of its id, where the data know: for methods that remember
+            samples, unless ``options`` say what they remember.
 
     Raises:
         ValueError: No such method, an option that it does not have, or a teacher too few or too many.
@@ -59,6 +62,7 @@ def assemble(
     own = [option for option in parameters if option not in GIVEN]
     if unknown := [option for option in options if option not in own]:
         raise ValueError(f"{name} has no option {unknown[0]!r}{_closest(unknown[0], own)}")
+    set_by_hand = {name: value for name, value in options.items() if value is not None}
     given: dict[str, Any] = {"example": example} if "example" in parameters else {}
     role = next((role for role in ("teacher", "peers") if role in parameters), None)
     if role is None and teacher is not None:
@@ -72,7 +76,9 @@ def assemble(
         raise ValueError(f"{name} needs {missing[0]}, which has no default")
     if role == "teacher" and isinstance(teacher, Sequence):
         raise ValueError(f"{name} has one teacher, got {len(teacher)}: limbeck.Ensemble makes one of several")
-    return function(student, **given, **options)  # type: ignore[no-any-return]
+    if "memory" in parameters and labels is not None and not any(name in set_by_hand for name in ("memory", "queue")):
+        given |= {"memory": len(labels), "classes": set_by_hand.get("classes", labels.cpu())}
+    return function(student, **{**options, **given})  # type: ignore[no-any-return]
 
 
 def _closest(name: str, known: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.data import Epochs
@@ -403,6 +403,12 @@ def example_of(data: Any, net: nn.Module, task: Task = classification) -> Any:
     """Return a few inputs of what `fit` accepts as data, where ``net`` is."""
     parameter = next(net.parameters(), torch.empty(0))
     return move_data_to_device(_example(splits(data, seed=0), task), parameter.device)
+
+
+def labels_of(data: Any) -> Tensor | None:
+    """Return the class of every training sample, at the place of its id; None of loaders that need not have ids."""
+    train = getattr(data, "train", None)
+    return train.targets if isinstance(train, Epochs) and not train.targets.is_floating_point() else None
 
 
 def _check_counts(counts: Mapping[str, int]) -> None:

@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limbeck.distributed import gather
 from limbeck.layers import embeddings, shape_at
@@ -54,7 +55,7 @@ def correlation(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int
         raise ValueError(f"student and teacher must embed the same samples, got {len(student)} and {len(teacher)}")
     with torch.no_grad():
         correlations_t = _correlations(teacher, gamma, order)
-    return (_correlations(student, gamma, order) - correlations_t).square().mean()
+    return F.mse_loss(_correlations(student, gamma, order), correlations_t)
 
 
 _correlation = correlation  # the weight of the method bears the same name
@@ -104,9 +105,9 @@ def _flat(samples: Tensor) -> Tensor:
 
 def _correlations(samples: Tensor, gamma: float, order: int) -> Tensor:
     unit = unit_rows(samples.flatten(1))
-    exponents = 2 * gamma * unit @ unit.T
-    series = torch.ones_like(exponents)
-    for p in range(order, 0, -1):  # Horner's rule
+    exponents = unit @ (2 * gamma * unit).T
+    series = 1 + exponents / order
+    for p in range(order - 1, 0, -1):  # Horner's rule
         series = 1 + exponents / p * series
     return math.exp(-2 * gamma) * series
 

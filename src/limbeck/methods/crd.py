@@ -7,6 +7,9 @@ Learning", CVPR 2020, arXiv 1911.05722.
 Where we differ from the authors' code: negatives are drawn with replacement, where theirs for CIFAR has none; similarities
 come from one product with the whole bank, so that no (N, K, D) tensor exists; scores stay in logarithms, without 1e-7
 inside them; the banks start on the unit sphere. The authors have no queue.
+
+The gradient is made in the forward pass (`limbeck.numerics.settled`), which frees the scores before the backward pass and
+lets the banks be written in place; it takes a third of the memory.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from limbeck.distributed import gather, place
 from limbeck.layers import embeddings, shape_at
 from limbeck.method import Distill
 from limbeck.nets.draws import Draws
-from limbeck.numerics import full_precision, unit_rows
+from limbeck.numerics import full_precision, settled, unit_rows
 from limbeck.objective import IDS, S, T, on
 from limbeck.paper import Paper
 from limbeck.task import Task, classification
@@ -134,12 +137,12 @@ class Contrast(nn.Module):
 
     def compare(self, student: Tensor, teacher: Tensor, chosen: Tensor) -> Tensor:
         """Return the loss of unit embeddings (N, D) against ``chosen``, (N, 1 + K): the sample, then its negatives."""
-        loss: Tensor = self.of_student(self._scores(student, self.bank_t, chosen))
-        loss = loss + self.of_teacher(self._scores(teacher, self.bank_s, chosen))
+        loss = settled(lambda anchors: self.of_student(self._scores(anchors, self.bank_t, chosen)), student)
+        loss = loss + settled(lambda anchors: self.of_teacher(self._scores(anchors, self.bank_s, chosen)), teacher)
         if self.training:
             ids = gather(chosen[:, 0].contiguous())
-            self.bank_s = self._remembered(self.bank_s, ids, student)
-            self.bank_t = self._remembered(self.bank_t, ids, teacher)
+            self._remember(self.bank_s, ids, student)
+            self._remember(self.bank_t, ids, teacher)
         return loss
 
     def _others(self, ids: Tensor) -> Tensor:
@@ -158,10 +161,9 @@ class Contrast(nn.Module):
         similarities: Tensor = anchors @ bank.to(anchors.dtype).T
         return similarities.gather(1, chosen) / self.temperature
 
-    def _remembered(self, bank: Tensor, ids: Tensor, embedded: Tensor) -> Tensor:
-        # a new bank: the backward pass still needs the old one
+    def _remember(self, bank: Tensor, ids: Tensor, embedded: Tensor) -> None:
         new = gather(embedded.detach()).to(bank.dtype)
-        return bank.index_copy(0, ids, unit_rows(self.keep * bank[ids] + (1 - self.keep) * new))
+        bank.index_copy_(0, ids, unit_rows(self.keep * bank[ids] + (1 - self.keep) * new))
 
     def _check_ids(self, ids: Tensor, samples: Tensor) -> None:
         if ids.is_floating_point() or ids.ndim != 1 or len(ids) != len(samples):
@@ -207,8 +209,8 @@ class Queue(nn.Module):
         """Return the loss of embeddings (N, D) of the same samples, and remember them in place of the oldest."""
         _check_embeddings(student, teacher, self.queue_s.shape[1])
         student, teacher = unit_rows(student), unit_rows(teacher)
-        loss: Tensor = self.of_student(self._scores(student, teacher, self.queue_t))
-        loss = loss + self.of_teacher(self._scores(teacher, student, self.queue_s))
+        loss = settled(lambda anchors: self.of_student(self._scores(anchors, teacher, self.queue_t)), student)
+        loss = loss + settled(lambda anchors: self.of_teacher(self._scores(anchors, student, self.queue_s)), teacher)
         if self.training:
             self._remember(_in_order(student), _in_order(teacher))
         return loss
@@ -229,9 +231,8 @@ class Queue(nn.Module):
         length = len(self.queue_s)
         student, teacher = student[-length:], teacher[-length:]  # of a batch longer than the queue, its end
         places = (self.oldest + torch.arange(len(student), device=student.device)) % length
-        # new queues: the backward pass still needs the old ones
-        self.queue_s = self.queue_s.index_copy(0, places, student.to(self.queue_s.dtype))
-        self.queue_t = self.queue_t.index_copy(0, places, teacher.to(self.queue_t.dtype))
+        self.queue_s.index_copy_(0, places, student.to(self.queue_s.dtype))
+        self.queue_t.index_copy_(0, places, teacher.to(self.queue_t.dtype))
         self.oldest = (self.oldest + len(student)) % length
 
 
@@ -258,7 +259,8 @@ def crd(
 
     The others are remembered, in banks that hold an embedding of every training sample, whose batches are ``(inputs,
     targets, ids)``, a sample with the same id in every epoch; or where the data are too many, in a queue of the latest.
-    One of ``memory`` and ``queue`` says which.
+    One of ``memory`` and ``queue`` says which; where neither is given, `limbeck.distill`, `limbeck.compare` and the command
+    line take ``memory``, and ``classes``, from a `limbeck.data.Data`.
 
     Args:
         student: The network to train.

@@ -130,8 +130,8 @@ def _correlation(p_s: Tensor, p_t: Tensor, over: int) -> Tensor:
 
 def _deviations(p: Tensor, over: int) -> tuple[Tensor, Tensor, Tensor]:
     """Deviations from the mean, their length, and whether that is more than rounding."""
-    mean = p.mean(over, keepdim=True)
+    mean = p.mean(0) if over == 0 else 1 / p.shape[1]  # which is the mean of a softmax
     deviations = p - mean
     length: Tensor = torch.linalg.vector_norm(deviations, dim=over)
     rounding = 16 * torch.finfo(p.dtype).eps * math.sqrt(p.shape[over])  # √n · mean is the length of what does not vary
-    return deviations, length, length.detach() > rounding * mean.detach().squeeze(over)
+    return deviations, length, length > rounding * mean

@@ -10,6 +10,8 @@ warm-up rises with every batch instead of every epoch.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,10 +47,8 @@ def dkd_target(student: Tensor, teacher: Tensor, targets: Tensor, temperature: f
         temperature: T > 0.
     """
     _check(student, teacher, targets, temperature)
-    odds_s, odds_t = (_log_odds(logits / temperature, targets) for logits in (student, teacher))
-    target = odds_t.sigmoid() * (F.logsigmoid(odds_t) - F.logsigmoid(odds_s))
-    others = (-odds_t).sigmoid() * (F.logsigmoid(-odds_t) - F.logsigmoid(-odds_s))
-    return temperature**2 * _labelled_mean(target + others, targets)
+    of_student, of_teacher = (_Decoupled.of(logits / temperature, targets) for logits in (student, teacher))
+    return temperature**2 * _labelled_mean(_of_target(of_student, of_teacher), targets)
 
 
 @full_precision
@@ -62,12 +62,8 @@ def dkd_others(student: Tensor, teacher: Tensor, targets: Tensor, temperature: f
         temperature: T > 0.
     """
     _check(student, teacher, targets, temperature)
-    z_s, z_t = (_others(logits / temperature, targets) for logits in (student, teacher))
-    log_sum_s, log_sum_t = z_s.logsumexp(-1), z_t.logsumexp(-1)
-    q_t = (z_t - log_sum_t.unsqueeze(-1)).exp()
-    # Σ q_t (log q_t − log q_s), so written that equal logits have a gradient of exactly 0
-    divergence = (q_t * (z_t - z_s)).sum(-1) + log_sum_s - log_sum_t
-    return temperature**2 * _labelled_mean(divergence, targets)
+    of_student, of_teacher = (_Decoupled.of(logits / temperature, targets) for logits in (student, teacher))
+    return temperature**2 * _labelled_mean(_of_others(of_student, of_teacher), targets)
 
 
 @full_precision
@@ -89,8 +85,9 @@ def decoupled(
         others: Weight of the other classes among themselves, the paper's β.
         temperature: T > 0.
     """
-    binary = dkd_target(student, teacher, targets, temperature)
-    return target * binary + others * dkd_others(student, teacher, targets, temperature)
+    _check(student, teacher, targets, temperature)
+    both = [_Decoupled.of(logits / temperature, targets) for logits in (student, teacher)]
+    return temperature**2 * _labelled_mean(target * _of_target(*both) + others * _of_others(*both), targets)
 
 
 def dkd(
@@ -129,18 +126,37 @@ def dkd(
     return Distill(student, teacher, task.hard + (rising(warmup) if warmup else 1.0) * decoupling, task)
 
 
-def _log_odds(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log p_y / (1 − p_y)."""
-    return logits.gather(-1, _index(targets)).squeeze(-1) - _others(logits, targets).logsumexp(-1)
+class _Decoupled(NamedTuple):
+    """Logits, as the label's and the others'.
+
+    Args:
+        odds: log p_y / (1 − p_y), (N, ...).
+        others: The logits with the label's so low that its probability is exactly 0; finite, or 0 · (∞ − ∞) would be NaN.
+        log_sum: The logarithm of the sum of the others' exponentials, (N, ...).
+    """
+
+    odds: Tensor
+    others: Tensor
+    log_sum: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, targets: Tensor) -> _Decoupled:
+        index = targets.where(targets != UNLABELLED, 0).unsqueeze(-1)  # any class will do where there is no label
+        others = logits.scatter(-1, index, torch.finfo(logits.dtype).min)
+        log_sum = others.logsumexp(-1)
+        return cls(logits.gather(-1, index).squeeze(-1) - log_sum, others, log_sum)
 
 
-def _others(logits: Tensor, targets: Tensor) -> Tensor:
-    """The logits with the label's so low that its probability is exactly 0; finite, or 0 · (∞ − ∞) would be NaN."""
-    return logits.scatter(-1, _index(targets), torch.finfo(logits.dtype).min)
+def _of_target(student: _Decoupled, teacher: _Decoupled) -> Tensor:
+    """KL(b_t ‖ b_s), (N, ...): log(1 − p) is log p less the odds, so that one logarithm each will do."""
+    rest_t = (-teacher.odds).sigmoid()
+    return F.logsigmoid(teacher.odds) - F.logsigmoid(student.odds) + rest_t * (student.odds - teacher.odds)
 
 
-def _index(targets: Tensor) -> Tensor:
-    return targets.clamp(min=0).unsqueeze(-1)  # any class will do where there is no label
+def _of_others(student: _Decoupled, teacher: _Decoupled) -> Tensor:
+    """KL(q_t ‖ q_s), (N, ...), so written that equal logits have a gradient of exactly 0."""
+    q_t = (teacher.others - teacher.log_sum.unsqueeze(-1)).exp()
+    return (q_t * (teacher.others - student.others)).sum(-1) + student.log_sum - teacher.log_sum
 
 
 def _labelled_mean(values: Tensor, targets: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from limbeck.frozen import bare
 from limbeck.layers import embeddings, shape_at
 from limbeck.method import Distill, Method, Turn
 from limbeck.methods.kd import masked_mean
-from limbeck.numerics import full_precision, same_shape, unit_rows
+from limbeck.numerics import full_precision, lengths, same_shape, unit_rows
 from limbeck.objective import S, Source, T, X, on
 from limbeck.paper import Paper
 from limbeck.task import Batch, Task, classification
@@ -49,7 +49,9 @@ def embedding_cosine(student: Tensor, teacher: Tensor, mask: Tensor | None = Non
         mask: What counts, (N) or (N, L): 0 where a sequence is padded. An empty mask gives 0.
     """
     same_shape("embeddings", student, teacher)
-    return _mean(1 - (unit_rows(student) * unit_rows(teacher)).sum(-1), mask)
+    products = torch.linalg.vecdot(student, teacher).unsqueeze(-1)
+    cosines = products / lengths(student) / lengths(teacher)  # not by their product: 0 · ∞ of rows of zeros is NaN
+    return _mean(1 - cosines.squeeze(-1), mask)
 
 
 @full_precision
@@ -68,7 +70,7 @@ def embedding_squared(student: Tensor, teacher: Tensor, mask: Tensor | None = No
     same_shape("embeddings", student, teacher)
     if normalise:
         student, teacher = unit_rows(student), unit_rows(teacher)
-    return _mean((student - teacher).square().sum(-1), mask)
+    return _mean(F.mse_loss(student, teacher, reduction="none").sum(-1), mask)
 
 
 class Encoding(Method):

@@ -51,7 +51,7 @@ def rkd_distance(student: Tensor, teacher: Tensor) -> Tensor:
     _check(student, teacher)
     with torch.no_grad():
         psi_t = _relative_distances(teacher)
-    return F.smooth_l1_loss(_relative_distances(student), psi_t).to(student.dtype)
+    return F.smooth_l1_loss(_relative_distances(student), psi_t.to(student.dtype))
 
 
 @full_precision
@@ -120,14 +120,14 @@ def _gram(embeddings: Tensor) -> Tensor:
 
 def _squared_distances(gram: Tensor) -> Tensor:
     norms = gram.diagonal()
-    return norms[:, None] + norms[None] - 2 * gram
+    return torch.add(norms[:, None] + norms, gram, alpha=-2)
 
 
 def _relative_distances(embeddings: Tensor) -> Tensor:
-    distances = _squared_distances(_gram(embeddings)).clamp(min=1e-12).sqrt()
-    n = len(distances)
+    squares = _squared_distances(_gram(embeddings)).to(embeddings.dtype)  # what could cancel has done so
+    distances, n = squares.clamp(min=1e-12).sqrt(), len(squares)
     distances = distances.masked_fill(torch.eye(n, dtype=torch.bool, device=distances.device), 0.0)
-    return distances / (distances.sum() / (n * (n - 1)))
+    return distances * (n * (n - 1) / distances.sum())
 
 
 def _geometry(embeddings: Tensor) -> tuple[Tensor, Tensor]:
