@@ -99,6 +99,7 @@ def test_words_name_networks():
     assert [entry.name for entry in (one, other)] == [f"kd, teacher=mlp-32@random, temperature={t}" for t in (1, 4)]
     assert all(map(torch.equal, one.teacher.state_dict().values(), other.teacher.state_dict().values()))
     (entry,) = of_words("dml:peers=[mlp-8,mlp-12]")
+    assert entry.name == "dml, peers=[mlp-8, mlp-12]"
     assert json.loads(json.dumps(dict(entry.options))) == {"peers": ["mlp-8", "mlp-12"]}
     assert Entry("takd", {"assistants": [partial(network, "mlp-8"), student(), make_teacher]}).name == (
         "takd, assistants=[partial, MLP, make_teacher]"

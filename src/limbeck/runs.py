@@ -67,8 +67,9 @@ class Entry:
     control: bool = False
 
     def __post_init__(self) -> None:
-        words = [self.method, *(f"{option}={_word(value)}" for option, value in self.options.items())]
-        object.__setattr__(self, "name", self.name or ", ".join(words))
+        words = {option: _word(value) if option in NETWORKS else value for option, value in self.options.items()}
+        name = ", ".join([self.method, *(f"{option}={value}" for option, value in words.items())])
+        object.__setattr__(self, "name", self.name or name)
 
     @property
     def labels_alone(self) -> bool:
@@ -364,13 +365,11 @@ def _check_made_anew(make: Callable[[], nn.Module], what: str) -> None:
         )
 
 
-def _word(value: Any) -> str:
-    """Say an option's value in a table, and so in a folder's name: alike in every process."""
-    if isinstance(value, (list, tuple)) and any(map(callable, value)):
-        return f"[{', '.join(map(_word, value))}]"
-    if isinstance(value, str) or not callable(value):
-        return str(value)
-    return str(getattr(value, "__name__", type(value).__name__))
+def _word(given: Any) -> str:
+    """Call networks, or what makes them, by a name for the table, and so for a folder: alike in every process."""
+    if isinstance(given, (list, tuple)):
+        return f"[{', '.join(map(_word, given))}]"
+    return given if isinstance(given, str) else str(getattr(given, "__name__", type(given).__name__))
 
 
 def _kept(run: Run, settings: Mapping[str, Any], split: str) -> Outcome | None:

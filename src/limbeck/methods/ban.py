@@ -193,7 +193,11 @@ def ban(
 @full_precision
 def _weighted_by(student: Tensor, confidence: Tensor, targets: Tensor) -> Tensor:
     """The labels' cross-entropy, each weighted by its share of the labelled samples' confidence."""
-    same_shape("positions", student[..., 0], confidence)
+    if student.shape[:-1] != confidence.shape:
+        raise ValueError(
+            f"expected logits (N, K) and a confidence of each sample, got {tuple(student.shape)} and "
+            f"{tuple(confidence.shape)}"
+        )
     sure = confidence.where(targets != UNLABELLED, 0.0)
     hard = F.cross_entropy(student.flatten(0, -2), targets.flatten(), ignore_index=UNLABELLED, reduction="none")
     return (sure.flatten() * hard).sum() / sure.sum().clamp(min=1e-12)
