@@ -102,7 +102,7 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "jacobian": f"--student mlp-16 {CONTROL} --projection 0.01",
     "rkd": f"--student mlp-16 {CONTROL}",
     "crd": f"{ORDINARY} --negatives 64",
-    "dml": "--student mlp-16 --peers [mlp-16,mlp-32]",
+    "dml": "--student mlp-16 --peers [mlp-16,mlp-32] --labels 100 --alternate false --ensemble true",
     "one": "--student mlp-16-16 --layer layers.fc2:in",
     "byot": "--student resnet8",
     "rekd": "--student mlp-16 --teacher mlp-8@random",
@@ -110,7 +110,7 @@ EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "takd": f"--student mlp-16 {CONTROL} --assistants mlp-24 --epochs 2",
     "tfkd_reg": "--student mlp-16 --mode code",
     "tfkd_self": "--student mlp-16 --epochs 2",
-    "ban": "--student mlp-16 --generations 1 --epochs 2",
+    "ban": "--student mlp-16 --generations 1 --epochs 2 --soft 0 --cwtm 1 --dkpp 1",
     "embedding_table": "--student levels:few --teacher levels:many@random",
     "kpn": f"{STAGED} --layers [[layer1,layer1],[layer3,layer2]]",
 }
