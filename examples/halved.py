@@ -13,6 +13,11 @@ def resnet8(num_classes: int = 10) -> ResNet:
     return _halved("resnet8", num_classes)
 
 
+def resnet14(num_classes: int = 10) -> ResNet:
+    """An assistant: 14 layers."""
+    return _halved("resnet14", num_classes)
+
+
 def resnet20(num_classes: int = 10) -> ResNet:
     """The teacher: 20 layers."""
     return _halved("resnet20", num_classes)
