@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import limbeck
 from limbeck.measure import calibrate, exit_curve, exit_profile
 from limbeck.nets.exits import EarlyExit
 
@@ -114,3 +117,18 @@ def test_what_cannot_be_reached(options, message: str) -> None:
 def test_no_labels() -> None:
     with pytest.raises(ValueError, match="no labelled sample"):
         exit_curve(network(), [(torch.randn(3, 6), torch.full((3,), -100))])
+
+
+def test_a_run_shows_accuracy_over_compute(tmp_path: Path, reports: None) -> None:
+    data = limbeck.data.load("digits", samples=100)
+    student = limbeck.zoo.network("mlp-8-8", 10, data.shape)
+    result = limbeck.fit(limbeck.byot(student, example=data.example()), data, epochs=1, run_dir=tmp_path)
+    exits = json.loads((tmp_path / "result.json").read_text())["exits"]["early-exit"]
+    assert exits["after"] == ["layers.fc2:in"]
+    assert exits["shares"] == [0.0, 1.0]
+    assert exits["accuracies"][0] == pytest.approx(result.metrics["test/exit-1/accuracy"])
+    assert exits["accuracies"][1] == pytest.approx(result.metrics["test/student/accuracy"])
+    page = (tmp_path / "report.html").read_text()
+    assert "What leaving early saves: early-exit" in page
+    assert "leaving when sure" in page
+    assert "MACs, k" not in page  # 712 of them

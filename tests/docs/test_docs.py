@@ -1,7 +1,9 @@
 """Every snippet and every command that README, CONTRIBUTING and docs show."""
 
+import importlib.util
 import io
 import itertools
+import json
 import re
 import shlex
 import warnings
@@ -90,7 +92,7 @@ def test_a_page_of_the_site_runs_from_top_to_bottom(page, told, workshop, monkey
     for command, *words in commands(ROOT / f"docs/{page}.md"):
         if command != "limbeck" or words in (["demo"], *OURS):  # `test_demo.py` has that one
             continue
-        if any(word.startswith("cifar") for word in words):
+        if any(word.startswith(("cifar", "mnist")) for word in words):
             build(words)[0].parse_args([underscored(word) for word in words])
         else:
             assert main(shortened(words)) == 0, words
@@ -120,6 +122,35 @@ def test_what_a_page_names_is_there(page):
             assert all(f'"{option}"' in script.read_text() for option in options), words
     for target in LINK.findall(page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def example(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
+def test_one_command_goes_from_nothing_to_the_table(tmp_path, capsys):
+    words = f"--teacher mlp-16 --students mlp-4 --data digits --samples 100 --epochs 1 --run-dir {tmp_path}"
+    example("compress").main(words.split())
+    header, _, *rows = (tmp_path / "table.md").read_text().partition("\n\n")[0].splitlines()
+    assert [row.split(" | ")[0] for row in rows] == ["| mlp-16", "| mlp-4, plain", "| mlp-4, kd"]
+    assert "compression" in header
+    assert "compression" in capsys.readouterr().out
+    assert (tmp_path / "mlp-4-kd/student.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
+def test_the_capacity_gap_is_looked_at_with_an_assistant_and_without(tmp_path, capsys):
+    words = "--student mlp-4 --assistant mlp-8 --teachers mlp-8 mlp-16 --data digits --samples 100 --epochs 2 --seeds 1"
+    example("capacity_gap").main([*words.split(), "--run-dir", str(tmp_path)])
+    shown = capsys.readouterr().out
+    for words in ("teacher mlp-16: ", "mlp-8 teaches", "mlp-16 teaches", "mlp-16 through mlp-8"):
+        assert words in shown
+    table = json.loads((tmp_path / "students/results.json").read_text())
+    assert "mlp-8 through mlp-8" not in json.dumps(table)
 
 
 def test_the_readme_lists_every_method_with_its_paper():
