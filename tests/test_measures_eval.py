@@ -65,6 +65,9 @@ def test_beside_a_teacher_everything_is_measured(run, folder):
     assert record["divergence"] == pytest.approx(
         limbeck.measure.divergence(beside.student.logits, beside.teacher.logits), rel=1e-5
     )
+    assert record["gradient_cosine"] == pytest.approx(
+        limbeck.measure.gradient_cosine(student, teacher, DATA.test), rel=1e-4
+    )
     assert [(pair["network"], pair["teacher"]) for pair in record["cka"]] == limbeck.pairs(
         student, teacher, DATA.example()
     )
@@ -81,6 +84,7 @@ def test_beside_a_teacher_everything_is_measured(run, folder):
     for words in (
         f"{100 * record['agreement']:.2f} %",
         f"{record['divergence']:.4f} nats",
+        f"{record['gradient_cosine']:.3f}",
         f"{record['cka'][0]['cka']:.3f}",
         f"{100 * record['teacher']['calibration_error']:.2f} %",
         f"{100 * record['teacher']['noise']['3']:.2f} %",
@@ -174,6 +178,7 @@ def test_of_many_classes_those_that_matter_are_shown():
         "network": role(per_class=own, confusion=matrix),
         "agreement": 0.5,
         "divergence": 0.1,
+        "gradient_cosine": 0.1,
         "cka": [],
     }
     *_, alone = _tables(record)

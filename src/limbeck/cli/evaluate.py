@@ -34,6 +34,7 @@ from limbeck.measure import (
     cost,
     divergence,
     exit_profile,
+    gradient_cosine,
     outputs,
     per_class,
     robustness,
@@ -159,6 +160,7 @@ def _record(
         record |= {
             "agreement": agreement(beside.student.logits, beside.teacher.logits),
             "divergence": divergence(beside.student.logits, beside.teacher.logits),
+            "gradient_cosine": gradient_cosine(nets["network"], nets["teacher"], test),
             "cka": [{"network": mine, "teacher": its, "cka": alike} for (mine, its), alike in beside.cka.items()],
         }
     else:
@@ -234,6 +236,7 @@ def _beside(record: Record) -> Table:
     table.show_header = False
     table.add_row("the same answer", f"{percent(record['agreement'])} %")
     table.add_row("KL(teacher ‖ network)", f"{record['divergence']:.4f} nats")
+    table.add_row("cosine of the input gradients", f"{record['gradient_cosine']:.3f}")
     for pair in record["cka"]:
         table.add_row(Text(f"CKA, {pair['network']} and {pair['teacher']}"), f"{pair['cka']:.3f}")
     return table

@@ -18,6 +18,8 @@ from limbeck.measure.evidence import Summary as Summary
 from limbeck.measure.evidence import judge as judge
 from limbeck.measure.evidence import paired as paired
 from limbeck.measure.evidence import summary as summary
+from limbeck.measure.knowledge import gradient_cosine as gradient_cosine
+from limbeck.measure.knowledge import sign_agreement as sign_agreement
 from limbeck.measure.logits import agreement as agreement
 from limbeck.measure.logits import calibration as calibration
 from limbeck.measure.logits import confusion as confusion
