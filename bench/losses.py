@@ -740,9 +740,11 @@ def write_between(path: Path, lines: Sequence[str]) -> None:
 
 # a step of each method -----------------------------------------------------------------------------------------------
 
-SETTING = "resnet20 → resnet8, 64 images of 3x32x32, 100 classes"
+SETTING = "64 images of 3x32x32, 100 classes"
 GIVEN: dict[str, dict[str, Any]] = {"crd": {"memory": 50_000}}
 NETWORKS = {"student": "resnet8", "teacher": "resnet20", "assistants": "resnet14", "peers": "resnet8"}
+REVERSED = {"student": "resnet20", "teacher": "resnet8"}
+"""Those of `rekd`, where the small network teaches."""
 OTHERS = ("embedding_table", "mimic")
 """Not for images: these need a table of embeddings, or data in columns."""
 
@@ -751,7 +753,9 @@ def steps_of(name: str, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Calla
     """Return a step of each stage of a method, by the stage's name."""
     make = getattr(limbeck, name)
     known = inspect.signature(make).parameters
-    networks = {role: limbeck.zoo.network(net, CLASSES, (3, 32, 32)) for role, net in NETWORKS.items() if role in known}
+    networks = {
+        role: limbeck.zoo.network(net, CLASSES, (3, 32, 32)) for role, net in nets_of(name).items() if role in known
+    }
     example = {"example": batch[0]} if "example" in known else {}
     built = make(*networks.values(), **example, **GIVEN.get(name, {}))
     steps: dict[str, Callable[[], object]] = {}
@@ -763,6 +767,10 @@ def steps_of(name: str, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Calla
             optimizers = assign(parameters(stage.method, stage.trains), sgd)
             steps[stage.name] = partial(limbeck.play, stage.method, batch, optimizers)
     return steps
+
+
+def nets_of(name: str) -> dict[str, str]:
+    return {**NETWORKS, **REVERSED} if name == "rekd" else NETWORKS
 
 
 def sgd(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -781,7 +789,8 @@ def method_costs(rounds: int) -> Iterator[tuple[str, str, str, str]]:
             step()  # momentum and gradients are there afterwards
             own = peak(step) / memory
             pairs = [(cpu_seconds(step), cpu_seconds(kd)) for _ in range(rounds)]
-            setting = SETTING + (f"; stage {stage}" if stage else "")
+            nets = nets_of(name)
+            setting = f"{nets['teacher']} → {nets['student']}, {SETTING}" + (f"; stage {stage}" if stage else "")
             yield name, setting, f"{median(a / b for a, b in pairs):.2f}", f"{own:.2f}"
 
 
