@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(options.run_dir / "table.md", markdown_table(found))
     console = Console()
     console.print(
-        console_table(found, f"{data.name}, {len(data.test.ids):,} test images, {options.epochs} epochs each")
+        console_table(found, f"{data.name}, {len(data.test.ids):,} test images; epochs each: {options.epochs}")
     )
     console.print(LEGEND, highlight=False)
 
