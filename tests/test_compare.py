@@ -6,11 +6,8 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import limbeck
 from limbeck.cli import main
 from limbeck.comparison import Entry, compare, grid
+from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
 from limbeck.measure import judge, paired
 from limbeck.measure.cost import Cost
@@ -88,11 +86,19 @@ def stop_at(batch, number):
 # runs ----------------------------------------------------------------------------------------------------------------
 
 
-def test_killed_half_way_and_resumed_gives_the_same_table(unbroken, tmp_path):
+def stopped(folder, batch):
+    """The other process."""
+    Learner.on_train_batch_end, engine.run_report = stop_at(batch, signal.SIGKILL), lambda folder: None
+    run(folder)
+
+
+def test_killed_half_way_and_resumed_gives_the_same_table(unbroken, tmp_path, processes):
     # in the second epoch of kd with the first seed: two runs are finished, three not begun
     batch = 2 * EPOCHS * BATCHES + BATCHES + BATCHES // 2
-    done = subprocess.run([sys.executable, __file__, str(tmp_path), str(batch)], capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    process = processes.Process(target=stopped, args=(tmp_path, batch))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     assert finished(tmp_path) == 2
     assert (tmp_path / "kd-temperature=2.0/seed-0/checkpoints/last.ckpt").exists()
     assert not (tmp_path / "table.md").exists()
@@ -125,6 +131,17 @@ def test_what_is_finished_is_read_and_not_trained_again(unbroken, monkeypatch):
             for c, a in zip(comparison.candidates[1:], again.candidates[1:], strict=True)
         )
     )
+
+
+def test_a_method_that_diverges_has_no_row_and_the_others_go_on(tmp_path):
+    steep = Entry("rkd", {"distance": 1e30})
+    found = run(tmp_path, [steep, "kd"], clip=None)
+    assert [candidate.name for candidate in found.candidates] == ["teacher", "plain", "kd"]
+    assert [len(candidate.accuracies) for candidate in found.candidates[1:]] == [SEEDS, SEEDS]
+    assert "rkd, distance=1e+30 diverged with seed 0 and has no row: 'student/" in found.note
+    assert found.note in (tmp_path / "report.html").read_text().replace("&#x27;", "'").replace("&#39;", "'")
+    with pytest.raises(FloatingPointError, match="student/"):
+        run(None, [steep], clip=None)
 
 
 def test_every_run_has_the_same_budget_weights_and_order(unbroken):
@@ -370,7 +387,7 @@ def test_as_many_seeds_as_needed_tell_as_often_as_promised():
 @pytest.mark.parametrize("methods", [1, 4])
 def test_looking_again_after_adding_the_seeds_asked_for_is_wrong_about_twice_as_often(methods):
     """Not a virtue but what the legend says."""
-    rng, wrong, simulations = np.random.default_rng(1), 0, 600
+    rng, wrong, simulations = np.random.default_rng(1), 0, 300
     for _ in range(simulations):
         values = rng.normal(0.85, 0.01, 20) + rng.normal(0, 0.004, (1 + methods, 20))
         judged = judge([paired(row[:3], values[0, :3]) for row in values[1:]])
@@ -462,8 +479,3 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     assert main(["compare", entry, "--student", "mlp-8", "--teacher", "mlp-16@random", "--samples", "200"]) == 2
     assert said in capsys.readouterr().err
-
-
-if __name__ == "__main__":  # what is killed half-way
-    Learner.on_train_batch_end = stop_at(int(sys.argv[2]), signal.SIGKILL)
-    run(Path(sys.argv[1]))
