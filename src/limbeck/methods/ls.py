@@ -45,15 +45,15 @@ def label_smoothing(student: Tensor, targets: Tensor, smoothing: float = 0.1) ->
     return two_valued(student, targets, 1 - smoothing + smoothing / student.shape[1], smoothing / student.shape[1])
 
 
-def two_valued(student: Tensor, targets: Tensor, label: float, other: float) -> Tensor:
+def two_valued(logits: Tensor, targets: Tensor, label: float, other: float) -> Tensor:
     """Return −Σ_k q(k) log p(k), mean over the labelled samples: q(k) is ``label`` of the label's class, else ``other``.
 
     torch's own label smoothing takes twice the time.
     """
     labelled = targets != UNLABELLED
-    q = torch.full_like(student, other).scatter_(1, targets.where(labelled, 0).unsqueeze(1), label)
+    q = torch.full_like(logits, other).scatter_(1, targets.where(labelled, 0).unsqueeze(1), label)
     q *= labelled.unsqueeze(1)
-    return -(q * F.log_softmax(student, 1)).sum() / labelled.sum().clamp(min=1)
+    return -(q * F.log_softmax(logits, 1)).sum() / labelled.sum().clamp(min=1)
 
 
 def ls(student: nn.Module, *, smoothing: float = 0.1, task: Task = classification) -> Distill:
