@@ -17,7 +17,7 @@ import copy
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder of the tables")
     parser.add_argument("--data", nargs="+", default=["adult", "covtype"])
     parser.add_argument("--teachers", nargs="*", default=TEACHERS, choices=TEACHERS)
+    parser.add_argument("--learn-from", nargs="*", default=LEARNT_FROM[1:], choices=LEARNT_FROM[1:], metavar="WHAT")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=6000, help="at most")
@@ -110,10 +111,10 @@ def main() -> None:
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in options.data:
             table = tabular.load(name, options.root, labels=LABELS, split_seed=seed)
-            run(table, options.teachers, seed, options.updates, options.out)
+            run(table, options.teachers, options.learn_from, seed, options.updates, options.out)
 
 
-def run(table: Tabular, teachers: Sequence[str], seed: int, updates: int, out: Path) -> None:
+def run(table: Tabular, teachers: Sequence[str], wanted: Collection[str], seed: int, updates: int, out: Path) -> None:
     """Make all lines of one table and seed."""
 
     def keep(teacher: str, model: str, rows: str, make: Callable[[], Trained]) -> None:
@@ -133,18 +134,20 @@ def run(table: Tabular, teachers: Sequence[str], seed: int, updates: int, out: P
             keep(teacher, student, rows, lambda: trained(table, student, make, loader, updates, seed))  # noqa: B023
 
     encode = table.encoder()  # it learns nothing, so it encodes once what a student sees again and again
-    learn("-", limbeck.plain, HARD, loader_of(encode(table.train.rows), table.train.targets, None, seed))
+    if HARD in wanted:
+        learn("-", limbeck.plain, HARD, loader_of(encode(table.train.rows), table.train.targets, None, seed))
     # the passes of MUNGE follow one another, so that the first of 25 are what fewer would have made
-    drawn = [transfer(table, each.kind, max(each.times), swap=each.swap, seed=seed) for each in LESSONS]
+    lessons = [lesson for lesson in LESSONS if any(lesson.name(times) in wanted for times in lesson.times)]
+    drawn = [transfer(table, each.kind, max(each.times), swap=each.swap, seed=seed) for each in lessons]
     encoded = [encode(rows) for rows in drawn]
     for name in teachers:
         teacher = teacher_of(name, table, Training(seed=seed))
         keep(name, "teacher", "-", lambda: Trained(teacher, 0, rmse(teacher, table.val.rows, table.val.targets)))  # noqa: B023
-        for lesson, rows, inputs in zip(LESSONS, drawn, encoded, strict=True):
+        for lesson, rows, inputs in zip(lessons, drawn, encoded, strict=True):
             if lesson.control and name != TEACHERS[0]:
                 continue
             answers = answered(rows, teacher, batch_size=BATCH).answers
-            for times in lesson.times:
+            for times in (times for times in lesson.times if lesson.name(times) in wanted):
                 count = len(rows) * times // max(lesson.times)
                 unlabelled = torch.full((count,), -100)
                 learn(name, mimicking, lesson.name(times), loader_of(inputs[:count], unlabelled, answers[:count], seed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import replace
@@ -17,6 +16,8 @@ from limbeck.compression import Training, alone, compress, measured, student_of,
 from limbeck.data import tabular
 from limbeck.data.tabular import Rows, Table, answered
 from limbeck.nets.tabular import Encode
+from limbeck.report.mimic import read_compression
+from pages import read
 
 ADULT = (
     "39, Private, 77516, Bachelors, 13, Never-married, Adm-clerical, Not-in-family, White, Male, 2174, 0, 40, {}, {}\n"
@@ -294,16 +295,29 @@ def test_the_command_prints_and_writes_what_was_gained(folder, monkeypatch, caps
         "--student",
         "mlp-8",
     ]
-    words += ["--times", "3", "--epochs", "2", "--batch-size", "16", "--run-dir", "runs/flats"]
+    words += ["--times", "[3,1]", "--epochs", "2", "--batch-size", "16", "--run-dir", "runs/flats"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    for word in ("teacher", "student, labels alone", "student, mimic", "RMSE", "54 labelled rows, 162 answered"):
-        assert word in out
-    record = json.loads((folder / "runs/flats/mimic.json").read_text())
-    assert record["student, mimic"]["bytes"] < record["teacher"]["bytes"]
-    assert record["student, mimic"]["accuracy"] > 0.4
-    assert math.isfinite(record["student, mimic"]["rmse"])
+    names = ["teacher", "labels alone", "soft labels", "MUNGE × 1", "MUNGE × 3"]
+    assert all(word in out for word in [*names, "RMSE", "20 test rows"])
+    found = read_compression(folder / "runs/flats")
+    assert [model.name for model in found.models] == names
+    assert [model.rows for model in found.models] == [54, 54, 54, 54, 162]
+    teacher, *_, student = (model.measured for model in found.models)
+    assert student.bytes < teacher.bytes
+    assert student.accuracy > 0.4
+    assert math.isfinite(student.rmse)
     assert (folder / "runs/flats/student.safetensors").exists()
+    page, said = read(folder / "runs/flats/report.html")
+    assert f"RMSE over rows answered: 54: {found.models[3].measured.rmse:.4f}, 162: {student.rmse:.4f}" in page
+    assert "What it was compressed into" in said
+
+
+def test_sizes_are_those_of_rows_that_are_made_up(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    words = "mimic --data flats.csv --root . --categorical [town,kind] --drop id --student mlp-8 --transfer train"
+    assert main([*words.split(), "--times", "[1,3]"]) == 2
+    assert "several sizes are those of made-up rows" in capsys.readouterr().err
 
 
 def test_values_are_mimicked(folder):

@@ -23,17 +23,17 @@ from limbeck.data.tabular import Rows, Tabular, answered
 from limbeck.engine.fit import Result, fit
 from limbeck.frozen import frozen
 from limbeck.measure.cost import cost, latency_ms
+from limbeck.method import Method
 from limbeck.methods.mimic import Outputs, regression
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.estimator import SklearnTeacher
+from limbeck.report.mimic import MANY, Measured
 from limbeck.task import Task, classification
 from limbeck.zoo._outside import find, parameters
 
 Transfer = Literal["train", "unlabelled", "random", "munge"]
 """Which rows the teacher answers for the student."""
 
-MANY = 1000
-"""Rows in the batch that is timed beside a single row."""
 SECONDS = 0.2
 """For each time that is taken, as a forest's are long."""
 
@@ -55,26 +55,6 @@ class Training:
     batch_size: int = 128
     seed: int = 0
     progress: bool | None = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a model of a table costs and how good it is on the test rows.
-
-    Args:
-        bytes: Of a network's weights, or of a scikit-learn model as pickled.
-        row_ms: Median time of one row on one CPU thread, in milliseconds.
-        many_ms: Of 1,000 rows.
-        rmse: Root-mean-square error of the probabilities against labels as 0 and 1, over rows and classes (of two
-            classes that of the one probability); of a regression, of the values.
-        accuracy: In [0, 1]; None of a regression.
-    """
-
-    bytes: int
-    row_ms: float
-    many_ms: float
-    rmse: float
-    accuracy: float | None
 
 
 def student_of(name: str, table: Tabular) -> nn.Module:
@@ -123,14 +103,16 @@ def transfer(
         rows: ``"train"``: the labelled ones; ``"unlabelled"``: these and those whose labels were put away; ``"random"``:
             uniform ones, a control; ``"munge"``.
         times: How many times as many random or munged rows as labelled ones; 25 is the most of our table, the
-            paper went up to 100.
+            paper went up to 100. With the same seed, fewer are the first of more.
         swap: See `limbeck.data.munge.munge`.
         variance: Likewise.
         seed: Of random and munged rows.
 
     Raises:
-        ValueError: Unlabelled rows where there are none, and what `munge` raises.
+        ValueError: Unlabelled rows where there are none, ``times`` below 1, and what `munge` raises.
     """
+    if times < 1:
+        raise ValueError(f"times must be at least 1, got {times}")
     known = table.train.rows
     if rows == "train":
         return known
@@ -169,10 +151,10 @@ def compress(
         resume: As for `limbeck.fit`.
         settings: As for `limbeck.fit`.
     """
-    outputs: Outputs = "probabilities" if table.classes else "values"
-    method = methods.mimic(student, None, outputs=outputs, task=_task(table))
     loader = answered(rows, teacher, batch_size=training.batch_size, seed=training.seed)
-    return _train(method, loader, table, training, name="mimic", run_dir=run_dir, resume=resume, settings=settings)
+    return _train(
+        _mimic(student, table), loader, table, training, name="mimic", run_dir=run_dir, resume=resume, settings=settings
+    )
 
 
 def alone(make: Callable[[], nn.Module], table: Tabular, updates: int, training: Training) -> nn.Module:
@@ -187,17 +169,29 @@ def alone(make: Callable[[], nn.Module], table: Tabular, updates: int, training:
         updates: Of an epoch.
         training: How.
     """
-    loader = _rows(table, training)
-    loader.batches = updates
+    return _stopped(lambda: methods.plain(make(), task=_task(table)), _rows(table, training), table, updates, training)
 
-    def trained(epochs: int) -> Result:
-        torch.manual_seed(training.seed)
-        return _train(methods.plain(make(), task=_task(table)), loader, table, replace(training, epochs=epochs))
 
-    result = trained(training.epochs)
-    losses = [float(row["val/student/loss"]) for row in result.history]
-    best = 1 + losses.index(min(losses))
-    return (result if best == training.epochs else trained(best)).student
+def from_fewer(
+    make: Callable[[], nn.Module],
+    teacher: nn.Module,
+    table: Tabular,
+    rows: Tensor,
+    updates: int,
+    training: Training,
+) -> nn.Module:
+    """Let the student mimic a teacher on fewer rows than another, with at most as many updates: a point of the curve.
+
+    Args:
+        make: Makes the student.
+        teacher: From `teacher_of`.
+        table: The data.
+        rows: The fewer ones.
+        updates: Of an epoch; when to stop is found as `alone` finds it.
+        training: How.
+    """
+    loader = answered(rows, teacher, batch_size=training.batch_size, seed=training.seed)
+    return _stopped(lambda: _mimic(make(), table), loader, table, updates, training)
 
 
 def measured(model: nn.Module, table: Tabular, seconds: float = SECONDS) -> Measured:
@@ -230,11 +224,30 @@ def _task(table: Tabular) -> Task:
     return classification if table.classes else regression
 
 
+def _mimic(student: nn.Module, table: Tabular) -> Method:
+    outputs: Outputs = "probabilities" if table.classes else "values"
+    return methods.mimic(student, None, outputs=outputs, task=_task(table))
+
+
+def _stopped(make: Callable[[], Method], loader: Rows, table: Tabular, updates: int, training: Training) -> nn.Module:
+    """Train with ``updates`` an epoch, as many epochs as let the validation loss be least."""
+    loader.batches = updates
+
+    def trained(epochs: int) -> Result:
+        torch.manual_seed(training.seed)
+        return _train(make(), loader.with_seed(training.seed), table, replace(training, epochs=epochs))
+
+    result = trained(training.epochs)
+    losses = [float(row["val/student/loss"]) for row in result.history]
+    best = 1 + losses.index(min(losses))
+    return (result if best == training.epochs else trained(best)).student
+
+
 def _rows(table: Tabular, training: Training) -> Rows:
     return Rows(table.train, batch_size=training.batch_size, shuffle=True, seed=training.seed)
 
 
-def _train(method: Any, loader: Rows, table: Tabular, training: Training, **run: Any) -> Result:
+def _train(method: Method, loader: Rows, table: Tabular, training: Training, **run: Any) -> Result:
     def adam(parameters: list[nn.Parameter]) -> Optimizer:
         return torch.optim.Adam(parameters, training.lr)
 

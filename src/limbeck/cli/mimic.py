@@ -1,28 +1,25 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+from torch import Tensor, nn
 
 from limbeck.cli.console import STOPPED
 from limbeck.cli.options import call, fresh_folder, several
 from limbeck.cli.parser import Commands, first_line
 from limbeck.compression import (
-    MANY,
-    Measured,
     Training,
     Transfer,
     alone,
     compress,
+    from_fewer,
     measured,
     student_of,
     teacher_of,
@@ -30,8 +27,16 @@ from limbeck.compression import (
 )
 from limbeck.data import tabular
 from limbeck.data.tabular import Tabular
-from limbeck.files import write
-from limbeck.report.table import milliseconds, percent, size
+from limbeck.report.mimic import Compression, Model, console_table, write_compression
+from limbeck.report.run import run_report
+from limbeck.report.table import Role
+
+NAMES: Mapping[Transfer, str] = {
+    "train": "soft labels",
+    "unlabelled": "unlabelled rows too",
+    "random": "random rows × {}",
+    "munge": "MUNGE × {}",
+}
 
 
 def add(commands: Commands) -> None:
@@ -89,12 +94,15 @@ def load_table(
     )
 
 
-def transferred(transfer: Transfer = "munge", times: int = 25, swap: float = 0.5, variance: float = 5.0) -> None:
+def transferred(
+    transfer: Transfer = "munge", times: list[int] | int = 25, swap: float = 0.5, variance: float = 5.0
+) -> None:
     """Say which rows the teacher answers.
 
     Args:
         transfer: The labelled rows; these and the unlabelled ones; random ones, a control; or MUNGE's.
         times: How many times as many as labelled rows, of random ones and MUNGE's; 25 is ours, the paper's most was 100.
+            Several, as [1,5,25], are a curve in the report; the run is that of the most.
         swap: MUNGE's probability that an attribute changes; 0.5 as in the R port.
         variance: MUNGE's local variance: the larger, the closer to the data; 5 as in the R port.
     """
@@ -128,56 +136,56 @@ def _mimic(leaf: Namespace, config: Mapping[str, Any]) -> int:
     table, training = call(load_table, leaf), call(schooling, leaf)
     if leaf.resume and leaf.run_dir is None:
         raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")
+    names = _names(leaf.transfer, [leaf.times] if isinstance(leaf.times, int) else leaf.times)
     run_dir = Path(leaf.run_dir or fresh_folder("mimic", leaf.student, Path(table.name).stem))
     teacher = teacher_of(leaf.teacher, table, training)
-    rows = transfer(table, leaf.transfer, leaf.times, leaf.swap, leaf.variance, leaf.seed)
+    rows = transfer(table, leaf.transfer, max(names), leaf.swap, leaf.variance, leaf.seed)
+    make = partial(student_of, leaf.student, table)
     torch.manual_seed(leaf.seed)
-    student = student_of(leaf.student, table)
     result = compress(
-        student, teacher, table, rows, training, run_dir=run_dir, resume=leaf.resume, settings=dict(config)
+        make(), teacher, table, rows, training, run_dir=run_dir, resume=leaf.resume, settings=dict(config)
     )
     console = Console(highlight=False, soft_wrap=True)
     if not result.finished:
         console.print(f"stopped; the same command with --run-dir {run_dir} --resume goes on")
         return STOPPED
-    updates = max(1, len(rows) // training.batch_size)
-    plain = alone(lambda: student_of(leaf.student, table), table, updates, training)
-    found = {
-        "teacher": measured(teacher, table),
-        "student, labels alone": measured(plain, table),
-        "student, mimic": measured(result.student, table),
-    }
-    record = {
-        "data": table.name,
-        "teacher": leaf.teacher,
-        "student": leaf.student,
-        "rows": len(rows),
-        **{name: asdict(of) for name, of in found.items()},
-    }
-    write(run_dir / "mimic.json", json.dumps(record, indent=1))
-    said = (
-        f"{'+'.join(several(leaf.teacher))} into {leaf.student}: {table.name}, {len(table.test):,} test rows; "
-        f"{len(table.train):,} labelled rows, {len(rows):,} answered by the teacher"
-    )
-    Console().print(_table(said, found))
-    console.print(Text(str(run_dir / "student.safetensors")))
+    models = _models(names, teacher, make, table, rows, result.student, training)
+    said = Compression(table.name, "+".join(several(leaf.teacher)), leaf.student, len(table.test), tuple(models))
+    write_compression(said, run_dir)
+    Console().print(console_table(said))
+    for file in (run_dir / "student.safetensors", run_report(run_dir)):
+        console.print(Text(str(file)))
     return 0
 
 
-def _table(title: str, found: Mapping[str, Measured]) -> Table:
-    """Return what each costs and reaches, beside how many times smaller and faster than the first it is."""
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("model", "size", "1 row", f"{MANY:,} rows", "RMSE", "accuracy"):
-        table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
-    first = next(iter(found.values()))
-    for name, of in found.items():
-        pairs = ((first.bytes, of.bytes, size), (first.row_ms, of.row_ms, milliseconds))
-        costs = [_beside(*pair) for pair in (*pairs, (first.many_ms, of.many_ms, milliseconds))]
-        accuracy = "–" if of.accuracy is None else f"{percent(of.accuracy)} %"
-        table.add_row(Text(name), *costs, f"{of.rmse:.4f}", accuracy)
-    return table
+def _names(kind: Transfer, sizes: Sequence[int]) -> dict[int, str]:
+    """Name the student of each size, the smallest first."""
+    if not sizes or (len(set(sizes)) > 1 and kind in ("train", "unlabelled")):
+        raise ValueError(f"times: several sizes are those of made-up rows, --transfer munge or random, got {sizes}")
+    return {times: NAMES[kind].format(times) for times in sorted(set(sizes))}
 
 
-def _beside(first: float, own: float, say: Any) -> str:
-    """Return a cost, and which part of the teacher's it is."""
-    return say(own) if own == first else f"{say(own)} (1/{first / own:.3g})"
+def _models(
+    names: Mapping[int, str],
+    teacher: nn.Module,
+    make: Callable[[], nn.Module],
+    table: Tabular,
+    rows: Tensor,
+    student: nn.Module,
+    training: Training,
+) -> Iterator[Model]:
+    """Measure the teacher, the student, and beside it those that learned from less."""
+    known, updates = table.train.rows, max(1, len(rows) // training.batch_size)
+
+    def fewer(name: str, role: Role, some: Tensor) -> Model:
+        return Model(name, role, len(some), measured(from_fewer(make, teacher, table, some, updates, training), table))
+
+    yield Model("teacher", "teacher", len(known), measured(teacher, table))
+    plain = alone(make, table, updates, training)
+    yield Model("labels alone", "baseline", len(known), measured(plain, table))
+    *sizes, most = names
+    if sizes:
+        yield fewer(NAMES["train"], "control", known)
+    for times in sizes:
+        yield fewer(names[times], "distilled", rows[: times * len(known)])
+    yield Model(names[most], "distilled", len(rows), measured(student, table))

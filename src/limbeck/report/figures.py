@@ -105,6 +105,7 @@ def curves(
     """
     with style(label):
         figure, axes = _lines_figure([line.label for line in lines])
+        _whole(axes)
         for index, line in enumerate(lines):
             _draw(axes, line, line.look or series(index))
         axes.margins(y=0.2 if marks else 0.05)  # room for their names
@@ -121,6 +122,7 @@ def shares(lines: Sequence[Line], label: str, *, x_label: str = "epoch") -> str:
     """Draw how much of a total each line is, over epochs: all lines have the x of the first, and values of at least 0."""
     with style(label):
         figure, axes = _lines_figure([line.label for line in lines])
+        _whole(axes)
         x, *heights = [lines[0].x, *_percentages(lines)]
         if len(x) == 1:  # a single epoch has no width
             x, heights = (x[0] - 0.5, x[0] + 0.5), [2 * height for height in heights]
@@ -216,6 +218,27 @@ def strip(candidates: Sequence[Candidate], label: str) -> str:
         return svg(figure, label)
 
 
+def over_sizes(line: Line, levels: Mapping[str, tuple[float, Look]], label: str, *, x_label: str, y_label: str) -> str:
+    """Draw what changes with a size, on a logarithmic axis, beside the levels of what does not.
+
+    Args:
+        line: What changes: sizes above 0, from the smallest up; with a look.
+        levels: Heights by their names.
+        label: What the figure shows, for readers who cannot see it.
+        x_label: Of the horizontal axis.
+        y_label: Of the vertical axis.
+    """
+    look = line.look or series(0)
+    with style(label):
+        figure, axes = _lines_figure([line.label, *levels])
+        axes.plot(line.x, line.y, look.line, marker=look.marker, color=look.colour, label=short(line.label))
+        for name, (height, other) in levels.items():
+            axes.axhline(height, linestyle=other.line, color=other.colour, linewidth=1, label=short(name))
+        _logarithmic(axes, line.x)
+        _finish(figure, axes, x_label, y_label)
+        return svg(figure, label)
+
+
 @contextmanager
 def style(salt: str) -> Iterator[None]:
     """Draw in a page's style while the block runs; equal figures have equal text."""
@@ -264,21 +287,26 @@ def _draw(axes: Axes, line: Line, look: Look) -> None:
 
 
 def _over_cost(axes: Axes, points: Sequence[Point], cost: str) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    axes.set_xscale("log")
     for point, x in zip(points, _apart([point.costs[cost] for point in points]), strict=True):
         values = [100 * accuracy for accuracy in point.accuracies]
         mean = statistics.fmean(values)
         half = statistics.stdev(values) if len(values) > 1 else 0.0
         axes.plot([x, x], [mean - half, mean + half], color=point.look.colour, linewidth=1)
         axes.plot(x, mean, point.look.marker, color=point.look.colour, **_marker(point.look))
-    ticks = _distinct(sorted({point.costs[cost] for point in points}))
-    axes.set_xlim(ticks[0] / MARGIN, max(point.costs[cost] for point in points) * MARGIN)
+    _logarithmic(axes, [point.costs[cost] for point in points])
+    axes.set_xlabel(cost)
+
+
+def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
+    """Let the horizontal axis name the values themselves."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    axes.set_xscale("log")
+    ticks = _distinct(sorted(set(values)))
+    axes.set_xlim(ticks[0] / MARGIN, max(values) * MARGIN)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value) if value >= 10 else f"{value:.2g}"))
-    axes.set_xlabel(cost)
 
 
 def _apart(costs: Sequence[float]) -> list[float]:
@@ -327,14 +355,18 @@ def _legend_columns(labels: Sequence[str]) -> int:
 
 
 def _finish(figure: Figure, axes: Axes, x_label: str, y_label: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=_legend_columns(labels))
+
+
+def _whole(axes: Axes) -> None:
+    """Let the horizontal axis name whole numbers alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def _legend(figure: Figure, entries: Mapping[str, Look], *, lines: bool = True) -> None:
