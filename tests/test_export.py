@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import importlib.util
 import io
@@ -181,7 +182,7 @@ def test_graphs_know_what_they_are_and_take_any_number_of_samples(shipped, net, 
 
 
 def test_a_network_with_exits_ships_all_of_them(net, data, tmp_path):
-    early = limbeck.with_exits(net, data.example(2), ["1"])
+    early = limbeck.with_exits(copy.deepcopy(net), data.example(2), ["1"])
     x = next(iter(data.test))[0]
     sure = early.eval().all_exits(x)[0].detach().softmax(1).amax(1).sort().values
     early.set_thresholds([float(sure[len(sure) // 2 : len(sure) // 2 + 2].mean())])  # between two samples
