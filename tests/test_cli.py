@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import limbeck
 from limbeck import methods, zoo
 from limbeck.cli import main
 
@@ -432,6 +433,18 @@ def test_a_teacher_no_better_than_chance_is_a_warning(run):
     assert f"accuracy {told['teacher']['accuracy']:.1%} of 10 classes" in answer.err
     assert "NAME@FILE" in answer.err
     assert "ChanceWarning" in Path("run/train.log").read_text()
+
+
+def test_an_ensemble_teaches(run):
+    names = [f"mlp-{width}" for width in (8, 16)]
+    names = [f"{name}@{weights(zoo.network(name, 10, (1, 8, 8)), f'{name}.safetensors')}" for name in names]
+    line = f"distill kd --student mlp-8 --teacher [{','.join(names)}] {TINY} --check false --run-dir run"
+    answer = run(line)
+    assert answer.code == 0, answer.err
+    teacher = json.loads(Path("run/result.json").read_text())["teacher"]
+    ensemble = limbeck.Ensemble([zoo.network(name, 10, (1, 8, 8)) for name in names])
+    measured = limbeck.evaluate(ensemble, limbeck.data.load("digits", samples=200).val)
+    assert teacher["accuracy"] == pytest.approx(measured["accuracy"], abs=1e-6)
 
 
 def test_a_traceback_on_demand(run, monkeypatch):

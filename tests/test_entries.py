@@ -106,6 +106,13 @@ def test_words_name_networks():
     )
 
 
+def test_several_teachers_are_an_ensemble():
+    (entry,) = of_words("kd:teacher=[mlp-8@random,mlp-32@random]")
+    assert entry.control
+    assert isinstance(entry.teacher, limbeck.Ensemble)
+    assert entry.name == "kd, teacher=[mlp-8@random, mlp-32@random]"
+
+
 def test_networks_that_are_not_made_anew_are_refused(tmp_path):
     net, draws = student(), iter(range(100))
 
@@ -139,7 +146,8 @@ def test_networks_that_are_not_made_anew_are_refused(tmp_path):
         ("compare takd:assistants=mlp-x", "unknown network 'mlp-x'"),
         ("compare takd", "takd needs assistants"),
         ("compare kd:teacher=mlp-16", "the teacher mlp-16 has no weights"),
-        ("compare kd:teacher=[mlp-8@random,mlp-16@random]", "expected teacher=NAME@FILE"),
+        ("compare kd:teacher=[mlp-8@random,16]", "expected teacher=NAME@FILE or teacher=NAME@random, or several"),
+        ("compare kd:teacher=[mlp-8@random,mlp-16]", "the teacher mlp-16 has no weights"),
         ("compare ls:teacher=mlp-16@random", "ls has no teacher"),
         ("tune kd:teacher=mlp-16@random --search alpha=0:1", "all trials have the same teacher, --teacher"),
         ("tune takd --search assistants=mlp-8,mlp-12", "assistants are networks, without a default"),

@@ -42,6 +42,8 @@ LOCK = ".lock"
 Tell = Callable[[Mapping[str, float], int], None]
 NETWORKS = ("peers", "assistants")
 """Options that are networks, which a run trains."""
+NAMED = (*NETWORKS, "teacher")
+"""Options that are networks, or their names."""
 TIMED_EPOCHS, TIMED_BATCHES = 8, 10
 """What is trained to see how long a step takes: every stage of a method has its share."""
 
@@ -67,7 +69,7 @@ class Entry:
     control: bool = False
 
     def __post_init__(self) -> None:
-        words = {option: _word(value) if option in NETWORKS else value for option, value in self.options.items()}
+        words = {option: _word(value) if option in NAMED else value for option, value in self.options.items()}
         name = ", ".join([self.method, *(f"{option}={value}" for option, value in words.items())])
         object.__setattr__(self, "name", self.name or name)
 

@@ -218,9 +218,18 @@ def test_the_ensemble_averages_probabilities_of_all_generations() -> None:
         born.append(copy.deepcopy(student).eval()(x).softmax(-1))
         networks = stage.method.networks()
         assert networks["student"] is student
-        assert list(networks) == (["student"] if k == 1 else ["student", "ensemble"])
+        former = [f"generation-{i}" for i in range(1, k)]
+        assert list(networks) == ["student", *former, *(["ensemble"] if k > 1 else [])]
+        for name, answers in zip(former, born, strict=False):
+            torch.testing.assert_close(networks[name].eval()(x).softmax(-1), answers)
         if k > 1:
             torch.testing.assert_close(networks["ensemble"].eval()(x).softmax(-1), torch.stack(born).mean(0))
+
+
+def test_the_first_generation_is_kept_and_has_no_vote() -> None:
+    stages = list(limbeck.ban(mlp(0), generations=2))
+    assert list(stages[-1].method.networks()) == ["student", "generation-0", "generation-1", "ensemble"]
+    assert len(stages[-1].method.networks()["ensemble"].members) == 2
 
 
 def test_ensembles() -> None:

@@ -146,6 +146,17 @@ def test_the_network_with_exits_is_made_again_by_its_name(file, tmp_path) -> Non
     torch.testing.assert_close(every, torch.stack(early.all_exits(x), 1))
 
 
+def test_an_exit_is_a_network_by_its_name(tmp_path) -> None:
+    name, shape = "mlp-8-6-7", (1, 4, 4)
+    method = limbeck.byot(limbeck.zoo.network(name, CLASSES, shape), example=torch.zeros(1, *shape)).eval()
+    Run(tmp_path).write_networks(networks := method.networks())
+    x = torch.randn(5, *shape)
+    for number, said in enumerate(method.student.all_exits(x)[:-1], 1):
+        again = limbeck.zoo.network(f"{name}@{tmp_path / f'exit-{number}.safetensors'}", CLASSES, shape)
+        assert torch.equal(again.eval()(x), said)
+        assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in networks["early-exit"].parameters())
+
+
 def test_exits_of_another_network_do_not_fit(tmp_path) -> None:
     early = limbeck.with_exits(limbeck.zoo.network("mlp-8-6-7", CLASSES, (4,)), torch.zeros(1, 4))
     Run(tmp_path).write_networks({"early": early})

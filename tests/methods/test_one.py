@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck.methods.one import ramp
-from limbeck.nets.branches import Branches, Gate
+from limbeck.nets.branches import Branches, EqualShares, Gate
 
 
 def terms(method: limbeck.Method, batch, progress: float = 0.5):
@@ -89,9 +89,18 @@ def test_equal_branches_agree_with_their_ensemble() -> None:
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 3, 4), (6, 4, 2, 2)])
 def test_shares_sum_to_one(shape: tuple[int, ...]) -> None:
-    shares = Gate(4, 3)(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
-    assert shares.shape == (6, 3)
-    torch.testing.assert_close(shares.sum(1), torch.ones(6))
+    shared = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for gate in (Gate(4, 3), EqualShares(3)):
+        shares = gate(shared)
+        assert shares.shape == (6, 3)
+        torch.testing.assert_close(shares.sum(1), torch.ones(6))
+
+
+def test_without_a_gate_the_ensemble_is_the_mean_of_the_logits() -> None:
+    student, (x, _) = convnet(0), images(0)
+    ensemble = limbeck.one(student, layer="one", gate=False, example=x).double().networks()["ensemble"].eval()
+    shared = ensemble.trunk(x)
+    torch.testing.assert_close(ensemble(x), sum(branch(shared) for branch in ensemble.branches) / 3)
 
 
 def test_the_ramp() -> None:

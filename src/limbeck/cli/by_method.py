@@ -10,7 +10,7 @@ from lightning import seed_everything
 from torch import nn
 
 from limbeck import methods
-from limbeck.cli.networks import network, weighted
+from limbeck.cli.networks import network, taught_by
 from limbeck.cli.options import assistants_of, load_data, peers_of, possible_teacher_of, several, student_of, teacher_of
 from limbeck.cli.parser import Commands, first_line, skipped
 from limbeck.data import Data
@@ -63,4 +63,4 @@ def _teachers(leaf: Namespace, data: Data) -> nn.Module | list[nn.Module] | None
         return [network(name, data) for name in several(leaf.peers)]
     if leaf.get("teacher") is None:
         return None
-    return network(weighted(leaf.teacher, "teacher"), data)
+    return taught_by(leaf.teacher, data)

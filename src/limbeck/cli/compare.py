@@ -10,7 +10,7 @@ from rich.console import Console
 
 from limbeck.cli.console import STOPPED, plain
 from limbeck.cli.jobs import side_by_side
-from limbeck.cli.networks import network, weighted, with_networks
+from limbeck.cli.networks import network, taught_by, with_networks
 from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of
@@ -50,7 +50,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     data = call(load_data, leaf)
     entries = [with_networks(entry, data, leaf.seed) for words in leaf.methods for entry in entries_of(words)]
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher in every process, and when the command goes on
-    teacher = None if leaf.teacher is None else network(weighted(leaf.teacher, "teacher"), data)
+    teacher = None if leaf.teacher is None else taught_by(leaf.teacher, data)
     settings = {name: value for name, value in call(training, leaf).items() if name not in ("resume", "loggers")}
     console = Console(highlight=False, soft_wrap=True)
     try:

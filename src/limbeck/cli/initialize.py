@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from limbeck import zoo
 from limbeck.cli.networks import weighted
-from limbeck.cli.options import student_of, teacher_of
+from limbeck.cli.options import student_of
 from limbeck.cli.parser import Commands, first_line
 from limbeck.files import write
 from limbeck.inherit import Channels, initialize
@@ -20,10 +20,11 @@ from limbeck.inherit import Channels, initialize
 
 def add(commands: Commands) -> None:
     """Add ``limbeck initialize``."""
-    commands.add("initialize", _initialize, first_line(_initialize), student_of, teacher_of, beginning)
+    commands.add("initialize", _initialize, first_line(_initialize), student_of, beginning)
 
 
 def beginning(
+    teacher: str,
     to: str,
     channels: Channels = "largest",
     blocks: dict[str, list[int]] | None = None,
@@ -31,9 +32,10 @@ def beginning(
     num_classes: int = 10,
     seed: int = 0,
 ) -> None:
-    """Say what the student gets, and where it goes.
+    """Say who gives what to the student, and where it goes.
 
     Args:
+        teacher: A deeper or wider network of its family, with its weights, as resnet56@teacher.safetensors.
         to: The file of the student's weights, student.safetensors.
         channels: The largest of the teacher's channels, or the first.
         blocks: Which of the teacher's blocks to take, by the row's path: '{layer1: [0, 4]}'; by default evenly spread.

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from limbeck import zoo
+from limbeck.cli.options import several
 from limbeck.data import Data
+from limbeck.nets.ensemble import Ensemble
 from limbeck.runs import NETWORKS, Entry
 
 
@@ -38,6 +40,12 @@ def weighted(name: str, role: str) -> str:
     return name
 
 
+def taught_by(names: list[str] | str, data: Data) -> nn.Module:
+    """Make the teacher: a network, or of several the ensemble, the mean of their probabilities."""
+    nets = [network(weighted(name, "teacher"), data) for name in several(names)]
+    return nets[0] if len(nets) == 1 else Ensemble(nets)
+
+
 def with_networks(entry: Entry, data: Data, seed: int) -> Entry:
     """Let the names of networks among an entry's options stand for networks; in the table it is called as before.
 
@@ -47,12 +55,15 @@ def with_networks(entry: Entry, data: Data, seed: int) -> Entry:
     options = {name: _makes(value, data) if name in NETWORKS else value for name, value in entry.options.items()}
     if "teacher" not in options:
         return replace(entry, options=options)
-    name = options.pop("teacher")
-    if not isinstance(name, str):
-        raise TypeError(f"{entry.name}: expected teacher=NAME@FILE or teacher=NAME@random, got {name!r}")
+    said = options.pop("teacher")
+    names = said if isinstance(said, list) else [said]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"{entry.name}: expected teacher=NAME@FILE or teacher=NAME@random, or several in brackets, got {said!r}"
+        )
     torch.manual_seed(seed)
-    teacher = network(weighted(name, "teacher"), data)
-    return replace(entry, options=options, teacher=teacher, control=zoo.split_name(name)[1] == "random")
+    untrained = all(zoo.split_name(name)[1] == "random" for name in names)
+    return replace(entry, options=options, teacher=taught_by(names, data), control=untrained)
 
 
 def _makes(value: Any, data: Data) -> Any:

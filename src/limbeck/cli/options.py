@@ -138,20 +138,22 @@ def network_of(network: str) -> str:
     return network
 
 
-def teacher_of(teacher: str) -> str:
+def teacher_of(teacher: list[str] | str) -> list[str] | str:
     """Name the teacher.
 
     Args:
         teacher: A network with its weights, as resnet56@teacher.safetensors; NAME@random is an untrained one, a control.
+            Several, as [resnet56@a.safetensors,wrn-16-2@b.safetensors], teach with the mean of their probabilities.
     """
     return teacher
 
 
-def possible_teacher_of(teacher: str | None = None) -> str | None:
+def possible_teacher_of(teacher: list[str] | str | None = None) -> list[str] | str | None:
     """Name the teacher, if there is one.
 
     Args:
-        teacher: A network with its weights, as resnet56@teacher.safetensors; trained first if not given.
+        teacher: A network with its weights, as resnet56@teacher.safetensors, or several, as [NAME@FILE,NAME@FILE], for
+            the mean of their probabilities. Where there is none, ban and tfkd_self train one first.
     """
     return teacher
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from limbeck.cli.console import STOPPED, plain
-from limbeck.cli.networks import network, weighted, with_networks
+from limbeck.cli.networks import network, taught_by, with_networks
 from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of, search_of
@@ -63,7 +63,7 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
     if entry.teacher is not None:
         raise ValueError(f"{leaf.method}: all trials have the same teacher, --teacher")
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher when the command goes on
-    teacher = None if leaf.teacher is None else network(weighted(leaf.teacher, "teacher"), data)
+    teacher = None if leaf.teacher is None else taught_by(leaf.teacher, data)
     run_dir = leaf.run_dir or fresh_folder("tune", leaf.student, leaf.data)
     left_out = ("resume", "loggers", "devices", "strategy")
     settings = {name: value for name, value in call(training, leaf).items() if name not in left_out}
@@ -117,7 +117,7 @@ def _command(method: str, options: Mapping[str, Any], leaf: Namespace) -> str:
     if "peers" in parameters and "peers" not in options:
         words += ["--peers", leaf.student]
     elif leaf.teacher is not None:
-        words += ["--teacher", leaf.teacher]
+        words += ["--teacher", _word(leaf.teacher)]
     for group in (load_data, training):
         for name, parameter in inspect.signature(group).parameters.items():
             if leaf[name] != parameter.default and name not in ("run_dir", "resume", "logger", "progress"):

@@ -20,7 +20,7 @@ from torch import nn
 
 from limbeck.engine.learner import Row
 from limbeck.files import write
-from limbeck.nets.exits import EXITS, EarlyExit
+from limbeck.nets.exits import ENDS, EXITS, EarlyExit, Shallow
 
 logger = logging.getLogger("limbeck")
 
@@ -28,12 +28,14 @@ logger = logging.getLogger("limbeck")
 def packed(net: nn.Module, about: Mapping[str, str] | None = None) -> bytes:
     """Return a network's weights as a safetensors file, with what is to be known ``about`` them.
 
-    Where a network has exits, that says after which layers: `limbeck.zoo.network` makes them again.
+    Where a network has exits, or ends in one, that says after which layers: `limbeck.zoo.network` makes them again.
     """
     # clones, since shared storage (tied weights) is more than the format can say
     state = {key: value.detach().cpu().clone().contiguous() for key, value in net.state_dict().items()}
-    exits = {EXITS: json.dumps(net.after)} if isinstance(net, EarlyExit) and net.after else {}
-    return to_safetensors(state, {**(about or {}), **exits} or None)
+    facts = dict(about or {})
+    if isinstance(net, EarlyExit | Shallow) and net.after:
+        facts[EXITS if isinstance(net, EarlyExit) else ENDS] = json.dumps(net.after)
+    return to_safetensors(state, facts or None)
 
 
 class Run:

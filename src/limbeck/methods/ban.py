@@ -10,7 +10,7 @@ sample and nothing else, the other keeps that and the sizes of the smaller proba
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ PAPER = Paper(
     matches="outputs",
     teacher="the former generation",
 )
+
+LABELLED = "generation-0"
+"""The one that learns from the labels alone."""
 
 
 def confidence_weighted(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -101,14 +104,14 @@ class Permuted(nn.Module):
 
 
 class Generation(Method):
-    """One generation: it learns the former one's outputs, and votes with those before it.
+    """One generation: it learns the former one's outputs, and votes with those that learned before it.
 
     Args:
         distill: How this generation learns.
-        ancestors: The generations before it, trained.
+        ancestors: The generations before it by name, trained, from the first one that was trained here on.
     """
 
-    def __init__(self, distill: Distill, ancestors: list[nn.Module]) -> None:
+    def __init__(self, distill: Distill, ancestors: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.distill, self.task = distill, distill.task
         self._ancestors = ancestors
@@ -118,11 +121,10 @@ class Generation(Method):
         return self.distill.players()
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return this generation and, from the second on, the ensemble of all of them."""
-        student = self.distill.student
-        if not self._ancestors:
-            return {"student": student}
-        return {"student": student, "ensemble": Ensemble([*self._ancestors, student])}
+        """Return this generation, those before it, and the ensemble of all that learned from another."""
+        student, born = self.distill.student, [net for name, net in self._ancestors.items() if name != LABELLED]
+        ensemble = {"ensemble": Ensemble([*born, student])} if born else {}
+        return {"student": student, **self._ancestors, **ensemble}
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
         """Learn from the former generation."""
@@ -146,13 +148,15 @@ def ban(
     L = soft · CE(p_{k−1}, p_k) + hard · CE(y, z_k) + cwtm · Σ_b w_b CE(y_b, z_k) + dkpp · CE(π(p_{k−1}), p_k), at T = 1
     and by default by the first term alone. w_b is the former generation's confidence, max p_{k−1}, as a share of the
     batch's; π shuffles all but the largest probability of each sample, anew at every step. The ensemble averages the
-    generations' probabilities. Accuracy rises at first and then saturates: in half of the paper's rows a later generation
-    is worse.
+    probabilities of the generations from 1 on. Accuracy rises at first and then saturates: in half of the paper's rows a
+    later generation is worse.
 
     All generations share the epochs given to `fit` equally; for the paper's schedule give as many times more.
 
     Args:
-        student: The network; every generation starts from a fresh initialisation of it. It ends as the last generation.
+        student: The network; every generation starts from a fresh initialisation of it. It ends as the last generation;
+            those before it are in the result as ``generation-0``, ``generation-1`` and so on, since the last need not be
+            the best.
         teacher: Generation 0; trained first if not given.
         generations: How many to train after it; 3 as in the paper's tables.
         soft: Weight of the former generation's outputs; 1 as in the paper. 0 for CWTM or DKPP alone.
@@ -172,10 +176,10 @@ def ban(
         raise ValueError("soft, hard, cwtm and dkpp are all 0: a generation would have nothing to learn from")
     check_anew(student)  # before a generation has trained
     share = 1 / (generations + (teacher is None))
+    ancestors: dict[str, nn.Module] = {}
     if teacher is None:
-        yield Stage(plain(student, task=task), share, name="generation-0")
-        teacher = copy.deepcopy(student)
-    ancestors: list[nn.Module] = []
+        yield Stage(plain(student, task=task), share, name=LABELLED)
+        teacher = ancestors[LABELLED] = copy.deepcopy(student)
     learn: Objective = soft * on(soft_cross_entropy, S, T, name="soft", temperature=1.0) + hard * task.hard
     sure = S.via(gather), T.via(confidence, gather), Y.via(gather)
     learn += cwtm * on(_weighted_by, *sure, name="cwtm")
@@ -184,10 +188,9 @@ def ban(
     for generation in range(1, generations + 1):
         start_anew(student)
         yield Stage(
-            Generation(Distill(student, teacher, learn, task), ancestors), share, name=f"generation-{generation}"
+            Generation(Distill(student, teacher, learn, task), dict(ancestors)), share, name=f"generation-{generation}"
         )
-        teacher = copy.deepcopy(student)
-        ancestors = [*ancestors, teacher]
+        teacher = ancestors[f"generation-{generation}"] = copy.deepcopy(student)
 
 
 @full_precision

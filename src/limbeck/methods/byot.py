@@ -46,10 +46,7 @@ class SelfDistill(Distill):
         """Return the plain network, each of its early exits as a network of its own, and all of it with thresholds."""
         student = self.student
         assert isinstance(student, EarlyExit)
-        early = {
-            f"exit-{number}": nn.Sequential(*student.sections[:number], leave)
-            for number, leave in enumerate(student.exits, 1)
-        }
+        early = {f"exit-{number}": student.up_to(number) for number in range(1, len(student.exits) + 1)}
         return {"student": self._student[0], **early, "early-exit": student}
 
 

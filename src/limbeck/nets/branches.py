@@ -11,18 +11,17 @@ from limbeck.nets.norm import GlobalBatchNorm
 
 
 class Branches(nn.Module):
-    """A trunk with several branches, whose logits a gate mixes: z_e = Σ_i g_i z_i with g = softmax(ReLU(BN(W GAP(h)))).
+    """A trunk with several branches, whose logits a gate mixes: z_e = Σ_i g_i z_i.
 
     Args:
         trunk: What all branches share; gives h, a map (N, C, H, W), tokens (N, L, C) or a vector (N, C).
         branches: Each maps h to logits (N, K).
-        channels: C.
+        gate: Maps h to the shares g, (N, branches).
     """
 
-    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module], channels: int) -> None:
+    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module], gate: nn.Module) -> None:
         super().__init__()
-        self.trunk, self.branches = trunk, nn.ModuleList(branches)
-        self.gate = Gate(channels, len(branches))
+        self.trunk, self.branches, self.gate = trunk, nn.ModuleList(branches), gate
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated logits, (N, K)."""
@@ -33,7 +32,7 @@ class Branches(nn.Module):
 
 
 class Gate(nn.Module):
-    """Shares of several branches, which depend on what the trunk shows.
+    """Shares of several branches, which depend on what the trunk shows: g = softmax(ReLU(BN(W GAP(h)))).
 
     Args:
         channels: Of the trunk's output.
@@ -48,6 +47,22 @@ class Gate(nn.Module):
         """Return the shares, (N, branches), of sum 1."""
         scores: Tensor = self.norm(self.fc(pooled(shared))[..., None, None])
         return scores.flatten(1).relu().softmax(1)
+
+
+class EqualShares(nn.Module):
+    """The same share for each of several branches.
+
+    Args:
+        branches: How many.
+    """
+
+    def __init__(self, branches: int) -> None:
+        super().__init__()
+        self.branches = branches
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """Return the shares, (N, branches)."""
+        return shared.new_full((len(shared), self.branches), 1 / self.branches)
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ Shape = tuple[int, ...]
 
 EXITS = "exits"
 """Under which a file of weights names the layers, as a JSON list, after which its network has exits."""
+ENDS = "ends in exit"
+"""The same, of a network that ends in the last of these exits."""
 
 
 class Exit(nn.Module):
@@ -116,6 +118,10 @@ class EarlyExit(nn.Module):
         """Return logits, (N, K), each sample's from where it left."""
         return self.all_exits(x)[-1] if self.training else self.answer(x)[0]
 
+    def up_to(self, exit: int) -> Shallow:
+        """Return the network that ends in an exit, counted from 1: a smaller one, of the same parameters."""
+        return Shallow([*self.sections[:exit], self.exits[exit - 1]], self.after[:exit])
+
     def all_exits(self, x: Tensor) -> list[Tensor]:
         """Return the logits of every exit on all samples, each (N, K), the deepest last."""
         said = []
@@ -141,6 +147,19 @@ class EarlyExit(nn.Module):
             said.append((waiting, self.sections[-1](x)))
         rows, logits = (torch.cat(parts) for parts in zip(*said, strict=True))
         return logits[rows.argsort()], taken
+
+
+class Shallow(nn.Sequential):
+    """A network up to one of its exits, which answers.
+
+    Args:
+        parts: The sections up to the exit, and it.
+        after: As for `EarlyExit`, up to this exit.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], after: Sequence[str] = ()) -> None:
+        super().__init__(*parts)
+        self.after = tuple(after)
 
 
 class AllExits(nn.Module):

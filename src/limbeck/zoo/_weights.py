@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from limbeck.nets.exits import EXITS, with_exits
+from limbeck.nets.exits import ENDS, EXITS, with_exits
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
@@ -36,7 +36,7 @@ def load_weights(net: nn.Module, file: str, name: str) -> None:
 
 
 def prepared(net: nn.Module, file: str, name: str, shape: tuple[int, ...]) -> nn.Module:
-    """Return the network whose weights are in ``file``: ``net``, with exits where the file says that it had some.
+    """Return the network whose weights are in ``file``: ``net``, with exits, or up to one, where the file says so.
 
     Args:
         net: The network.
@@ -47,29 +47,31 @@ def prepared(net: nn.Module, file: str, name: str, shape: tuple[int, ...]) -> nn
     Raises:
         ValueError: The network does not have the layers after which there were exits.
     """
-    after = _exits_in(file)
+    facts = _facts(file)
+    after: list[str] = json.loads(facts.get(EXITS) or facts.get(ENDS) or "[]")
     if not after:
         return net
     try:
-        return with_exits(net, torch.zeros(2, *shape), after)
+        early = with_exits(net, torch.zeros(2, *shape), after)
+        return early if EXITS in facts else early.up_to(len(after))
     except ValueError as error:
         raise ValueError(f"{name}: {file} is of a network with exits, which do not fit this one: {error}") from error
 
 
-def _exits_in(file: str) -> list[str]:
-    """Return the layers after which a safetensors file has exits; what cannot be read `load_weights` complains of."""
+def _facts(file: str) -> dict[str, str]:
+    """Return what a safetensors file says of itself; what cannot be read `load_weights` complains of."""
     path = Path(file).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
-        return []
+        return {}
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        return []
+        return {}
     try:
         with safe_open(path, framework="pt") as opened:
-            found: list[str] = json.loads((opened.metadata() or {}).get(EXITS, "[]"))
+            found: dict[str, str] = opened.metadata() or {}
     except SafetensorError:
-        return []
+        return {}
     return found
 
 
