@@ -442,7 +442,7 @@ def test_an_ensemble_teaches(run):
     answer = run(line)
     assert answer.code == 0, answer.err
     teacher = json.loads(Path("run/result.json").read_text())["teacher"]
-    ensemble = limbeck.Ensemble([zoo.network(name, 10, (1, 8, 8)) for name in names])
+    ensemble = limbeck.Ensemble([zoo.network(name, 10, (1, 8, 8)) for name in names], mean="geometric")
     measured = limbeck.evaluate(ensemble, limbeck.data.load("digits", samples=200).val)
     assert teacher["accuracy"] == pytest.approx(measured["accuracy"], abs=1e-6)
 

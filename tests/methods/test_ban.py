@@ -232,16 +232,6 @@ def test_the_first_generation_is_kept_and_has_no_vote() -> None:
     assert len(stages[-1].method.networks()["ensemble"].members) == 2
 
 
-def test_ensembles() -> None:
-    x, (a, b) = normal(4, 6), (mlp(1).eval(), mlp(2).eval())
-    p, q = a(x).softmax(-1), b(x).softmax(-1)
-    torch.testing.assert_close(limbeck.Ensemble([a, b], weights=[3, 1])(x).softmax(-1), (3 * p + q) / 4)
-    geometric = (p * q).sqrt()
-    torch.testing.assert_close(
-        limbeck.Ensemble([a, b], mean="geometric")(x).softmax(-1), geometric / geometric.sum(-1, keepdim=True)
-    )
-
-
 def test_numerics() -> None:
     teacher = mlp(1, norm=False)
     teacher[-1].weight.data *= 1e4

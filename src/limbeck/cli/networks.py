@@ -41,9 +41,9 @@ def weighted(name: str, role: str) -> str:
 
 
 def taught_by(names: list[str] | str, data: Data) -> nn.Module:
-    """Make the teacher: a network, or of several the ensemble, the mean of their probabilities."""
+    """Make the teacher: a network, or of several the ensemble that averages logits, which suits every temperature."""
     nets = [network(weighted(name, "teacher"), data) for name in several(names)]
-    return nets[0] if len(nets) == 1 else Ensemble(nets)
+    return nets[0] if len(nets) == 1 else Ensemble(nets, mean="geometric")
 
 
 def with_networks(entry: Entry, data: Data, seed: int) -> Entry:

@@ -143,7 +143,7 @@ def teacher_of(teacher: list[str] | str) -> list[str] | str:
 
     Args:
         teacher: A network with its weights, as resnet56@teacher.safetensors; NAME@random is an untrained one, a control.
-            Several, as [resnet56@a.safetensors,wrn-16-2@b.safetensors], teach with the mean of their probabilities.
+            Several, as [resnet56@a.safetensors,wrn-16-2@b.safetensors], teach with the mean of their logits.
     """
     return teacher
 
@@ -153,7 +153,7 @@ def possible_teacher_of(teacher: list[str] | str | None = None) -> list[str] | s
 
     Args:
         teacher: A network with its weights, as resnet56@teacher.safetensors, or several, as [NAME@FILE,NAME@FILE], for
-            the mean of their probabilities. Where there is none, ban and tfkd_self train one first.
+            the mean of their logits. Where there is none, ban and tfkd_self train one first.
     """
     return teacher
 

@@ -15,27 +15,39 @@ from limbeck.task import logits
 class Ensemble(nn.Module):
     """The mean prediction of several networks, as logits: a teacher anywhere a teacher is accepted.
 
-    ``"arithmetic"``: log Σ_m w_m softmax(z_m), the mean of probabilities. ``"geometric"``: Σ_m w_m z_m, whose softmax is
-    the normalised geometric mean.
+    ``"arithmetic"``: T log Σ_m w_m softmax(z_m / T), whose softmax at the temperature T is the mean of the members'
+    probabilities. ``"geometric"``: Σ_m w_m z_m, whose softmax is their normalised geometric mean, whatever the temperature.
 
     Args:
         networks: The members, of the same classes in the same order.
         weights: One for each, normalised to sum 1; equal by default.
         mean: Which mean.
+        temperature: T, at which probabilities are averaged. 1 averages what the members predict; to teach by softened
+            probabilities, the method's own: ``kd(student, Ensemble(teachers, temperature=4.0), temperature=4.0)`` has
+            Hinton's arithmetic mean of softened probabilities (arXiv 1503.02531).
+
+    Raises:
+        ValueError: No network, weights that are not one each, ≥ 0 and not all 0, an unknown mean, T ≤ 0.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], weights: Sequence[float] | None = None, mean: str = "arithmetic"
+        self,
+        networks: Sequence[nn.Module],
+        weights: Sequence[float] | None = None,
+        mean: str = "arithmetic",
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         if not networks:
             raise ValueError("an ensemble needs at least one network")
         if mean not in ("arithmetic", "geometric"):
             raise ValueError(f"mean must be 'arithmetic' or 'geometric', got {mean!r}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
         weights = [1.0] * len(networks) if weights is None else list(weights)
         if len(weights) != len(networks) or min(weights) < 0 or sum(weights) == 0:
             raise ValueError(f"expected {len(networks)} weights ≥ 0, not all 0, got {weights}")
-        self.members, self.mean = nn.ModuleList(networks), mean
+        self.members, self.mean, self.temperature = nn.ModuleList(networks), mean, temperature
         self.weights = [weight / sum(weights) for weight in weights]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -44,5 +56,5 @@ class Ensemble(nn.Module):
         if self.mean == "geometric":
             return torch.stack([w * z for w, z in zip(self.weights, outputs, strict=True)]).sum(0)
         shares = [math.log(w) if w else -math.inf for w in self.weights]
-        terms = [z.log_softmax(-1) + share for share, z in zip(shares, outputs, strict=True)]
-        return torch.logsumexp(torch.stack(terms), 0)
+        terms = [(z / self.temperature).log_softmax(-1) + share for share, z in zip(shares, outputs, strict=True)]
+        return self.temperature * torch.logsumexp(torch.stack(terms), 0)
