@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import limbeck
+from limbeck.engine.run import Run
 from limbeck.losses import soft_target
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -73,3 +76,15 @@ def test_sure_members_stay_finite(temperature: float) -> None:
 def test_what_is_no_ensemble(count: int, options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         limbeck.Ensemble(members()[:count], **options)
+
+
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_an_ensemble_of_networks_that_are_alike_is_a_network_by_its_name(mean: str, tmp_path: Path) -> None:
+    nets = [limbeck.zoo.network("mlp-8", 4, (6,)) for _ in range(2)]
+    ensemble = limbeck.Ensemble(nets, weights=[1, 3], mean=mean, temperature=2.0)
+    other = limbeck.Ensemble([nets[0], limbeck.zoo.network("mlp-7", 4, (6,))])
+    Run(tmp_path).write_networks({"ensemble": ensemble, "other": other})
+    again = limbeck.zoo.network(f"mlp-8@{tmp_path / 'ensemble.safetensors'}", 4, (6,))
+    assert torch.equal(again(X.float()), ensemble(X.float()))
+    with pytest.raises(ValueError, match="do not fit the network: missing"):
+        limbeck.zoo.network(f"mlp-8@{tmp_path / 'other.safetensors'}", 4, (6,))

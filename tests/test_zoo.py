@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck import record, zoo
-from limbeck.methods.ban import start_anew
+from limbeck.nets.anew import start_anew
 
 # Parameters at 100 classes. In millions they are the figures of the CIFAR-100 tables of Tian et al. (CRD, ICLR 2020):
 # resnet20 0.28, resnet56 0.86, resnet110 1.74, wrn-40-2 2.26, vgg8 3.97, shufflenetv2 1.36, ...

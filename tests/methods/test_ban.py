@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck.losses import cross_entropy, cwtm, dkpp, soft_cross_entropy
-from limbeck.methods.ban import check_anew, start_anew
+from limbeck.nets.anew import check_anew, start_anew
 from limbeck.stage import Stage
 
 

@@ -160,7 +160,7 @@ def test_an_exit_is_a_network_by_its_name(tmp_path) -> None:
 def test_exits_of_another_network_do_not_fit(tmp_path) -> None:
     early = limbeck.with_exits(limbeck.zoo.network("mlp-8-6-7", CLASSES, (4,)), torch.zeros(1, 4))
     Run(tmp_path).write_networks({"early": early})
-    with pytest.raises(ValueError, match=r"early.safetensors is of a network with exits, .* no layer 'layers.fc3'"):
+    with pytest.raises(ValueError, match=r"early.safetensors is of a network made of another .* no layer 'layers.fc3'"):
         limbeck.zoo.network(f"mlp-8@{tmp_path / 'early.safetensors'}", CLASSES, (4,))
 
 

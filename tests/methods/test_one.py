@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import limbeck
+from limbeck.engine.run import Run
 from limbeck.methods.one import ramp
 from limbeck.nets.branches import Branches, EqualShares, Gate
 
@@ -85,6 +86,19 @@ def test_equal_branches_agree_with_their_ensemble() -> None:
     found = terms(method, (x, y))
     assert all(found[f"soft.{i}"].value.item() == pytest.approx(0, abs=1e-6) for i in (1, 2, 3))
     torch.testing.assert_close(found["hard"].value, found["hard.1"].value, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_ensemble_is_a_network_by_its_name(gate: bool, tmp_path) -> None:
+    name, shape = "mlp-8-6", (1, 4, 4)
+    method = limbeck.one(
+        limbeck.zoo.network(name, CLASSES, shape), branches=2, gate=gate, example=torch.zeros(1, *shape)
+    )
+    Run(tmp_path).write_networks(method.networks())
+    again = limbeck.zoo.network(f"{name}@{tmp_path / 'ensemble.safetensors'}", CLASSES, shape)
+    x = torch.randn(5, *shape)
+    assert isinstance(again, Branches)
+    assert torch.equal(again.eval()(x), method.student.eval()(x))
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 3, 4), (6, 4, 2, 2)])

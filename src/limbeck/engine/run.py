@@ -20,7 +20,7 @@ from torch import nn
 
 from limbeck.engine.learner import Row
 from limbeck.files import write
-from limbeck.nets.exits import ENDS, EXITS, EarlyExit, Shallow
+from limbeck.nets.remade import facts_of
 
 logger = logging.getLogger("limbeck")
 
@@ -28,14 +28,12 @@ logger = logging.getLogger("limbeck")
 def packed(net: nn.Module, about: Mapping[str, str] | None = None) -> bytes:
     """Return a network's weights as a safetensors file, with what is to be known ``about`` them.
 
-    Where a network has exits, or ends in one, that says after which layers: `limbeck.zoo.network` makes them again.
+    Where the network is made of a plain one, with exits or branches or several times, that says how: `limbeck.zoo.network`
+    makes it again.
     """
     # clones, since shared storage (tied weights) is more than the format can say
     state = {key: value.detach().cpu().clone().contiguous() for key, value in net.state_dict().items()}
-    facts = dict(about or {})
-    if isinstance(net, EarlyExit | Shallow) and net.after:
-        facts[EXITS if isinstance(net, EarlyExit) else ENDS] = json.dumps(net.after)
-    return to_safetensors(state, facts or None)
+    return to_safetensors(state, {**(about or {}), **facts_of(net)} or None)
 
 
 class Run:

@@ -8,21 +8,16 @@ The authors' code adds 1e-7 to the targets of the KL, which a log-softmax does n
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import Frozen
 from limbeck.layers import stages
 from limbeck.method import Distill
-from limbeck.methods.ban import start_anew
 from limbeck.methods.kd import check_temperature, soft_target
-from limbeck.nets.branches import Branches, EqualShares, Gate
-from limbeck.nets.sections import sections
+from limbeck.nets.branches import with_branches
 from limbeck.objective import S, Y, on
 from limbeck.paper import Paper
 from limbeck.task import Task, classification
@@ -86,15 +81,7 @@ def one(
     if branches < 2:
         raise ValueError(f"branches must be at least 2, got {branches}: with one it is limbeck.plain")
     check_temperature(temperature)
-    trunk, head = sections(student, [layer or shared_layer(student, example, task)])
-    others = [copy.deepcopy(head) for _ in range(branches - 1)]
-    for other in others:
-        start_anew(other)
-    with torch.no_grad():
-        shown = Frozen(trunk)(example)
-    channels = shown.shape[-1] if shown.ndim == 3 else shown.shape[1]
-    shares = Gate(channels, branches) if gate else EqualShares(branches)
-    ensemble = Branches(trunk, [head, *others], shares)
+    ensemble = with_branches(student, example, layer or shared_layer(student, example, task), branches, gate)
 
     def learn(index: int) -> Any:
         branch = S[f"branches.{index}"]

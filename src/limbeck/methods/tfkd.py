@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from limbeck.frozen import bare
 from limbeck.method import Distill
-from limbeck.methods.ban import check_anew, start_anew
 from limbeck.methods.kd import check_temperature, kd
 from limbeck.methods.ls import two_valued
 from limbeck.methods.plain import plain
+from limbeck.nets.anew import check_anew, start_anew
 from limbeck.numerics import full_precision
 from limbeck.objective import S, Y, on
 from limbeck.paper import Paper

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.frozen import Frozen
+from limbeck.nets.anew import start_anew
 from limbeck.nets.norm import GlobalBatchNorm
+from limbeck.nets.sections import sections
 
 
 class Branches(nn.Module):
@@ -17,11 +22,12 @@ class Branches(nn.Module):
         trunk: What all branches share; gives h, a map (N, C, H, W), tokens (N, L, C) or a vector (N, C).
         branches: Each maps h to logits (N, K).
         gate: Maps h to the shares g, (N, branches).
+        after: The last layer of the trunk, where it has a name.
     """
 
-    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module], gate: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, branches: Sequence[nn.Module], gate: nn.Module, after: str = "") -> None:
         super().__init__()
-        self.trunk, self.branches, self.gate = trunk, nn.ModuleList(branches), gate
+        self.trunk, self.branches, self.gate, self.after = trunk, nn.ModuleList(branches), gate, after
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated logits, (N, K)."""
@@ -63,6 +69,28 @@ class EqualShares(nn.Module):
     def forward(self, shared: Tensor) -> Tensor:
         """Return the shares, (N, branches)."""
         return shared.new_full((len(shared), self.branches), 1 / self.branches)
+
+
+def with_branches(net: nn.Module, example: Any, after: str, branches: int = 3, gate: bool = True) -> Branches:
+    """Give a network branches: its own, and copies that start anew.
+
+    The trunk and the first branch share the network's parameters.
+
+    Args:
+        net: The network.
+        example: A batch of inputs, (N, ...).
+        after: The last layer that all branches share.
+        branches: How many in all.
+        gate: Whether their shares depend on what the trunk shows.
+    """
+    trunk, head = sections(net, [after])
+    others = [copy.deepcopy(head) for _ in range(branches - 1)]
+    for other in others:
+        start_anew(other)
+    with torch.no_grad():
+        shown = Frozen(trunk)(example)
+    channels = shown.shape[-1] if shown.ndim == 3 else shown.shape[1]
+    return Branches(trunk, [head, *others], Gate(channels, branches) if gate else EqualShares(branches), after)
 
 
 def pooled(features: Tensor) -> Tensor:

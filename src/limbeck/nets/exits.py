@@ -17,11 +17,6 @@ from limbeck.task import Task, classification
 
 Shape = tuple[int, ...]
 
-EXITS = "exits"
-"""Under which a file of weights names the layers, as a JSON list, after which its network has exits."""
-ENDS = "ends in exit"
-"""The same, of a network that ends in the last of these exits."""
-
 
 class Exit(nn.Module):
     """A classifier of what a network shows early: a bottleneck to the size of the deepest features, and a linear layer.

@@ -100,9 +100,10 @@ def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 3
 
     After the name, ``@FILE`` loads weights (``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``), ``@pretrained`` takes
     torchvision's or timm's own, and ``@random`` says that an untrained network is meant, for a control. Without any of
-    them the network is fresh. The file of a network with exits, as `limbeck.byot` leaves it, gives a
-    `limbeck.EarlyExit`, and that of one of its exits the network up to there. Except for factories, the network is run
-    once on two blank samples, so that a shape that it cannot take is an error here.
+    them the network is fresh. The file of a network made of another, as methods leave them, makes it again: a
+    `limbeck.EarlyExit` or the network up to one of its exits (`limbeck.byot`), branches (`limbeck.one`), an ensemble
+    (`limbeck.ban`). Except for factories, the network is run once on two blank samples, so that a shape that it cannot
+    take is an error here.
 
     Args:
         name: As above.

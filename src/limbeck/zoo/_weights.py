@@ -1,6 +1,5 @@
 """Weights from a file into a network, or an error that says what does not fit."""
 
-import json
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from limbeck.nets.exits import ENDS, EXITS, with_exits
+from limbeck.nets.remade import remade
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
@@ -36,7 +35,7 @@ def load_weights(net: nn.Module, file: str, name: str) -> None:
 
 
 def prepared(net: nn.Module, file: str, name: str, shape: tuple[int, ...]) -> nn.Module:
-    """Return the network whose weights are in ``file``: ``net``, with exits, or up to one, where the file says so.
+    """Return the network whose weights are in ``file``: ``net``, or what the file says is made of it.
 
     Args:
         net: The network.
@@ -45,17 +44,12 @@ def prepared(net: nn.Module, file: str, name: str, shape: tuple[int, ...]) -> nn
         shape: Of one sample.
 
     Raises:
-        ValueError: The network does not have the layers after which there were exits.
+        ValueError: The network does not have the layers that the file names.
     """
-    facts = _facts(file)
-    after: list[str] = json.loads(facts.get(EXITS) or facts.get(ENDS) or "[]")
-    if not after:
-        return net
     try:
-        early = with_exits(net, torch.zeros(2, *shape), after)
-        return early if EXITS in facts else early.up_to(len(after))
+        return remade(net, _facts(file), torch.zeros(2, *shape))
     except ValueError as error:
-        raise ValueError(f"{name}: {file} is of a network with exits, which do not fit this one: {error}") from error
+        raise ValueError(f"{name}: {file} is of a network made of another one: {error}") from error
 
 
 def _facts(file: str) -> dict[str, str]:
