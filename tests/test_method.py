@@ -134,6 +134,20 @@ def test_the_code_after_a_yield_is_the_code_after_that_update():
     assert not torch.equal(second["b"], start["b"])
 
 
+def test_the_code_after_a_yield_sees_the_update_under_autocast_too():
+    said = []
+
+    def turns(nets, batch, progress):
+        for _ in range(2):
+            said.append(nets["a"](batch[0]))
+            yield Turn("a", {"own": said[-1].square().mean()})
+
+    method = Script({"a": linear(0)}, turns)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        play(method, batch(), optimizers(method, sgd))
+    assert not torch.equal(*said)
+
+
 def test_step_false_accumulates_until_the_next_turn():
     x, z = torch.randn(5, 4), torch.randn(5, 4)
 
@@ -255,6 +269,15 @@ def test_players_that_share_a_parameter():
     method = Script({"a": net, "b": nn.Sequential(net, nn.Linear(3, 3))}, lambda *_: [])
     with pytest.raises(ValueError, match="players 'a' and 'b' share parameters"):
         parameters(method)
+
+
+def test_a_teacher_that_is_the_student():
+    net = nn.Sequential(linear(0), nn.Linear(3, 3))
+    for teacher in (net, nn.Sequential(net[0])):  # one layer is enough
+        with pytest.raises(ValueError, match=r"'student' shares parameters with its teacher.*copy\.deepcopy"):
+            optimizers(kd(net, teacher), sgd)
+    net[0].requires_grad_(False)
+    assert len(parameters(kd(net, nn.Sequential(net[0])))["student"]) == 2  # what does not train may be shared
 
 
 def test_nothing_to_train():

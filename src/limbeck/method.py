@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.frozen import as_teachers
+from limbeck.frozen import Frozen, as_teachers
 from limbeck.objective import Loss, Objective, Scene
 from limbeck.task import Batch, Task, classification
 
@@ -139,7 +139,7 @@ def parameters(method: Method, trains: Collection[nn.Module] | None = None) -> d
         trains: Only parameters of these modules; all by default.
 
     Raises:
-        ValueError: A player has nothing to train, or two players share a parameter.
+        ValueError: A player has nothing to train, two players share a parameter, or a player and a teacher do.
     """
     allowed = None if trains is None else {id(p) for module in trains for p in module.parameters()}
     owner: dict[int, str] = {}
@@ -155,7 +155,20 @@ def parameters(method: Method, trains: Collection[nn.Module] | None = None) -> d
         players[player] = [p for key, p in own.items() if allowed is None or key in allowed]
     if idle := [player for player, own_parameters in players.items() if not own_parameters]:
         raise ValueError(f"{idle} have no parameter that requires a gradient: nothing would train")
+    _refuse_a_teacher_that_learns(method, players)
     return players
+
+
+def _refuse_a_teacher_that_learns(method: Method, players: Mapping[str, list[nn.Parameter]]) -> None:
+    """A teacher of the weights that train would say what its student says already."""
+    taught = {p.data_ptr() for part in method.modules() if isinstance(part, Frozen) for p in part.net.parameters()}
+    taught.discard(0)  # of what holds nothing
+    for player, own in players.items():
+        if any(p.data_ptr() in taught for p in own):
+            raise ValueError(
+                f"{player!r} shares parameters with its teacher, who would change as it learns. Give the teacher weights "
+                "of its own: copy.deepcopy(net)"
+            )
 
 
 def optimizers(method: Method, make: Make | Mapping[str, Make]) -> dict[str, Optimizer]:
@@ -245,6 +258,7 @@ def descend(
             backward(turn)
         if turn.step and update(optimizer):
             waiting.discard(turn.player)
+            torch.clear_autocast_cache()  # it holds the weights before the update, which those who go on would see
         yield turn
 
 
