@@ -94,7 +94,13 @@ def teacher_of(names: str | Sequence[str], table: Tabular, training: Training) -
 
 
 def transfer(
-    table: Tabular, rows: Transfer = "munge", times: int = 25, swap: float = 0.5, variance: float = 5.0, seed: int = 0
+    table: Tabular,
+    rows: Transfer = "munge",
+    times: int = 25,
+    swap: float = 0.5,
+    variance: float = 5.0,
+    follow: bool = False,
+    seed: int = 0,
 ) -> Tensor:
     """Return the rows that the teacher is to answer.
 
@@ -106,6 +112,7 @@ def transfer(
             paper went up to 100. With the same seed, fewer are the first of more.
         swap: See `limbeck.data.munge.munge`.
         variance: Likewise.
+        follow: Likewise.
         seed: Of random and munged rows.
 
     Raises:
@@ -125,7 +132,7 @@ def transfer(
     draw = generator("transfer", rows, seed)
     if rows == "random":
         return uniform(known, times * len(known), draw, categorical=table.categorical)
-    return munge(known, draw, passes=times, swap=swap, variance=variance, categorical=table.categorical)
+    return munge(known, draw, passes=times, swap=swap, variance=variance, follow=follow, categorical=table.categorical)
 
 
 def compress(

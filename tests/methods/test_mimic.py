@@ -124,34 +124,37 @@ def test_unknown_outputs() -> None:
 # MUNGE ---------------------------------------------------------------------------------------------------------------
 
 
-def nearest_by_hand(rows: Tensor, categorical: tuple[int, ...]) -> list[int]:
+def nearest_by_hand(i: int, rows: Tensor, given: Tensor, categorical: tuple[int, ...]) -> int:
     """Euclid on numbers in [0, 1], a mismatch of categories counting 1."""
-    found = []
-    for i, row in enumerate(rows):
-        distances = []
-        for j, other in enumerate(rows):
-            total = 0.0
-            for a in range(rows.shape[1]):
-                if a in categorical:
-                    total += float(row[a] != other[a])
-                else:
-                    total += ((row[a] - other[a]) / (rows[:, a].max() - rows[:, a].min())).item() ** 2
-            distances.append(math.inf if i == j else total)
-        found.append(distances.index(min(distances)))
-    return found
+    distances = []
+    for j, other in enumerate(rows):
+        total = 0.0
+        for a in range(rows.shape[1]):
+            if a in categorical:
+                total += float(rows[i, a] != other[a])
+            else:
+                total += ((rows[i, a] - other[a]) / (given[:, a].max() - given[:, a].min())).item() ** 2
+        distances.append(math.inf if i == j else total)
+    return distances.index(min(distances))
 
 
 def munge_by_hand(
-    rows: Tensor, generator: torch.Generator, passes: int, swap: float, s: float, categorical: tuple[int, ...]
+    rows: Tensor,
+    generator: torch.Generator,
+    passes: int,
+    swap: float,
+    s: float,
+    categorical: tuple[int, ...],
+    follow: bool,
 ) -> Tensor:
     """One row after the other, one attribute after the other, with the same random numbers."""
-    nearest = nearest_by_hand(rows, categorical)
     out = []
     for _ in range(passes):
         chance = torch.rand(rows.shape, generator=generator)
         noise = torch.randn(2, *rows.shape, generator=generator, dtype=rows.dtype)
         made = rows.clone()
-        for i, j in enumerate(nearest):
+        for i in range(len(rows)):
+            j = nearest_by_hand(i, made if follow else rows, rows, categorical)
             for a in range(rows.shape[1]):
                 if chance[i, a] >= swap:
                     continue
@@ -163,12 +166,15 @@ def munge_by_hand(
     return torch.cat(out)
 
 
-def test_munge_is_the_papers_loop() -> None:
+@pytest.mark.parametrize("follow", [False, True])
+def test_munge_is_the_papers_loop(follow: bool) -> None:
     rows = table()
-    assert neighbours(rows, CATEGORICAL).tolist() == nearest_by_hand(rows, CATEGORICAL)
-    made = munge(rows, draws(), passes=3, swap=0.6, variance=2.0, categorical=CATEGORICAL)
-    torch.testing.assert_close(made, munge_by_hand(rows, draws(), 3, 0.6, 2.0, CATEGORICAL), rtol=1e-12, atol=0)
-    assert not torch.equal(made[:40], made[40:80])
+    nearest = [nearest_by_hand(i, rows, rows, CATEGORICAL) for i in range(len(rows))]
+    assert neighbours(rows, CATEGORICAL).tolist() == nearest
+    made = munge(rows, draws(), passes=2, swap=0.6, variance=2.0, follow=follow, categorical=CATEGORICAL)
+    expected = munge_by_hand(rows, draws(), 2, 0.6, 2.0, CATEGORICAL, follow)
+    torch.testing.assert_close(made, expected, rtol=1e-12, atol=0)
+    assert not torch.equal(made[:40], made[40:])
 
 
 def test_rows_stay_as_they_are_without_swaps() -> None:
@@ -179,7 +185,8 @@ def test_rows_stay_as_they_are_without_swaps() -> None:
 def test_what_is_given_is_not_changed() -> None:
     rows = table()
     before = rows.clone()
-    munge(rows, draws(), swap=1, categorical=CATEGORICAL)
+    for follow in (False, True):
+        munge(rows, draws(), swap=1, follow=follow, categorical=CATEGORICAL)
     assert torch.equal(rows, before)
 
 

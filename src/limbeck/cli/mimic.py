@@ -95,7 +95,11 @@ def load_table(
 
 
 def transferred(
-    transfer: Transfer = "munge", times: list[int] | int = 25, swap: float = 0.5, variance: float = 5.0
+    transfer: Transfer = "munge",
+    times: list[int] | int = 25,
+    swap: float = 0.5,
+    variance: float = 5.0,
+    follow: bool = False,
 ) -> None:
     """Say which rows the teacher answers.
 
@@ -105,6 +109,7 @@ def transferred(
             Several, as [1,5,25], are a curve in the report; the run is that of the most.
         swap: MUNGE's probability that an attribute changes; 0.5 as in the R port.
         variance: MUNGE's local variance: the larger, the closer to the data; 5 as in the R port.
+        follow: MUNGE looks for neighbours among the rows as edited so far, not the given ones: slower, and little else.
     """
 
 
@@ -139,7 +144,7 @@ def _mimic(leaf: Namespace, config: Mapping[str, Any]) -> int:
     names = _names(leaf.transfer, [leaf.times] if isinstance(leaf.times, int) else leaf.times)
     run_dir = Path(leaf.run_dir or fresh_folder("mimic", leaf.student, Path(table.name).stem))
     teacher = teacher_of(leaf.teacher, table, training)
-    rows = transfer(table, leaf.transfer, max(names), leaf.swap, leaf.variance, leaf.seed)
+    rows = transfer(table, leaf.transfer, max(names), leaf.swap, leaf.variance, leaf.follow, leaf.seed)
     make = partial(student_of, leaf.student, table)
     torch.manual_seed(leaf.seed)
     result = compress(

@@ -5,11 +5,10 @@ Buciluă, Caruana, Niculescu-Mizil, "Model Compression", KDD 2006.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -21,6 +20,7 @@ def munge(
     passes: int = 1,
     swap: float = 0.5,
     variance: float = 5.0,
+    follow: bool = False,
     categorical: Collection[int] = (),
 ) -> Tensor:
     """Make rows that lie where the given ones lie: MUNGE.
@@ -30,9 +30,10 @@ def munge(
     N(e, σ), with σ = |e − e'| / ``variance``, all from the values before this edit.
 
     Neighbours are found once, among the given rows, by the Euclidean distance of numbers scaled to [0, 1], where a
-    category that differs counts 1. The paper's text was not to be had; sources differ on whether the search follows
-    the edits, and this variant costs one search however many passes there are. Edits that share no row are made at
-    once, the others in the order of the rows, so the result is that of one row after the other.
+    category that differs counts 1; or, with ``follow``, among the rows as edited so far. The paper's text was not to be
+    had, and sources differ on which it is: the first costs one search however many passes there are, the second a search
+    for each row of each pass. Edits that share no row are made at once, the others in the order of the rows, so the result
+    is that of one row after the other.
 
     Args:
         rows: (N, D), N ≥ 2; columns of categories hold whole numbers.
@@ -41,6 +42,7 @@ def munge(
         swap: In [0, 1]; 0 copies the rows. 0.5 as in the R port; the paper tunes it.
         variance: The local variance parameter, positive: the larger, the closer to the values there are. 5 as in the R
             port; the paper tunes it.
+        follow: Look for neighbours among the rows as edited so far.
         categorical: The columns that hold categories.
 
     Returns:
@@ -62,9 +64,13 @@ def munge(
         raise ValueError(f"variance divides a distance and must be positive, got {variance}")
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}")
-    edits = _edits(neighbours(rows, categorical))
-    discrete = _mask(rows, categorical)
-    return torch.cat([_pass(rows.clone(), edits, discrete, swap, variance, generator) for _ in range(passes)])
+    discrete, place = _mask(rows, categorical), _places(rows, categorical)
+    edits = [] if follow else _edits(neighbours(rows, categorical))
+    made = []
+    for _ in range(passes):
+        copied = rows.clone()
+        made.append(_pass(copied, _following(copied, place) if follow else edits, discrete, swap, variance, generator))
+    return torch.cat(made)
 
 
 def uniform(rows: Tensor, count: int, generator: torch.Generator, *, categorical: Collection[int] = ()) -> Tensor:
@@ -98,14 +104,34 @@ def neighbours(rows: Tensor, categorical: Collection[int] = ()) -> Tensor:
     """Return for each row (N, D) the index (N,) of its nearest other row; see `munge` for the distance."""
     from sklearn.neighbors import NearestNeighbors
 
+    search = NearestNeighbors(n_neighbors=1).fit(_places(rows, categorical)(rows).numpy())
+    return torch.from_numpy(search.kneighbors(return_distance=False)[:, 0])  # without an argument no row is its own
+
+
+def _places(rows: Tensor, categorical: Collection[int]) -> Callable[[Tensor], Tensor]:
+    """Return what maps rows like these to points whose Euclidean distance is theirs."""
     discrete = _mask(rows, categorical)
     low, high = rows.amin(0), rows.amax(0)
-    numbers = ((rows - low) / (high - low).where(high > low, 1))[:, ~discrete]
-    # two one-hot vectors that differ are √2 apart, so that divided by √2 a mismatch adds 1 to the squared distance
-    one_hot = [F.one_hot(torch.unique(rows[:, c], return_inverse=True)[1]) / 2**0.5 for c in sorted(categorical)]
-    points = torch.cat([numbers, *one_hot], 1).numpy()
-    search = NearestNeighbors(n_neighbors=1).fit(points)
-    return torch.from_numpy(search.kneighbors(return_distance=False)[:, 0])  # without an argument no row is its own
+    kinds = {column: torch.unique(rows[:, column]) for column in sorted(categorical)}
+
+    def place(some: Tensor) -> Tensor:
+        numbers = ((some - low) / (high - low).where(high > low, 1))[:, ~discrete]
+        # two one-hot vectors that differ are √2 apart, so that divided by √2 a mismatch adds 1 to the squared distance
+        one_hot = [(some[:, column, None] == there).to(some.dtype) / 2**0.5 for column, there in kinds.items()]
+        return torch.cat([numbers, *one_hot], 1)
+
+    return place
+
+
+def _following(rows: Tensor, place: Callable[[Tensor], Tensor]) -> Iterator[Pairs]:
+    """Yield each row with its nearest neighbour among the rows as they are by then."""
+    points = place(rows)
+    for row in range(len(rows)):
+        distances = (points - points[row]).square().sum(1)
+        distances[row] = torch.inf
+        pair = torch.tensor([row, int(distances.argmin())])
+        yield pair[:1], pair[1:]
+        points[pair] = place(rows[pair])
 
 
 def _edits(nearest: Tensor) -> list[Pairs]:
@@ -121,7 +147,7 @@ def _edits(nearest: Tensor) -> list[Pairs]:
 
 
 def _pass(
-    rows: Tensor, edits: list[Pairs], discrete: Tensor, swap: float, variance: float, generator: torch.Generator
+    rows: Tensor, edits: Iterable[Pairs], discrete: Tensor, swap: float, variance: float, generator: torch.Generator
 ) -> Tensor:
     """Edit ``rows`` in place, each with its neighbour."""
     swapped = torch.rand(rows.shape, generator=generator) < swap
