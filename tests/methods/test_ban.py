@@ -296,6 +296,14 @@ def test_a_generation_must_not_begin_where_the_last_one_did() -> None:
     check_anew(nn.Sequential(Seeded(6, 8), nn.Linear(8, CLASSES)))  # one layer that differs is enough
 
 
+def test_a_teacher_that_would_start_anew_with_its_student() -> None:
+    net = mlp(0)
+    before = state(net)
+    with pytest.raises(ValueError, match=r"the teacher is the student itself, which starts anew: .*copy\.deepcopy"):
+        next(limbeck.ban(net, net))
+    assert_same(state(net), before)
+
+
 def test_nothing_to_do() -> None:
     with pytest.raises(ValueError, match="generations must be at least 1, got 0"):
         next(limbeck.ban(mlp(0), generations=0))

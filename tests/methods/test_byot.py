@@ -164,6 +164,18 @@ def test_exits_of_another_network_do_not_fit(tmp_path) -> None:
         limbeck.zoo.network(f"mlp-8@{tmp_path / 'early.safetensors'}", CLASSES, (4,))
 
 
+def test_what_follows_an_exit_may_begin_in_place() -> None:
+    student = nn.Sequential(convnet(0)[0][0], nn.ReLU(inplace=True), *convnet(0)[1:])
+    method = limbeck.byot(student, exits=["0"], example=images(0)[0]).double()
+    twin = copy.deepcopy(student).train()
+    found = terms(method, images(1))
+    sum(loss.weighted for loss in found.values()).backward()
+    assert torch.equal(found["hard"].value, F.cross_entropy(twin(images(1)[0]), images(1)[1]))
+    early = method.student.sections[0](images(1)[0])
+    assert early.min() < 0  # the exit sees what comes before the ReLU
+    torch.testing.assert_close(found["hard.1"].value, F.cross_entropy(method.student.exits[0](early), images(1)[1]))
+
+
 def test_exits_must_lie_on_the_only_path() -> None:
     student = limbeck.zoo.network("resnet8", CLASSES)
     with pytest.raises(ValueError, match=r"cannot be cut after 'layer1.0.conv1': .* it does not lie on the only path"):
@@ -188,10 +200,6 @@ def test_exits_fit_what_they_are_given(shape, deepest) -> None:
     assert leave(torch.randn(shape)).shape == (2, 3)
 
 
-class NoLinear(nn.Sequential):
-    pass
-
-
 @pytest.mark.parametrize(
     ("student", "options", "message"),
     [
@@ -200,6 +208,12 @@ class NoLinear(nn.Sequential):
         (mlp(0), {"exits": ["nope"]}, "no layer 'nope'"),
         (mlp(0), {"exits": ["2", "0"]}, "in the order of the forward pass"),
         (convnet(0)[:4], {}, "ends in no nn.Linear"),
+        (mlp(0), {}, r"Sequential has 1 stages .* name the layers, exits=\['layer1'\]"),
+        (
+            nn.Sequential(nn.Linear(6, CLASSES)).double(),
+            {"exits": ["0"]},
+            "Sequential has 0 stages .* take a deeper network",
+        ),
     ],
 )
 def test_bad_input(student: nn.Module, options, message: str) -> None:

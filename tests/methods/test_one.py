@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from method_toys import CLASSES, convnet, images, mlp, state, vectors
+from method_toys import CLASSES, assert_same, convnet, images, mlp, state, vectors
 from torch import nn
 from torch.nn import functional as F
 
@@ -108,6 +108,35 @@ def test_shares_sum_to_one(shape: tuple[int, ...]) -> None:
         shares = gate(shared)
         assert shares.shape == (6, 3)
         torch.testing.assert_close(shares.sum(1), torch.ones(6))
+
+
+def test_a_batch_of_one_trains() -> None:
+    """Whose scores have no variance: the gate then goes by its memory, as in eval mode."""
+    method = limbeck.one(convnet(0), layer="one", example=images(0)[0]).double()
+    batch, optimizers = images(1, n=1), limbeck.optimizers(method, lambda p: torch.optim.SGD(p, 0.1))
+    for progress in (0.0, 0.9):  # before its first statistics, too
+        limbeck.play(method, batch, optimizers, progress)
+    assert all(p.isfinite().all() for p in method.parameters())
+    gate, shared = method.student.gate, torch.randn(1, 4, 8, 8).double()
+    memory = state(gate)
+    assert torch.equal(gate.train()(shared), gate.eval()(shared))
+    assert_same(state(gate), memory)
+
+
+def test_branches_may_begin_in_place() -> None:
+    """As after a convolution or a batch norm: none spoils what the others, and the gate, are shown."""
+    student, twin = (nn.Sequential(convnet(0)[0][0], nn.ReLU(inplace), *convnet(0)[1:]) for inplace in (True, False))
+    methods = []
+    for net in (student, twin):
+        torch.manual_seed(0)
+        methods.append(limbeck.one(net, layer="0", example=images(0)[0]).double())
+    found, expected = (terms(method, images(1)) for method in methods)
+    assert {name: loss.value.item() for name, loss in found.items()} == {
+        name: loss.value.item() for name, loss in expected.items()
+    }
+    sum(loss.value for loss in found.values()).backward()
+    sum(loss.value for loss in expected.values()).backward()
+    assert torch.equal(student[0].weight.grad, twin[0].weight.grad)
 
 
 def test_without_a_gate_the_ensemble_is_the_mean_of_the_logits() -> None:

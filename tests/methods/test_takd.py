@@ -67,7 +67,7 @@ def test_assistants_stay_as_they_are() -> None:
     ("pick", "message"),
     [
         (lambda student, teacher, other: [], "without one it is limbeck.kd"),
-        (lambda student, teacher, other: student, "the student or the teacher itself"),
+        (lambda student, teacher, other: student, "an assistant is the student or the teacher itself"),
         (lambda student, teacher, other: [other, teacher], "the student or the teacher itself"),
         (lambda student, teacher, other: [other, other], "stands twice in the chain"),
     ],
@@ -76,6 +76,12 @@ def test_chains_that_are_none(pick, message) -> None:
     student, teacher, other = mlp(0), mlp(1), mlp(2)
     with pytest.raises(ValueError, match=message):
         next(limbeck.takd(student, teacher, pick(student, teacher, other)))
+
+
+def test_a_chain_of_one_network() -> None:
+    net = mlp(0)
+    with pytest.raises(ValueError, match="the student is the teacher itself"):
+        next(limbeck.takd(net, net, mlp(1)))
 
 
 def test_another_number_of_classes() -> None:

@@ -169,12 +169,17 @@ def ban(
 
     Raises:
         ValueError: No generation, no term, or a network that does not start anew: a parameter that no
-            ``reset_parameters`` sets, or the same weights every time.
+            ``reset_parameters`` sets, or the same weights every time; or a teacher that is the student itself.
     """
     if generations < 1:
         raise ValueError(f"generations must be at least 1, got {generations}")
     if not (soft or hard or cwtm or dkpp):
         raise ValueError("soft, hard, cwtm and dkpp are all 0: a generation would have nothing to learn from")
+    if student is teacher:
+        raise ValueError(
+            "the teacher is the student itself, which starts anew: pass copy.deepcopy(student), or no teacher, so that "
+            "generation 0 is trained"
+        )
     check_anew(student)  # before a generation has trained
     share = 1 / (generations + (teacher is None))
     ancestors: dict[str, nn.Module] = {}

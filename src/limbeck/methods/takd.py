@@ -60,6 +60,8 @@ def takd(
     chain = [assistants] if isinstance(assistants, nn.Module) else list(assistants)
     if not chain:
         raise ValueError("a chain needs an assistant at least: without one it is limbeck.kd")
+    if student is teacher:
+        raise ValueError("the student is the teacher itself: a chain leads from one network to a smaller one")
     if any(one is other for one in chain for other in (student, teacher)):
         raise ValueError("an assistant is the student or the teacher itself: give a network of a size in between")
     if len({id(one) for one in chain}) < len(chain):

@@ -32,7 +32,7 @@ class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated logits, (N, K)."""
         shared = self.trunk(x)
-        logits = torch.stack([branch(shared) for branch in self.branches], 1)
+        logits = torch.stack([branch(shared.clone()) for branch in self.branches], 1)  # one may begin in place
         mixed: Tensor = (self.gate(shared)[..., None] * logits).sum(1)
         return mixed
 

@@ -122,7 +122,7 @@ class EarlyExit(nn.Module):
         said = []
         for section, leave in zip(self.sections[:-1], self.exits, strict=True):
             x = section(x)
-            said.append(leave(x))
+            said.append(leave(x.clone()))  # what comes next may begin in place
         return [*said, self.sections[-1](x)]
 
     def answer(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +196,8 @@ def with_exits(
         task: How inputs are fed.
 
     Raises:
-        ValueError: No linear layer, or layers between which the network cannot be cut, as for `limbeck.sections`.
+        ValueError: No linear layer, no layer to leave after, or layers between which the network cannot be cut, as for
+            `limbeck.sections`.
 
     Example:
         >>> import torch, limbeck
@@ -205,7 +206,13 @@ def with_exits(
         >>> early.after
         ('layer1', 'layer2')
     """
-    *early, deepest = stages(net, example, task)
+    found = stages(net, example, task)
+    if len(found) < (2 if after is None else 1):
+        raise ValueError(
+            f"{type(net).__name__} has {len(found)} stages (resolutions of its maps, blocks or hidden layers), and an exit "
+            "comes before the deepest: take a deeper network, or name the layers, exits=['layer1']"
+        )
+    *early, deepest = found
     after = [stage.path for stage in early] if after is None else list(after)
     parts = sections(net, after)
     linear = [layer for layer in layers(net, example, task) if layer.kind == "Linear"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from limbeck.distributed import gather, place
 
@@ -11,12 +12,15 @@ from limbeck.distributed import gather, place
 class GlobalBatchNorm(nn.BatchNorm2d):
     """Batch norm whose statistics are those of all processes, so that two equal one; alone it is torch's own.
 
-    ``nn.SyncBatchNorm`` does so on some devices only. Every process must have equally many samples.
+    ``nn.SyncBatchNorm`` does so on some devices only. Every process must have equally many samples. A single value, as a
+    gate has it of a batch of one, has no variance: it is normalised as in eval mode, where torch would raise.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return the normalised maps, (N, C, H, W)."""
         _, world = place()
+        if self.training and world * maps.numel() == maps.shape[1]:
+            return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         if not self.training or world == 1:
             return super().forward(maps)
         wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
