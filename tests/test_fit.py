@@ -97,6 +97,25 @@ def two_stages(student: nn.Module) -> Iterator[Stage]:
     yield Stage(limbeck.plain(student), 0.5, name="second")
 
 
+def test_networks_that_are_no_part_of_the_method_come_back_from_the_accelerator():
+    """Or the former generations of an ensemble would be there, and the last one here."""
+
+    class Former(nn.Linear):
+        back = False
+
+        def cpu(self):
+            self.back = True
+            return super().cpu()
+
+    class Generation(limbeck.Distill):
+        def networks(self):
+            return {"student": self.student, "former": former}
+
+    former = Former(FEATURES, CLASSES)
+    fit(Generation(net(), None, classification.hard), epochs=1)
+    assert former.back
+
+
 # the run's folder
 
 

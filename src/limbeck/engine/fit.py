@@ -239,9 +239,10 @@ class _Training:
             raise KeyboardInterrupt from error
         finally:
             self.teachers |= learner.teachers
-            if self.trainer["precision"] in ("bf16-true", "64-true"):
-                for part in (stage.method, *stage.method.networks().values()):
-                    part.float()  # as it came
+            for part in (stage.method, *stage.method.networks().values()):  # as they came, what is no submodule too
+                part.cpu()
+                if self.trainer["precision"] in ("bf16-true", "64-true"):
+                    part.float()
         self._keep(stage, index, epochs)
         return True
 
