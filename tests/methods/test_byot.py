@@ -61,7 +61,7 @@ def test_what_is_shipped() -> None:
     student, (x, _) = convnet(0), images(0)
     method = limbeck.byot(student, example=x).double().eval()
     networks = method.networks()
-    assert list(networks) == ["student", "exit-1", "early-exit"]
+    assert list(networks) == ["student", "exit-1", "ensemble", "early-exit"]
     assert networks["student"] is student
     student.eval()
     early = networks["early-exit"]
@@ -155,6 +155,9 @@ def test_an_exit_is_a_network_by_its_name(tmp_path) -> None:
         again = limbeck.zoo.network(f"{name}@{tmp_path / f'exit-{number}.safetensors'}", CLASSES, shape)
         assert torch.equal(again.eval()(x), said)
         assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in networks["early-exit"].parameters())
+    together = limbeck.zoo.network(f"{name}@{tmp_path / 'ensemble.safetensors'}", CLASSES, shape).eval()(x)
+    torch.testing.assert_close(together, sum(method.student.all_exits(x)) / 3)
+    assert torch.equal(together, networks["ensemble"](x))
 
 
 def test_exits_of_another_network_do_not_fit(tmp_path) -> None:

@@ -18,7 +18,7 @@ from limbeck.layers import embedding
 from limbeck.method import Distill
 from limbeck.methods.fitnets import hint
 from limbeck.methods.kd import check_temperature, soft_target
-from limbeck.nets.exits import EarlyExit, Exit, with_exits
+from limbeck.nets.exits import EarlyExit, Exit, ExitsEnsemble, with_exits
 from limbeck.objective import Objective, S, Y, on
 from limbeck.paper import Paper
 from limbeck.task import Task, classification
@@ -43,11 +43,11 @@ class SelfDistill(Distill):
         self._student = [student]  # its parameters are the sections'
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the plain network, each of its early exits as a network of its own, and all of it with thresholds."""
+        """Return the plain network, each early exit as one of its own, the ensemble of all, and all with thresholds."""
         student = self.student
         assert isinstance(student, EarlyExit)
         early = {f"exit-{number}": student.up_to(number) for number in range(1, len(student.exits) + 1)}
-        return {"student": self._student[0], **early, "early-exit": student}
+        return {"student": self._student[0], **early, "ensemble": ExitsEnsemble(student), "early-exit": student}
 
 
 def byot(
@@ -66,8 +66,8 @@ def byot(
     network's own classifier is given, F_i an exit's bottleneck and A_i a linear map. The deepest exit is a constant as a
     teacher. With α = λ = 0 it is deep supervision: the control that a claim for self-distillation needs.
 
-    Beside the student, which ends as the plain network that it was, come its exits, and a network that leaves at the first
-    exit that is sure: `limbeck.EarlyExit`.
+    Beside the student, which ends as the plain network that it was, come its exits, their ensemble, which averages logits,
+    and a network that leaves at the first exit that is sure: `limbeck.EarlyExit`.
 
     Args:
         student: The network to train; its last layer is linear.

@@ -157,6 +157,22 @@ class Shallow(nn.Sequential):
         self.after = tuple(after)
 
 
+class ExitsEnsemble(nn.Module):
+    """The mean of what all exits of a network say, at the cost of all.
+
+    Args:
+        net: The network.
+    """
+
+    def __init__(self, net: EarlyExit) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean logits, (N, K)."""
+        return torch.stack(self.net.all_exits(x)).mean(0)
+
+
 class AllExits(nn.Module):
     """A network with exits as a graph without branches, for what cannot decide sample by sample.
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from limbeck.nets.branches import Branches, EqualShares, with_branches
 from limbeck.nets.ensemble import Ensemble
-from limbeck.nets.exits import EarlyExit, Shallow, with_exits
+from limbeck.nets.exits import EarlyExit, ExitsEnsemble, Shallow, with_exits
 
-EXITS, ENDS, BRANCHES, MEMBERS = "exits", "ends in exit", "branches", "members"
+EXITS, ENDS, MEAN, BRANCHES, MEMBERS = "exits", "ends in exit", "mean of exits", "branches", "members"
 
 
 def facts_of(net: nn.Module) -> dict[str, str]:
@@ -23,6 +23,8 @@ def facts_of(net: nn.Module) -> dict[str, str]:
             return {EXITS: json.dumps(after)}
         case Shallow(after=after) if after:
             return {ENDS: json.dumps(after)}
+        case ExitsEnsemble(net=EarlyExit(after=after)) if after:
+            return {MEAN: json.dumps(after)}
         case Branches(after=after) if after:
             gate = not isinstance(net.gate, EqualShares)
             return {BRANCHES: json.dumps({"after": after, "branches": len(net.branches), "gate": gate})}
@@ -47,6 +49,8 @@ def remade(net: nn.Module, facts: Mapping[str, str], example: Any) -> nn.Module:
     if ENDS in facts:
         after = json.loads(facts[ENDS])
         return with_exits(net, example, after).up_to(len(after))
+    if MEAN in facts:
+        return ExitsEnsemble(with_exits(net, example, json.loads(facts[MEAN])))
     if BRANCHES in facts:
         return with_branches(net, example, **json.loads(facts[BRANCHES]))
     if MEMBERS in facts:
