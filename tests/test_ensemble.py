@@ -62,6 +62,20 @@ def test_sure_members_stay_finite(temperature: float) -> None:
     assert said.isfinite().all()
 
 
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_the_mean_is_computed_in_full_precision(mean: str) -> None:
+    halves = [net.bfloat16() for net in members()]
+    ensemble = limbeck.Ensemble(halves, mean=mean)
+    said = [net(X.bfloat16()).float() for net in halves]
+    assert torch.equal(ensemble(X.bfloat16()), ensemble._averaged(said))
+
+
+def test_members_of_other_classes() -> None:
+    ensemble = limbeck.Ensemble([*members(), nn.Linear(6, 5).double()])
+    with pytest.raises(ValueError, match=r"logits of the same classes, got shapes .*\(5, 4\), \(5, 5\)"):
+        ensemble(X)
+
+
 @pytest.mark.parametrize(
     ("count", "options", "message"),
     [

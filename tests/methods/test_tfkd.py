@@ -216,6 +216,12 @@ def test_it_shares_the_epochs_equally_and_draws_nothing_before_it_starts() -> No
     assert [(stage.name, stage.share) for stage in (first, second)] == [("former-self", 0.5), ("self", 0.5)]
 
 
+def test_it_leaves_devices_alone_that_the_network_is_not_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: pytest.fail(f"GPU {device} was started"))
+    next(limbeck.tfkd_self(mlp(0)))
+
+
 def test_its_terms_by_hand() -> None:
     class Says(nn.Linear):
         def reset_parameters(self) -> None:

@@ -77,12 +77,13 @@ class Mutual(Method):
         names = list(self.peers)
         for name in names:
             mine, others = outputs[name], [outputs[other].detach() for other in names if other != name]
-            hard = self.task.loss(mine, target)
-            if self.ensemble:
-                others = [_mean(others)]
-            mimic = torch.stack([soft_target(mine, other, temperature=1.0) for other in others]).mean()
-            yield Turn(name, {"hard": Loss(hard), "mimic": Loss(mimic, self.mimic)})
-            if self.alternate and name != names[-1]:  # the next peers learn from what this one says now
+            terms = {"hard": Loss(self.task.loss(mine, target))}
+            if self.mimic:  # of weight 0 it costs nothing
+                voices = [_mean(others)] if self.ensemble else others
+                divergences = [soft_target(mine, voice, temperature=1.0) for voice in voices]
+                terms["mimic"] = Loss(torch.stack(divergences).mean(), self.mimic)
+            yield Turn(name, terms)
+            if self.mimic and self.alternate and name != names[-1]:  # the next peers learn from what this one says now
                 outputs[name] = self._says(name, batch)
 
     @torch.no_grad()

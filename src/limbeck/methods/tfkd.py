@@ -23,7 +23,7 @@ from limbeck.method import Distill
 from limbeck.methods.kd import check_temperature, kd
 from limbeck.methods.ls import two_valued
 from limbeck.methods.plain import plain
-from limbeck.nets.anew import check_anew, start_anew
+from limbeck.nets.anew import check_anew, start_anew, undrawn
 from limbeck.numerics import full_precision
 from limbeck.objective import S, Y, on
 from limbeck.paper import Paper
@@ -126,7 +126,7 @@ def tfkd_self(
     """
     check_temperature(temperature)
     _check_share(alpha)
-    with torch.random.fork_rng():  # a network that cannot start anew is told so before it has trained; nothing is drawn
+    with undrawn(student):  # a network that cannot start anew is told so before it has trained; nothing is drawn
         check_anew(student)
     yield Stage(plain(student, task=task), 0.5, name="former-self")
     former = copy.deepcopy(student)

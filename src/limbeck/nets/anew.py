@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ def check_anew(net: nn.Module) -> None:
     first = copy.deepcopy(net)
     start_anew(first)
     second = copy.deepcopy(first)
-    with torch.random.fork_rng():  # one start's random numbers are enough
+    with undrawn(net):  # one start's random numbers are enough
         start_anew(second)
     drawn = [p for p in zip(first.parameters(), second.parameters(), strict=True) if not torch.equal(*p)]
     if not drawn:
@@ -25,6 +26,11 @@ def check_anew(net: nn.Module) -> None:
             f"{type(net).__name__} starts with the same weights every time: its reset_parameters() draws nothing, or seeds "
             "its own draws. A generation must begin elsewhere than the one before: draw the weights from torch's generator"
         )
+
+
+def undrawn(net: nn.Module) -> AbstractContextManager[None]:
+    """Give back the random numbers that a block draws, on the CPU and where a network is; torch would start every GPU."""
+    return torch.random.fork_rng({p.device.index for p in net.parameters() if p.device.type not in ("cpu", "meta")})
 
 
 def start_anew(net: nn.Module) -> None:

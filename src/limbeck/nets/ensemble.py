@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.numerics import full_precision
 from limbeck.task import logits
 
 
@@ -52,7 +53,14 @@ class Ensemble(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the mean's logits, (N, K)."""
-        outputs = [logits(member(*args, **kwargs)) for member in self.members]
+        return self._averaged([logits(member(*args, **kwargs)) for member in self.members])
+
+    @full_precision
+    def _averaged(self, outputs: list[Tensor]) -> Tensor:
+        if len({output.shape for output in outputs}) > 1:
+            raise ValueError(
+                f"members must give logits of the same classes, got shapes {[tuple(output.shape) for output in outputs]}"
+            )
         if self.mean == "geometric":
             return torch.stack([w * z for w, z in zip(self.weights, outputs, strict=True)]).sum(0)
         shares = [math.log(w) if w else -math.inf for w in self.weights]
