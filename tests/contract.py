@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 
 import limbeck
-from limbeck import Frozen, Method, Objective, S, Stage, Turn, classification, on
+from limbeck import Distill, Frozen, Method, Objective, S, Stage, Turn, classification, on
 from limbeck.method import assign, descend, parameters, play
 
 Built = Method | Iterable[Stage]
@@ -448,6 +449,63 @@ def test_building_draws_nothing_but_first_weights(name):
     assert all(p.requires_grad and p.grad is None for p in student.parameters())
     if not name.startswith("ban"):  # every generation starts anew
         assert identical(tensors(student), weights)
+
+
+# the accelerator, without one: fake tensors know their device and have no values, so that a tensor that was left on the CPU
+# is an error, and so is a step that waits to see a value
+
+
+# what they cannot do: derivatives inside a loss, for which autograd asks the driver, and a generator on the device
+NEEDS_A_DRIVER = {"gradient", "jacobian", "crd", "crd, queue", "ban, cwtm and dkpp"}
+
+
+def send_to_fake_gpu(methods: list[Method], mode: FakeTensorMode) -> None:
+    """Put in place of each parameter and buffer one on a GPU that is not there; what was shared still is."""
+    sent: dict[int, tuple[Tensor, Tensor]] = {}  # by its id, which stays its own as long as it is kept
+
+    def send(value: Tensor) -> Tensor:
+        if id(value) not in sent and not isinstance(value, FakeTensor):
+            with mode:
+                fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cuda")
+            leaf = nn.Parameter(fake, value.requires_grad) if isinstance(value, nn.Parameter) else fake
+            sent[id(value)] = leaf, value
+        return sent[id(value)][0] if id(value) in sent else value
+
+    users = [*methods, *(network for method in methods for network in method.networks().values())]
+    frozen = [part.net for user in users for part in user.modules() if isinstance(part, Frozen)]
+    for net in [*users, *frozen]:
+        for module in net.modules():
+            for own in (module._parameters, module._buffers):
+                own.update({key: send(value) for key, value in own.items() if value is not None})
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in NEEDS_A_DRIVER])
+def test_a_step_stays_on_its_device_and_never_waits_for_it(name):
+    parts, mode = list(stages_of(build(name, *networks()))), FakeTensorMode()
+    send_to_fake_gpu([part.method for part in parts], mode)
+    for part in parts:
+        part.method.train()
+        with mode:
+            batch = tuple(torch.empty_like(value, device="cuda") for value in batches(1)[0])
+            turn = next(iter(part.method.step(batch, 0.0)))
+            assert {loss.value.device.type for loss in turn.terms.values()} == {"cuda"}
+
+
+def test_what_stays_behind_or_waits_is_found():
+    def halves(student: Tensor) -> Tensor:
+        return (student * torch.tensor([0.5] * CLASSES)).sum()  # a constant of the CPU's
+
+    def waits(student: Tensor) -> Tensor:
+        return student.sum() if student.sum() > 0 else -student.sum()
+
+    for loss, error, message in (
+        (halves, RuntimeError, "same device|found two different devices"),
+        (waits, DataDependentOutputException, "_local_scalar_dense"),
+    ):
+        method, mode = Distill(net(0), None, on(loss, S)), FakeTensorMode()
+        send_to_fake_gpu([method], mode)
+        with mode, pytest.raises(error, match=message):
+            next(iter(method.step((torch.empty(BATCH, 3, SIZE, SIZE, device="cuda"), torch.empty(0)), 0.0)))
 
 
 # the engine
