@@ -115,6 +115,17 @@ def test_parameters_read_before_a_cut_and_outputs_that_are_dicts() -> None:
     assert dict(second.named_parameters())["scale"] is net.scale
 
 
+class Named(Skip):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(input=self.first(input=x))
+
+
+def test_an_input_that_is_given_by_name() -> None:
+    net, x = Named(), torch.randn(5, 4)
+    first, second = sections(net, ["third:in"])
+    assert torch.equal(second(first(x)), net(x))
+
+
 @pytest.mark.parametrize(
     ("net", "after", "message"),
     [

@@ -319,6 +319,13 @@ def test_a_poor_teacher_is_trained_first_and_in_a_copy() -> None:
     assert_same(state(student), state(first))
 
 
+def test_a_frozen_teacher_goes_to_school_too() -> None:
+    teacher = limbeck.Frozen(mlp(1))
+    before = state(teacher.net)
+    train(next(limbeck.dekd(mlp(0), teacher)))
+    assert_same(state(teacher.net), before)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -111,7 +111,8 @@ def fit(
         precision: Lightning's name.
         accelerator: Lightning's name; the best there is by default.
         devices: How many.
-        strategy: Lightning's name; with several devices ``ddp``. Batch-norm statistics are then each process's own.
+        strategy: Lightning's name; with several devices ``ddp``. Batch-norm statistics are then each process's own, and so
+            is a mean over the labelled samples of a batch, where some have no label.
         accumulate: Batches whose gradients are averaged before an update.
         clip: The largest norm of a player's gradient; unlimited by default.
         seed: Of everything random but the data, whose own it is in `limbeck.data.load`.

@@ -190,7 +190,7 @@ def dekd(
         raise ValueError(f"schooling is the teacher's part of the epochs and must lie in (0, 1), got {schooling}")
     check_temperature(temperature)
     _check_share(alpha)
-    poor = copy.deepcopy(bare(teacher))
+    poor = copy.deepcopy(bare(teacher)).requires_grad_()  # which a frozen one does not
     lesson = plain(poor, task=task)
     lesson.add_module("waiting", nn.ModuleList([student]))  # a resumed run starts it from the same weights
     yield Stage(lesson, schooling, name="poor-teacher")

@@ -115,7 +115,7 @@ def _cuts(net: nn.Module, graph: fx.Graph, after: Sequence[str]) -> list[fx.Node
             raise ValueError(
                 f"{type(net).__name__} calls {layer!r} {len(calls)} times: it can be cut at what it calls once"
             )
-        cuts.append(calls[0].args[0] if entry else calls[0])
+        cuts.append(calls[0].all_input_nodes[0] if entry else calls[0])
     order = list(graph.nodes)
     if cuts != sorted(cuts, key=order.index) or len(set(cuts)) < len(cuts):
         right = [str(node.target) for node in order if node in cuts]
