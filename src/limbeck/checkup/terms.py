@@ -17,7 +17,7 @@ from limbeck.objective import Loss
 from limbeck.stage import Stage
 from limbeck.task import Batch
 
-PROGRESS = 0.5  # where in the training terms are weighed: a weight that changes is seldom 0 half-way
+PROGRESS = 0.4  # where in the training terms are weighed: what rises is there by then, what falls is not gone yet
 DOMINANT = 0.99  # share of the gradient that leaves nothing to the other terms
 CONFLICT = -0.5  # cosine of two gradients
 
