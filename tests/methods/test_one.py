@@ -153,6 +153,21 @@ def test_the_ramp() -> None:
     assert r(0.25) == r(1.0) == 1.0
 
 
+class Seeded(nn.Linear):
+    """A layer that always starts alike, as public code has it."""
+
+    def reset_parameters(self) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            super().reset_parameters()
+
+
+def test_branches_must_not_start_alike() -> None:
+    student = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Seeded(8, CLASSES)).double()
+    with pytest.raises(ValueError, match=r"starts with the same weights every time.*A generation or branch"):
+        limbeck.one(student, layer="1", example=vectors(0)[0])
+
+
 def flat() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES)).double()
 

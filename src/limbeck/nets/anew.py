@@ -24,7 +24,8 @@ def check_anew(net: nn.Module) -> None:
     if not drawn:
         raise ValueError(
             f"{type(net).__name__} starts with the same weights every time: its reset_parameters() draws nothing, or seeds "
-            "its own draws. A generation must begin elsewhere than the one before: draw the weights from torch's generator"
+            "its own draws. A generation or branch must begin elsewhere than the one before: draw the weights from torch's "
+            "generator"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.frozen import Frozen
-from limbeck.nets.anew import start_anew
+from limbeck.nets.anew import check_anew, start_anew, undrawn
 from limbeck.nets.norm import GlobalBatchNorm
 from limbeck.nets.sections import sections
 
@@ -82,8 +82,13 @@ def with_branches(net: nn.Module, example: Any, after: str, branches: int = 3, g
         after: The last layer that all branches share.
         branches: How many in all.
         gate: Whether their shares depend on what the trunk shows.
+
+    Raises:
+        ValueError: A layer after which the network cannot be cut, or a deeper part that does not start anew.
     """
     trunk, head = sections(net, [after])
+    with undrawn(head):  # branches that start alike stay alike
+        check_anew(head)
     others = [copy.deepcopy(head) for _ in range(branches - 1)]
     for other in others:
         start_anew(other)
