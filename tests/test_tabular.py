@@ -144,6 +144,22 @@ def test_text_that_is_not_declared(folder):
         flats(folder, categorical=["town"])
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("inf", "values that are infinite in 32 bits, 'inf'.*bound"),
+        ("1e39", "values .*'1e39'"),
+        ("-NaN", "missing values"),
+    ],
+)
+def test_numbers_that_are_none(folder, cell, message):
+    header, first, rest = (folder / "flats.csv").read_text().split("\n", 2)
+    number, rooms, _, *others = first.split(",")
+    (folder / "flats.csv").write_text("\n".join([header, ",".join([number, rooms, cell, *others]), rest]))
+    with pytest.raises(ValueError, match=f"column 'area' has 1 {message}"):
+        flats(folder)
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.csv"):
         tabular.load("none.csv", tmp_path)
@@ -318,6 +334,8 @@ def test_sizes_are_those_of_rows_that_are_made_up(folder, monkeypatch, capsys):
     words = "mimic --data flats.csv --root . --categorical [town,kind] --drop id --student mlp-8 --transfer train"
     assert main([*words.split(), "--times", "[1,3]"]) == 2
     assert "several sizes are those of made-up rows" in capsys.readouterr().err
+    assert main([*words.replace("train", "munge").split(), "--times", "[0,3]"]) == 2
+    assert "times must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_values_are_mimicked(folder):

@@ -167,6 +167,8 @@ def _names(kind: Transfer, sizes: Sequence[int]) -> dict[int, str]:
     """Name the student of each size, the smallest first."""
     if not sizes or (len(set(sizes)) > 1 and kind in ("train", "unlabelled")):
         raise ValueError(f"times: several sizes are those of made-up rows, --transfer munge or random, got {sizes}")
+    if min(sizes) < 1:
+        raise ValueError(f"times must be at least 1, got {min(sizes)}")
     return {times: NAMES[kind].format(times) for times in sorted(set(sizes))}
 
 

@@ -20,7 +20,7 @@ from limbeck.task import logits
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "null", "None")
+MISSING = ("", "?", "na", "n/a", "nan", "-nan", "null", "none")
 """What stands in a cell that holds nothing."""
 
 
@@ -371,7 +371,13 @@ def _numbers(data: str, name: str, cells: Sequence[str]) -> Tensor:
             f"{data}: column {name!r} holds text, {wrong[0]!r} in {len(wrong)} of {len(cells)} rows. Say that it holds "
             f"categories, categorical=[{name!r}] (--categorical {name}), or leave it out, drop=[{name!r}] (--drop {name})"
         )
-    return torch.tensor(numbers, dtype=torch.float32)
+    found = torch.tensor(numbers, dtype=torch.float32)
+    if infinite := [cell for cell, finite in zip(cells, found.isfinite().tolist(), strict=True) if not finite]:
+        raise ValueError(
+            f"{data}: column {name!r} has {len(infinite)} values that are infinite in 32 bits, {infinite[0]!r} first: "
+            f"leave those rows out, bound them, or leave the column out, drop=[{name!r}] (--drop {name})"
+        )
+    return found
 
 
 def _number(cell: str) -> float | None:
@@ -382,6 +388,6 @@ def _number(cell: str) -> float | None:
 
 
 def _refuse_missing(data: str, name: str, cells: Sequence[str], advice: str) -> None:
-    count = sum(cell in MISSING for cell in cells)
+    count = sum(cell.strip().lower() in MISSING for cell in cells)
     if count:
         raise ValueError(f"{data}: column {name!r} has {count} missing values in {len(cells)} rows: {advice}")
