@@ -18,6 +18,8 @@ class Ensemble(nn.Module):
 
     ``"arithmetic"``: T log Σ_m w_m softmax(z_m / T), whose softmax at the temperature T is the mean of the members'
     probabilities. ``"geometric"``: Σ_m w_m z_m, whose softmax is their normalised geometric mean, whatever the temperature.
+    Methods that match layers match those of its members: name them, ``layers=[("layer2", "members.0.layer2")]``, or they
+    are one member's.
 
     Args:
         networks: The members, of the same classes in the same order.
