@@ -241,7 +241,7 @@ class Runs:
     def _assemble(self, entry: Entry, seed: int) -> Trainable:
         student, teacher, options = self._given(entry, seed)
         example = example_of(self.data, student)
-        return assemble(entry.method, student, teacher, example, options, labels_of(self.data))
+        return assemble(entry.method, student, teacher, example, options, labels_of(self.data), self.student)
 
     def _given(self, entry: Entry, seed: int) -> tuple[nn.Module, nn.Module | list[nn.Module] | None, dict[str, Any]]:
         """Make what a run is given: its student, who teaches, and its options, of which peers teach."""

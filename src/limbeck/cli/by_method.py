@@ -34,10 +34,10 @@ def add_by_method(commands: Commands, word: str, does: MethodCommand, *groups: C
 def assembled(method: str, leaf: Namespace, data: Data) -> Trainable:
     """Make a method and its networks, of the seed."""
     seed_everything(leaf.seed, verbose=False)
-    own = {name: leaf[name] for name in options_of(method)}
+    make, own = partial(network, leaf.student, data), {name: leaf[name] for name in options_of(method)}
     if "assistants" in leaf:
         own["assistants"] = [network(name, data) for name in several(leaf.assistants)]
-    return assemble(method, network(leaf.student, data), _teachers(leaf, data), data.example(), own, labels_of(data))
+    return assemble(method, make(), _teachers(leaf, data), data.example(), own, labels_of(data), make)
 
 
 def options_of(method: str) -> list[str]:

@@ -89,7 +89,9 @@ def skipped(group: Callable[..., Any]) -> set[str | int]:
     """Return the parameters of a method that are no options: whoever assembles it gives them."""
     if not group.__module__.startswith("limbeck.methods"):
         return set()
-    return {name for name in inspect.signature(group).parameters if name in (*GIVEN, "assistants", "num_classes")}
+    return {
+        name for name in inspect.signature(group).parameters if name in (*GIVEN, "anew", "assistants", "num_classes")
+    }
 
 
 def first_line(function: Callable[..., Any]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from limbeck import methods
 from limbeck.method import Method
+from limbeck.nets.anew import Anew, draws
 from limbeck.paper import Paper
 from limbeck.stage import Stage
 
@@ -42,6 +43,7 @@ def assemble(
     example: Any,
     options: Mapping[str, Any],
     labels: Tensor | None = None,
+    make: Anew | None = None,
 ) -> Method | Iterable[Stage]:
     """Make a method.
 
@@ -53,6 +55,7 @@ def assemble(
         options: Its keyword arguments.
         labels: The class of every training sample, at the place of its id, where the data know: for methods that remember
             samples, unless ``options`` say what they remember.
+        make: What made the student, where it is known: for methods whose networks start anew, if it draws weights.
 
     Raises:
         ValueError: No such method, an option that it does not have, or a teacher too few or too many.
@@ -78,6 +81,8 @@ def assemble(
         raise ValueError(f"{name} has one teacher, got {len(teacher)}: limbeck.Ensemble makes one of several")
     if "memory" in parameters and labels is not None and not any(name in set_by_hand for name in ("memory", "queue")):
         given |= {"memory": len(labels), "classes": set_by_hand.get("classes", labels.cpu())}
+    if "anew" in parameters and "anew" not in options and make is not None and draws(make):
+        given["anew"] = make
     return function(student, **{**options, **given})  # type: ignore[no-any-return]
 
 

@@ -20,7 +20,7 @@ from limbeck.distributed import gather
 from limbeck.method import Distill, Method, Turn
 from limbeck.methods.kd import soft_cross_entropy
 from limbeck.methods.plain import plain
-from limbeck.nets.anew import check_anew, start_anew
+from limbeck.nets.anew import Anew, check_anew, start_anew
 from limbeck.nets.draws import Draws
 from limbeck.nets.ensemble import Ensemble
 from limbeck.numerics import full_precision, same_shape
@@ -141,6 +141,7 @@ def ban(
     hard: float = 0.0,
     cwtm: float = 0.0,
     dkpp: float = 0.0,
+    anew: Anew | None = None,
     task: Task = classification,
 ) -> Iterator[Stage]:
     """Train a network again and again, each time from scratch and from its former self.
@@ -165,11 +166,15 @@ def ban(
         cwtm: Weight of the labels, each weighted by the former generation's confidence; 0. The paper's CWTM is
             ``soft=0, cwtm=1``. On several devices the weights are those of the global batch.
         dkpp: Weight of the permuted outputs; 0. The paper's DKPP is ``soft=0, dkpp=1``.
+        anew: Makes the network with its own initialisation, ``anew=lambda: resnet18(num_classes=10)``, from which each
+            generation starts; by default the ``reset_parameters`` of its modules, which in torchvision's and timm's
+            networks draw otherwise. By a network's name it is given.
         task: How batches are fed and measured.
 
     Raises:
         ValueError: No generation, no term, or a network that does not start anew: a parameter that no
-            ``reset_parameters`` sets, or the same weights every time; or a teacher that is the student itself.
+            ``reset_parameters`` sets, or the same weights every time; another network from ``anew``; or a teacher that
+            is the student itself.
     """
     if generations < 1:
         raise ValueError(f"generations must be at least 1, got {generations}")
@@ -180,7 +185,7 @@ def ban(
             "the teacher is the student itself, which starts anew: pass copy.deepcopy(student), or no teacher, so that "
             "generation 0 is trained"
         )
-    check_anew(student)  # before a generation has trained
+    check_anew(student, anew)  # before a generation has trained
     share = 1 / (generations + (teacher is None))
     ancestors: dict[str, nn.Module] = {}
     if teacher is None:
@@ -192,7 +197,7 @@ def ban(
     if dkpp:  # its draws are part of a run's state
         learn += dkpp * on(Permuted(), S, T, name="dkpp")
     for generation in range(1, generations + 1):
-        start_anew(student)
+        start_anew(student, anew)
         yield Stage(
             Generation(Distill(student, teacher, learn, task), dict(ancestors)), share, name=f"generation-{generation}"
         )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from limbeck.layers import stages
 from limbeck.method import Distill
 from limbeck.methods.kd import check_temperature, soft_target
+from limbeck.nets.anew import Anew
 from limbeck.nets.branches import with_branches
 from limbeck.objective import S, Y, on
 from limbeck.paper import Paper
@@ -54,6 +55,7 @@ def one(
     temperature: float = 3.0,
     warmup: float = 80 / 300,
     gate: bool = True,
+    anew: Anew | None = None,
     example: Any,
     task: Task = classification,
 ) -> OnTheFly:
@@ -75,13 +77,16 @@ def one(
         warmup: Share of the training in which r rises; 80 of 300 epochs as in the authors' code. The paper has no r.
         gate: Learn the branches' shares from what the trunk shows, as the paper does. False gives all the same share,
             the paper's control: it lost 0.6 points by it (ResNet-110, CIFAR-100).
+        anew: Makes the network with its own initialisation, ``anew=lambda: resnet18(num_classes=10)``, from which the
+            other branches start; by default the ``reset_parameters`` of their modules, which in torchvision's and timm's
+            networks draw otherwise. By a network's name it is given.
         example: A batch of inputs, (N, ...).
         task: How batches are fed and measured.
     """
     if branches < 2:
         raise ValueError(f"branches must be at least 2, got {branches}: with one it is limbeck.plain")
     check_temperature(temperature)
-    ensemble = with_branches(student, example, layer or shared_layer(student, example, task), branches, gate)
+    ensemble = with_branches(student, example, layer or shared_layer(student, example, task), branches, gate, anew)
 
     def learn(index: int) -> Any:
         branch = S[f"branches.{index}"]

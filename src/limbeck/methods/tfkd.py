@@ -23,7 +23,7 @@ from limbeck.method import Distill
 from limbeck.methods.kd import check_temperature, kd
 from limbeck.methods.ls import two_valued
 from limbeck.methods.plain import plain
-from limbeck.nets.anew import check_anew, start_anew, undrawn
+from limbeck.nets.anew import Anew, check_anew, start_anew, undrawn
 from limbeck.numerics import full_precision
 from limbeck.objective import S, Y, on
 from limbeck.paper import Paper
@@ -109,7 +109,12 @@ def tfkd_reg(
 
 
 def tfkd_self(
-    student: nn.Module, *, temperature: float = 20.0, alpha: float = 0.95, task: Task = classification
+    student: nn.Module,
+    *,
+    temperature: float = 20.0,
+    alpha: float = 0.95,
+    anew: Anew | None = None,
+    task: Task = classification,
 ) -> Iterator[Stage]:
     """Train a network on the labels, then again from scratch with its former self as the teacher.
 
@@ -122,15 +127,16 @@ def tfkd_self(
         temperature: T softens both outputs; 20 as in the authors' configurations, but for ResNet-18's 6.
         alpha: The share of the former self; 0.95 as in the authors' code for small networks. Its mean over K = 100 classes
             makes that 0.0095 beside 0.05 for the labels there, and with ResNet-18's multiplier of 50 0.475.
+        anew: Makes the network with its own initialisation, as for `limbeck.ban`.
         task: How batches are fed and measured.
     """
     check_temperature(temperature)
     _check_share(alpha)
     with undrawn(student):  # a network that cannot start anew is told so before it has trained; nothing is drawn
-        check_anew(student)
+        check_anew(student, anew)
     yield Stage(plain(student, task=task), 0.5, name="former-self")
     former = copy.deepcopy(student)
-    start_anew(student)
+    start_anew(student, anew)
     yield Stage(kd(student, former, temperature=temperature, alpha=alpha, task=task), 0.5, name="self")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.frozen import Frozen
-from limbeck.nets.anew import check_anew, start_anew, undrawn
+from limbeck.nets.anew import Anew, check_anew, start_anew, undrawn
 from limbeck.nets.norm import GlobalBatchNorm
 from limbeck.nets.sections import sections
 
@@ -71,7 +71,9 @@ class EqualShares(nn.Module):
         return shared.new_full((len(shared), self.branches), 1 / self.branches)
 
 
-def with_branches(net: nn.Module, example: Any, after: str, branches: int = 3, gate: bool = True) -> Branches:
+def with_branches(
+    net: nn.Module, example: Any, after: str, branches: int = 3, gate: bool = True, anew: Anew | None = None
+) -> Branches:
     """Give a network branches: its own, and copies that start anew.
 
     The trunk and the first branch share the network's parameters.
@@ -82,16 +84,19 @@ def with_branches(net: nn.Module, example: Any, after: str, branches: int = 3, g
         after: The last layer that all branches share.
         branches: How many in all.
         gate: Whether their shares depend on what the trunk shows.
+        anew: Makes the network, with its own initialisation, for the copies; by default the ``reset_parameters`` of
+            their modules start them anew.
 
     Raises:
         ValueError: A layer after which the network cannot be cut, or a deeper part that does not start anew.
     """
     trunk, head = sections(net, [after])
+    deeper = None if anew is None else lambda: sections(anew(), [after])[1]
     with undrawn(head):  # branches that start alike stay alike
-        check_anew(head)
+        check_anew(head, deeper)
     others = [copy.deepcopy(head) for _ in range(branches - 1)]
     for other in others:
-        start_anew(other)
+        start_anew(other, deeper)
     with torch.no_grad():
         shown = Frozen(trunk)(example)
     channels = shown.shape[-1] if shown.ndim == 3 else shown.shape[1]
