@@ -199,7 +199,13 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(run, monkeypatch):
     assert stopped.code == 130
     assert "the same command with --run-dir parts --resume goes on" in stopped.out
     assert run(f"{line} parts").code == 2
-    assert run(f"{line} parts --resume").code == 0
+    other = run(f"{line} parts --resume --lr 0.01")
+    assert other.code == 2
+    assert "the run in parts has another lr: 0.05, and not 0.01. Go on with the same settings" in other.err
+    other = run(f"distill ls --student mlp-16 {TINY} --run-dir parts --resume")
+    assert other.code == 2
+    assert "the run in parts is one of `limbeck train`, and not of `limbeck distill ls`" in other.err
+    assert run(f"{line} parts --resume --progress false").code == 0
     assert same("whole", "parts")
 
 

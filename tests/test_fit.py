@@ -227,11 +227,17 @@ def test_a_run_that_is_there_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("at", [0, 7], ids=["finished", "interrupted"])
-def test_a_run_goes_on_with_the_same_epochs_only(tmp_path, at):
+def test_a_run_goes_on_with_the_same_settings_only(tmp_path, at):
     fit(limbeck.plain(net(at=at)), run_dir=tmp_path)
     config = (tmp_path / "config.yaml").read_text()
-    with pytest.raises(ValueError, match="for 2 epochs, now it is 3"):
-        fit(limbeck.plain(net()), run_dir=tmp_path, resume=True, epochs=3)
+    for other, message in (
+        ({"epochs": 3}, "another epochs: 2, and not 3. Go on with the same settings, or take another run_dir"),
+        ({"seed": 1}, "another seed: 0, and not 1"),
+        ({"clip": 1.0}, "another clip: None, and not 1.0"),
+        ({"epochs": 3, "settings": {"note": "mine"}}, "trains this stage for 2 epochs, now it is 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(limbeck.plain(net()), run_dir=tmp_path, resume=True, **other)
     assert (tmp_path / "config.yaml").read_text() == config
 
 

@@ -125,7 +125,9 @@ def test_the_one_hot_columns_of_covtype_become_categories(tmp_path):
         ({"categorical": ["town", "rent"]}, r"no column 'rent': it has id, rooms, area"),
         ({"target": "rent"}, "no column 'rent'"),
         ({"target": "id", "drop": ["dear"]}, r"target 'id' has 80 classes in 80 rows.*regression=True"),
-        ({"regression": True}, r"column 'dear' holds text, '(yes|no)' in 80 of 80 rows.*categorical=\['dear'\]"),
+        ({"regression": True}, r"column 'dear' holds text, '(yes|no)' in 80 of 80 rows\. A number cannot be predicted"),
+        ({"drop": ["id", "dear"]}, r"'dear' is the target and cannot be left out: name another, target="),
+        ({"test_share": 0.999}, r"lower test_share \(0\.999\)"),
         ({"target": "town", "drop": ["id", "dear"], "categorical": []}, r"'town' has \d+ missing.*teaches nothing"),
         ({"drop": ["id", "rooms", "area", "town", "kind"]}, "no column is left"),
         ({"labels": 90}, "labels: expected between 1 and the 54 training rows, got 90"),
@@ -173,6 +175,14 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "twice.csv").write_text("a,a,b\n1,2,x\n")
     with pytest.raises(ValueError, match="a name of its own for each column"):
         tabular.load("twice.csv", tmp_path)
+    (tmp_path / "twice.csv").write_text("a, a,b\n1,2,x\n")
+    with pytest.raises(ValueError, match="a name of its own for each column, got a, a, b"):
+        tabular.load("twice.csv", tmp_path)
+    (tmp_path / "nameless.csv").write_text("5.1,3.5,0\n4.9,3.0,0\n")
+    with pytest.raises(
+        ValueError, match=r"begins with a row of numbers, 5\.1, 3\.5, 0: put the columns' names above it"
+    ):
+        tabular.load("nameless.csv", tmp_path)
 
 
 # feeding -------------------------------------------------------------------------------------------------------------
@@ -242,6 +252,8 @@ FAST = Training(epochs=2, batch_size=16)
 
 OWN = """
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import LinearSVC
 
 def logistic(random_state, categorical):
@@ -249,6 +261,9 @@ def logistic(random_state, categorical):
     return LogisticRegression(max_iter=500)
 
 line, hard, nothing = LinearRegression, LinearSVC, dict
+
+def nameless():
+    return make_pipeline(FunctionTransformer(lambda rows: rows), LogisticRegression())
 """
 
 
@@ -262,6 +277,10 @@ def test_teachers_by_name(folder, monkeypatch):
         assert (answers.argmax(1) == table.test.targets).float().mean() > 0.6, name
     with pytest.raises(ValueError, match="LinearSVC gives no probabilities"):
         teacher_of("models_of_flats:hard", table, FAST)
+    with pytest.raises(
+        ValueError, match=r"Pipeline cannot be pickled, which is how its size is measured: .*a lambda has"
+    ):
+        teacher_of("models_of_flats:nameless", table, FAST)
     with pytest.raises(TypeError, match="expected a scikit-learn classifier or regressor, got dict"):
         teacher_of("models_of_flats:nothing", table, FAST)
     with pytest.raises(ValueError, match="an ensemble is made of networks"):
@@ -293,6 +312,9 @@ def test_what_is_measured(folder):
 
 
 # the command ---------------------------------------------------------------------------------------------------------
+
+
+FLATS = "mimic --data flats.csv --categorical [town,kind] --drop id --run-dir run"
 
 
 def test_the_command_prints_and_writes_what_was_gained(folder, monkeypatch, capsys):
@@ -361,3 +383,50 @@ def test_the_command_says_what_is_wrong(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert main(["mimic", "--data", "flats.csv"]) == 2
     assert "--categorical town" in capsys.readouterr().err
+    words = f"{FLATS} --epochs 1 --times 1".split()
+    monkeypatch.setattr("limbeck.cli.mimic.teacher_of", lambda *_: pytest.fail("a teacher learns first"))
+    for wrong, message in (
+        ("--student mlp", "unknown network 'mlp'"),
+        ("--swap 2", "swap is a probability"),
+        ("--epochs 0", "epochs must be at least 1, got 0"),
+        ("--lr 0", "lr must be positive, got 0.0"),
+        ("--transfer unlabelled", "there are no unlabelled rows"),
+    ):
+        assert main([*words, *wrong.split()]) == 2
+        assert message in capsys.readouterr().err
+    assert not (folder / "run").exists()
+
+
+def test_another_run_is_not_taken_for_this_one(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    words = f"{FLATS} --student mlp-4 --epochs 1".split()
+    assert main([*words, "--times", "2"]) == 0
+    monkeypatch.setattr("limbeck.cli.mimic.teacher_of", lambda *_: pytest.fail("a teacher learns first"))
+    capsys.readouterr()
+    for other, message in (
+        ("--times 2", "run holds a run already: pass resume=True (--resume)"),
+        ("--times 3 --resume", "the run in run has another times: 2, and not 3"),
+        ("--times 2 --teacher gradient-boosting --resume", "another teacher: random-forest, and not gradient-boosting"),
+    ):
+        assert main([*words, *other.split()]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", ["teacher", "labels alone"])
+def test_ctrl_c_leaves_nothing_half_trained(folder, monkeypatch, capsys, at):
+    monkeypatch.chdir(folder)
+    words = f"{FLATS} --student mlp-4 --teacher [mlp-8] --epochs 2 --times 1".split()
+    calls: list[int] = []
+
+    def stopping(*given: object, **options: object) -> limbeck.Result:
+        calls.append(len(calls))
+        result = limbeck.fit(*given, **options)
+        return replace(result, finished=calls != ([0] if at == "teacher" else [0, 1, 2]))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("limbeck.compression.fit", stopping)
+        assert main(words) == 130
+    assert "stopped; the same command with --run-dir run --resume goes on" in capsys.readouterr().out
+    assert not (folder / "run/mimic.json").exists()
+    assert main([*words, "--resume"]) == 0
+    assert (folder / "run/mimic.json").exists()

@@ -56,6 +56,13 @@ class Training:
     seed: int = 0
     progress: bool | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+
 
 def student_of(name: str, table: Tabular) -> nn.Module:
     """Make a network by its name, as mlp-32, behind the layer that encodes the table's rows."""
@@ -75,8 +82,9 @@ def teacher_of(names: str | Sequence[str], table: Tabular, training: Training) -
         training: How networks are trained.
 
     Raises:
-        ValueError: No such name; a model of the wrong kind, or without probabilities.
+        ValueError: No such name; a model of the wrong kind, without probabilities, or that cannot be pickled.
         TypeError: A factory that does not make a scikit-learn model.
+        KeyboardInterrupt: Ctrl-C, in the training of a network.
     """
     names = [names] if isinstance(names, str) else list(names)
     if len(names) == 1 and (names[0] in _ESTIMATORS or ":" in names[0]):
@@ -157,11 +165,13 @@ def compress(
         run_dir: As for `limbeck.fit`.
         resume: As for `limbeck.fit`.
         settings: As for `limbeck.fit`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
     loader = answered(rows, teacher, batch_size=training.batch_size, seed=training.seed)
-    return _train(
-        _mimic(student, table), loader, table, training, name="mimic", run_dir=run_dir, resume=resume, settings=settings
-    )
+    method, run = _mimic(student, table), {"run_dir": run_dir, "resume": resume, "settings": settings}
+    return _train(method, loader, table, training, name="mimic", **run)
 
 
 def alone(make: Callable[[], nn.Module], table: Tabular, updates: int, training: Training) -> nn.Module:
@@ -261,7 +271,7 @@ def _train(method: Method, loader: Rows, table: Tabular, training: Training, **r
     val, test = (Rows(part, batch_size=10 * MANY) for part in (table.val, table.test))
     shape = tuple(table.train.rows.shape[1:])
     data = Data(table.name, loader, val, test, table.classes, shape, table.note)
-    return fit(
+    result = fit(
         method,
         data,
         epochs=training.epochs,
@@ -270,6 +280,9 @@ def _train(method: Method, loader: Rows, table: Tabular, training: Training, **r
         progress=training.progress,
         **run,
     )
+    if not result.finished:  # a network that was half trained must not pass for one that was
+        raise KeyboardInterrupt("stopped by the user")
+    return result
 
 
 class _Mean(nn.Module):
@@ -313,12 +326,23 @@ def _fitted(name: str, table: Tabular, seed: int) -> SklearnTeacher:
         raise ValueError(
             f"{name} makes the classifier {type(model).__name__}, but {table.name} has a number to predict"
         )
+    _check_pickles(name, model)  # before anything is trained: its size is that of its pickle
     rows, targets = table.train.rows.numpy(), table.train.targets
     if not table.classes:
         return SklearnTeacher(model.fit(rows, targets[:, 0].numpy()))
     if is_regressor(model) and table.outputs > 2:
         targets = F.one_hot(targets, table.outputs)  # a score for each class
     return SklearnTeacher(model.fit(rows, targets.numpy()), table.outputs)
+
+
+def _check_pickles(name: str, model: Any) -> None:
+    try:
+        pickle.dumps(model)
+    except Exception as error:  # whatever its parts raise
+        raise ValueError(
+            f"{name}: {type(model).__name__} cannot be pickled, which is how its size is measured: {error}. Name functions "
+            "with def in a module, a lambda has no name"
+        ) from error
 
 
 def _own(name: str, table: Tabular, seed: int) -> Any:

@@ -43,7 +43,7 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    started, console = time.perf_counter(), Console(highlight=False, soft_wrap=True)
+    started, console = time.perf_counter(), Console(emoji=False, highlight=False, soft_wrap=True)
     everything = datasets.load("digits", batch_size=BATCH_SIZE)
     few = datasets.load("digits", batch_size=BATCH_SIZE, labels=LABELS)
 

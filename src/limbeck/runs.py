@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
@@ -382,12 +381,7 @@ def _kept(run: Run, settings: Mapping[str, Any], split: str) -> Outcome | None:
     """
     if not run.exists:
         return None
-    was = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    if other := [name for name in settings if was.get(name) != settings[name]]:
-        raise ValueError(
-            f"the run in {run.folder} has another {other[0]}: {was.get(other[0])}, and not {settings[other[0]]}. "
-            "Go on with the same settings, or take another run_dir"
-        )
+    run.check(settings, resume=True)
     path = run.folder / "result.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if not result.get("finished"):

@@ -42,7 +42,7 @@ def _check(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
     if leaf.json:
         print(checkup.json())
     else:
-        Console().print(console_table(checkup))
+        Console(emoji=False).print(console_table(checkup))
     return 0 if checkup.ok else 1
 
 

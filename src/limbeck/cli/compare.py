@@ -52,7 +52,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher in every process, and when the command goes on
     teacher = None if leaf.teacher is None else taught_by(leaf.teacher, data)
     settings = {name: value for name, value in call(training, leaf).items() if name not in ("resume", "loggers")}
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
     try:
         comparison = compare(
             entries,

@@ -19,12 +19,14 @@ STOPPED = 128 + signal.SIGINT
 
 def complain(message: str) -> None:
     """Print an error in words."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]limbeck: error:[/red] {plain(message)}")
+    Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(
+        f"[red]limbeck: error:[/red] {plain(message)}"
+    )
 
 
 def warn(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> None:
     """Show a warning as a sentence, without the line of ours that it came from."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(emoji=False, stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[yellow]limbeck: warning:[/yellow] {plain(str(message))}")
 
 
@@ -36,7 +38,7 @@ def show_networks(title: str, measured: Mapping[str, tuple[nn.Module, Mapping[st
         price = cost(net, example)
         cells = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
         table.add_row(plain(name), *cells, f"{percent(metrics['accuracy'])} %", f"{metrics['loss']:.4f}")
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def print_lines(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> int:
@@ -46,7 +48,7 @@ def print_lines(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> in
         column.no_wrap, column.overflow = True, "ellipsis"
     for line in lines:
         table.add_row(*map(plain, line))
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    Console(emoji=False, width=None if sys.stdout.isatty() else 1000).print(table)
     return 0
 
 

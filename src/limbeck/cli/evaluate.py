@@ -93,7 +93,7 @@ def _eval(leaf: Namespace, config: Mapping[str, Any]) -> int:
         print(json.dumps(pytree.tree_map(_finite, record), ensure_ascii=False))
     else:
         for table in _tables(record):
-            Console().print(table)
+            Console(emoji=False).print(table)
     return 0
 
 

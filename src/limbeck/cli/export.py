@@ -49,7 +49,7 @@ def _show(exported: Exported, json: bool) -> None:
     if json:
         print(exported.json())
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
     console.print(console_table(exported))
     for file in (*(artefact.file for artefact in exported.artefacts), "export.json"):
         console.print(plain(str(exported.folder / file)))

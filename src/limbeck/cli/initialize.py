@@ -57,7 +57,7 @@ def _initialize(leaf: Namespace, config: Mapping[str, Any]) -> int:
     )
     report = initialize(student, teacher, example=torch.randn(2, *shape), channels=leaf.channels, blocks=leaf.blocks)
     write(to, save({name: tensor.contiguous() for name, tensor in student.state_dict().items()}))
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     console.print(report)
     console.print(f"written to {to}: begin with --student {zoo.split_name(leaf.student)[0]}@{to}", soft_wrap=True)
     return 0

@@ -29,7 +29,7 @@ def _layers(leaf: Namespace, config: Mapping[str, Any]) -> int:
     example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     names = [leaf.student] if leaf.teacher is None else [leaf.student, leaf.teacher]
     nets = [zoo.network(name, leaf.num_classes, shape) for name in names]
-    console = Console()
+    console = Console(emoji=False)
     for who, name, net in zip(("student", "teacher"), names, nets, strict=False):
         console.print(_layer_table(f"{who}: {name}", layers(net, example)))
     if leaf.teacher is not None:

@@ -27,6 +27,7 @@ from limbeck.compression import (
 )
 from limbeck.data import tabular
 from limbeck.data.tabular import Tabular
+from limbeck.engine.run import Run
 from limbeck.report.mimic import Compression, Model, console_table, write_compression
 from limbeck.report.run import run_report
 from limbeck.report.table import Role
@@ -143,21 +144,24 @@ def _mimic(leaf: Namespace, config: Mapping[str, Any]) -> int:
         raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")
     names = _names(leaf.transfer, [leaf.times] if isinstance(leaf.times, int) else leaf.times)
     run_dir = Path(leaf.run_dir or fresh_folder("mimic", leaf.student, Path(table.name).stem))
-    teacher = teacher_of(leaf.teacher, table, training)
-    rows = transfer(table, leaf.transfer, max(names), leaf.swap, leaf.variance, leaf.follow, leaf.seed)
+    Run(run_dir).check(config, leaf.resume)
     make = partial(student_of, leaf.student, table)
-    torch.manual_seed(leaf.seed)
-    result = compress(
-        make(), teacher, table, rows, training, run_dir=run_dir, resume=leaf.resume, settings=dict(config)
-    )
-    console = Console(highlight=False, soft_wrap=True)
-    if not result.finished:
+    make()  # a name that is none is told before a teacher has learned
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
+    try:
+        rows = transfer(table, leaf.transfer, max(names), leaf.swap, leaf.variance, leaf.follow, leaf.seed)
+        teacher = teacher_of(leaf.teacher, table, training)
+        torch.manual_seed(leaf.seed)
+        result = compress(
+            make(), teacher, table, rows, training, run_dir=run_dir, resume=leaf.resume, settings=dict(config)
+        )
+        models = tuple(_models(names, teacher, make, table, rows, result.student, training))
+    except KeyboardInterrupt:
         console.print(f"stopped; the same command with --run-dir {run_dir} --resume goes on")
         return STOPPED
-    models = _models(names, teacher, make, table, rows, result.student, training)
-    said = Compression(table.name, "+".join(several(leaf.teacher)), leaf.student, len(table.test), tuple(models))
+    said = Compression(table.name, "+".join(several(leaf.teacher)), leaf.student, len(table.test), models)
     write_compression(said, run_dir)
-    Console().print(console_table(said))
+    Console(emoji=False).print(console_table(said))
     for file in (run_dir / "student.safetensors", run_report(run_dir)):
         console.print(Text(str(file)))
     return 0

@@ -20,5 +20,5 @@ def add(commands: Commands) -> None:
 
 def _report(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Draw the page of a run or a comparison anew, or put several runs beside each other."""
-    Console(highlight=False, soft_wrap=True).print(plain(str(redraw(leaf.folders, leaf.to))))
+    Console(emoji=False, highlight=False, soft_wrap=True).print(plain(str(redraw(leaf.folders, leaf.to))))
     return 0

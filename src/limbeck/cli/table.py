@@ -53,7 +53,7 @@ def _table(leaf: Namespace, config: Mapping[str, Any]) -> int:
     elif leaf.markdown:
         print(markdown_table(found), end="")
     else:
-        console = Console()
+        console = Console(emoji=False)
         console.print(console_table(found, f"{data.name}, {len(data.test.ids):,} test images"))
         console.print(plain(LEGEND), highlight=False)
     return 0

@@ -59,7 +59,7 @@ def _fit(name: str, network: str, method: Any, data: Data, leaf: Namespace, conf
 
 
 def _tell(result: Result, data: Data, run_dir: str) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
     if not result.finished:
         console.print(
             f"stopped after {len(result.history)} epochs; the same command with --run-dir {run_dir} --resume goes on"

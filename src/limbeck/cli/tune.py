@@ -67,7 +67,7 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
     run_dir = leaf.run_dir or fresh_folder("tune", leaf.student, leaf.data)
     left_out = ("resume", "loggers", "devices", "strategy")
     settings = {name: value for name, value in call(training, leaf).items() if name not in left_out}
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
     try:
         tuning = tune(
             entry.method,

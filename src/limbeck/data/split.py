@@ -4,22 +4,25 @@ import torch
 from torch import Tensor
 
 
-def hold_out(targets: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def hold_out(
+    targets: Tensor, share: float, generator: torch.Generator, name: str = "val_share"
+) -> tuple[Tensor, Tensor]:
     """Split off a share of the samples with every class in proportion.
 
     Args:
         targets: classes, int64 (N,).
         share: share of the samples to hold out, in (0, 1).
         generator: decides which.
+        name: what the share is called.
 
     Returns:
         Rows kept and rows held out, both in ascending order. At least one row is held out.
     """
     if not 0 < share < 1:
-        raise ValueError(f"expected val_share between 0 and 1, got {share}")
+        raise ValueError(f"expected {name} between 0 and 1, got {share}")
     total = max(1, round(len(targets) * share))
     if total >= len(targets):
-        raise ValueError(f"cannot hold out {total} of {len(targets)} samples: lower val_share ({share})")
+        raise ValueError(f"cannot hold out {total} of {len(targets)} samples: lower {name} ({share})")
     counts = torch.bincount(targets)
     exact = counts.double() * total / len(targets)
     quota = exact.long()

@@ -198,6 +198,10 @@ def load(
         ValueError: No such name or column, text where numbers belong, missing numbers, or too few rows.
     """
     read = _read(data, root, target)
+    if read.target in drop:
+        raise ValueError(
+            f"{data}: {read.target!r} is the target and cannot be left out: name another, target= (--target)"
+        )
     given = {*categorical, *drop}
     if unknown := [name for name in given if name not in read.cells]:
         raise ValueError(f"{data} has no column {unknown[0]!r}: it has {', '.join(read.cells)}")
@@ -235,7 +239,7 @@ class _Splitter:
         if len(table) < 2:
             raise ValueError(f"{self.data}: expected at least 2 rows to hold some out ({name}), got {len(table)}")
         groups = table.targets if not self.regression else torch.zeros(len(table), dtype=torch.int64)
-        kept, held = hold_out(groups, share, generator(purpose, self.seed))
+        kept, held = hold_out(groups, share, generator(purpose, self.seed), name)
         return table.take(kept), table.take(held)
 
 
@@ -248,6 +252,11 @@ def _read(data: str, root: str | Path | None, target: str | None) -> _Read:
     if not data.endswith(".csv"):
         raise ValueError(f"expected a table out of {', '.join(_SETS)}, or a file that ends in .csv, got {data!r}")
     cells = _cells(Path(root or ".") / data)
+    if all(_number(name) is not None for name in cells):
+        raise ValueError(
+            f"{data} begins with a row of numbers, {', '.join(cells)[:60]}: put the columns' names above it, as the "
+            "first row is read as names"
+        )
     target = next(reversed(cells)) if target is None else target
     if target not in cells:
         raise ValueError(f"{data} has no column {target!r}: it has {', '.join(cells)}")
@@ -299,8 +308,9 @@ def _cells(path: Path, header: Sequence[str] | None = None) -> dict[str, list[st
         raise FileNotFoundError(f"there is no file {path}")
     try:
         named = list(header) if header else csv.open_csv(path).schema.names
-        if len(set(named)) < len(named):
-            raise ValueError(f"{path}: expected a name of its own for each column, got {', '.join(named)}")
+        stripped = [name.strip() for name in named]
+        if len(set(stripped)) < len(stripped):
+            raise ValueError(f"{path}: expected a name of its own for each column, got {', '.join(stripped)}")
         texts = csv.ConvertOptions(column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=False)
         comments = csv.ParseOptions(invalid_row_handler=_comment if header else None)
         table = csv.read_csv(path, csv.ReadOptions(column_names=header), comments, texts)
@@ -332,9 +342,10 @@ def _columns(data: str, cells: dict[str, list[str]], categorical: set[str]) -> t
 
 def _targets(data: str, read: _Read, regression: bool) -> tuple[tuple[str, ...], Tensor]:
     column = read.cells[read.target]
-    if regression:
-        return (), _numbers(data, read.target, column)[:, None]
     _refuse_missing(data, read.target, column, "a row without a target teaches nothing: leave it out")
+    if regression:
+        text = "A number cannot be predicted from words. Name another column as target, or leave regression=True out"
+        return (), _numbers(data, read.target, column, text)[:, None]
     classes, targets = _numbered(column)
     if not 2 <= len(classes) <= len(column) // 2:
         raise ValueError(
@@ -356,7 +367,8 @@ def _by_number(text: str) -> tuple[bool, int, str]:
     return (False, int(text), "") if text.isdecimal() else (True, 0, text)
 
 
-def _numbers(data: str, name: str, cells: Sequence[str]) -> Tensor:
+def _numbers(data: str, name: str, cells: Sequence[str], text: str | None = None) -> Tensor:
+    """Read numbers; ``text`` says what to do where there are others than numbers."""
     _refuse_missing(
         data,
         name,
@@ -367,9 +379,12 @@ def _numbers(data: str, name: str, cells: Sequence[str]) -> Tensor:
     )
     numbers = [_number(cell) for cell in cells]
     if wrong := [cell for cell, number in zip(cells, numbers, strict=True) if number is None]:
+        text = text or (
+            f"Say that it holds categories, categorical=[{name!r}] (--categorical {name}), or leave it out, "
+            f"drop=[{name!r}] (--drop {name})"
+        )
         raise ValueError(
-            f"{data}: column {name!r} holds text, {wrong[0]!r} in {len(wrong)} of {len(cells)} rows. Say that it holds "
-            f"categories, categorical=[{name!r}] (--categorical {name}), or leave it out, drop=[{name!r}] (--drop {name})"
+            f"{data}: column {name!r} holds text, {wrong[0]!r} in {len(wrong)} of {len(cells)} rows. {text}"
         )
     found = torch.tensor(numbers, dtype=torch.float32)
     if infinite := [cell for cell, finite in zip(cells, found.isfinite().tolist(), strict=True) if not finite]:

@@ -117,14 +117,15 @@ def fit(
         clip: The largest norm of a player's gradient; unlimited by default.
         seed: Of everything random but the data, whose own it is in `limbeck.data.load`.
         run_dir: The run's folder; nothing is written without one.
-        resume: Go on with the run in ``run_dir``; start it if there is none.
+        resume: Go on with the run in ``run_dir``, by the same settings but for where it runs; start it if there is none.
         loggers: Further loggers, Lightning's.
         progress: Show progress bars; by default where standard error is a terminal.
         name: What ``result.json`` and the report call the method.
         settings: What ``config.yaml`` holds in place of these arguments: the whole command, say.
 
     Raises:
-        ValueError: An argument that makes no sense, empty data, a term that would never run, or a run that is there.
+        ValueError: An argument that makes no sense, empty data, a term that would never run, a run that is there, or one
+            to go on with that has other settings.
         FloatingPointError: A loss is not finite; the message names its term. The last good checkpoint stays.
 
     Example:
@@ -137,7 +138,9 @@ def fit(
     """
     _check_counts({"epochs": epochs, "accumulate": accumulate, "devices": devices})
     seed_everything(seed, workers=True, verbose=False)
-    stages, loaders, run = _stages(method), splits(data, seed), _open(run_dir, resume)
+    own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
+    settings = settings or own
+    stages, loaders, run = _stages(method), splits(data, seed), _open(run_dir, resume, settings)
     training = _Training(
         loaders,
         run,
@@ -158,9 +161,8 @@ def fit(
         stack.enter_context(_quiet())
         wants_stop = stack.enter_context(interruptible())
         if run is not None and _is_main():
-            own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
             if not run.exists:  # a run that goes on keeps its own
-                run.write_config(settings or own)
+                run.write_config(settings)
             stack.enter_context(run.logging())
         last, finished = training.run_all(stages, epochs, wants_stop)
         what = {"method": name, "data": getattr(data, "name", None), "seed": seed}
@@ -388,16 +390,13 @@ def _strategy(strategy: str, devices: int) -> str:
     return "ddp_find_unused_parameters_true" if devices > 1 and strategy in ("auto", "ddp") else strategy
 
 
-def _open(run_dir: str | os.PathLike[str] | None, resume: bool) -> Run | None:
+def _open(run_dir: str | os.PathLike[str] | None, resume: bool, settings: Mapping[str, Any]) -> Run | None:
     if run_dir is None:
         if resume:
             raise ValueError("resume=True needs the run_dir of the run to go on with")
         return None
     run = Run(run_dir)
-    if run.exists and not resume:
-        raise ValueError(
-            f"{run.folder} holds a run already: pass resume=True (--resume) to go on with it, or another run_dir"
-        )
+    run.check(settings, resume)
     return run
 
 

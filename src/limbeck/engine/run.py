@@ -24,6 +24,9 @@ from limbeck.nets.remade import facts_of
 
 logger = logging.getLogger("limbeck")
 
+WHERE = {"run_dir", "resume", "progress", "check", "root", "download", "workers", "accelerator", "devices", "strategy"}
+"""Settings that say where and how a training runs, and not what it comes to: they may change when it goes on."""
+
 
 def packed(net: nn.Module, about: Mapping[str, str] | None = None) -> bytes:
     """Return a network's weights as a safetensors file, with what is to be known ``about`` them.
@@ -71,6 +74,35 @@ class Run:
         """Write ``config.yaml``."""
         write(self.folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
+    def check(self, settings: Mapping[str, Any], resume: bool) -> None:
+        """See that a training may begin here, or go on as it began.
+
+        Args:
+            settings: As for `write_config`.
+            resume: Whether it may go on.
+
+        Raises:
+            ValueError: There is a run, or one of another training.
+        """
+        if not self.exists:
+            return
+        if not resume:
+            raise ValueError(
+                f"{self.folder} holds a run already: pass resume=True (--resume) to go on with it, or another run_dir"
+            )
+        was, before = _words(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
+        word, now = _words(settings)
+        if was and word and was != word:
+            raise ValueError(
+                f"the run in {self.folder} is one of `limbeck {was}`, and not of `limbeck {word}`: take another run_dir"
+            )
+        other = [name for name in now if name in before and name not in WHERE and before[name] != now[name]]
+        if other:
+            raise ValueError(
+                f"the run in {self.folder} has another {other[0]}: {before[other[0]]}, and not {now[other[0]]}. "
+                "Go on with the same settings, or take another run_dir"
+            )
+
     def write_metrics(self, history: Sequence[Row]) -> None:
         """Write ``metrics.csv``, one line an epoch; a column is empty where a stage does not have it."""
         columns = list(dict.fromkeys(name for row in history for name in row))
@@ -114,3 +146,12 @@ class Run:
             logger.removeHandler(handler)
             logger.setLevel(level)
             handler.close()
+
+
+def _words(settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Take a command apart: its words, and its options; there are no words where it was a call."""
+    words = []
+    while len(settings) == 1 and isinstance(inner := next(iter(settings.values())), Mapping):
+        words.append(next(iter(settings)))
+        settings = inner
+    return " ".join(words), settings

@@ -87,7 +87,7 @@ def _places(estimator: Any, num_classes: int | None) -> list[int]:
     if not hasattr(estimator, "predict_proba"):
         raise ValueError(
             f"{name} gives no probabilities, and a student has nothing to mimic in labels alone: wrap it in "
-            "sklearn.calibration.CalibratedClassifierCV before fitting it (for SVC, probability=True will do)"
+            "sklearn.calibration.CalibratedClassifierCV before fitting it"
         )
     known = list(estimator.classes_)
     if getattr(known[0], "ndim", 0):  # an array of classes for each output
