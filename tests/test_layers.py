@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import Frozen, layers, pairs, record
-from limbeck.layers import embedding, paired, shape_at, stages, table_of
+from limbeck.layers import classifier, embedding, paired, shape_at, stages, table_of
 
 X = torch.randn(2, 3, 16, 16)
 
@@ -242,3 +242,23 @@ def test_table_of_two_networks():
     table = table_of(student, teacher, X)
     assert table["pairs"] == pairs(student, teacher, X)
     assert table["teacher"] == layers(teacher, X)
+
+
+class Gated(nn.Module):
+    """Linear layers within, a convolution at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.head = nn.Linear(3, 3), nn.Conv2d(3, 10, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.squeeze(x.mean((2, 3))).sigmoid()
+        return self.head(x * gate[:, :, None, None]).mean((2, 3))
+
+
+def test_an_inner_linear_layer_is_no_classifier() -> None:
+    example = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="Gated has no linear layer whose input could serve as embedding"):
+        embedding(Gated(), example)
+    assert classifier(Gated(), example) is None
+    assert classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.Dropout()), example).path == "1"

@@ -114,6 +114,11 @@ def test_what_cannot_be_reached(options, message: str) -> None:
         calibrate(network(), batches(), **options)
 
 
+def test_a_network_without_exits() -> None:
+    with pytest.raises(TypeError, match=r"expected a network with exits, limbeck\.EarlyExit, got Linear"):
+        calibrate(nn.Linear(4, 3), [(torch.randn(2, 4), torch.tensor([0, 1]))], macs=100)
+
+
 def test_no_labels() -> None:
     with pytest.raises(ValueError, match="no labelled sample"):
         exit_curve(network(), [(torch.randn(3, 6), torch.full((3,), -100))])

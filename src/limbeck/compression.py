@@ -65,10 +65,10 @@ class Training:
 
 
 def student_of(name: str, table: Tabular) -> nn.Module:
-    """Make a network by its name, as mlp-32, behind the layer that encodes the table's rows."""
-    encode = table.encoder()
-    net = zoo.network(name, table.outputs, (encode.width,))
-    return nn.Sequential(OrderedDict(encode=encode, net=net))
+    """Make a network by its name, as mlp-32, between the layers that encode the table's rows and rescale its values."""
+    encode, rescale = table.encoder(), table.rescale()
+    parts = OrderedDict[str, nn.Module](encode=encode, net=zoo.network(name, table.outputs, (encode.width,)))
+    return nn.Sequential(parts if rescale is None else parts | {"rescale": rescale})
 
 
 def teacher_of(names: str | Sequence[str], table: Tabular, training: Training) -> nn.Module:
@@ -331,8 +331,19 @@ def _fitted(name: str, table: Tabular, seed: int) -> SklearnTeacher:
     if not table.classes:
         return SklearnTeacher(model.fit(rows, targets[:, 0].numpy()))
     if is_regressor(model) and table.outputs > 2:
-        targets = F.one_hot(targets, table.outputs)  # a score for each class
+        return SklearnTeacher(_fitted_to_scores(name, model, rows, targets, table.outputs), table.outputs)
     return SklearnTeacher(model.fit(rows, targets.numpy()), table.outputs)
+
+
+def _fitted_to_scores(name: str, model: Any, rows: Any, targets: Tensor, classes: int) -> Any:
+    """Fit a regressor to a score for each class."""
+    try:
+        return model.fit(rows, F.one_hot(targets, classes).numpy())
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: {type(model).__name__} cannot be fitted to a score for each of {classes} classes: {error}. Wrap it "
+            "in sklearn.multioutput.MultiOutputRegressor, or take a classifier"
+        ) from error
 
 
 def _check_pickles(name: str, model: Any) -> None:

@@ -124,24 +124,34 @@ def paired(
     return checked
 
 
+def classifier(net: nn.Module, example: Any, task: Task = classification) -> Layer | None:
+    """Return the linear layer that makes a network's output: the last that runs, if what it gives is as wide."""
+    linear = [layer for layer in layers(net, example, task) if layer.kind == "Linear"]
+    if not linear or linear[-1].shape[-1] not in shape_at(net, "", example, task)[1:]:
+        return None
+    return linear[-1]
+
+
 def embedding(net: nn.Module, example: Any | None = None, task: Task = classification) -> str:
     """Return the path of a network's embedding: the input of its last linear layer.
 
-    With an example it is the last that runs, otherwise the last that is registered.
+    With an example it is the last that runs, if it makes the output, otherwise the last that is registered.
 
     Raises:
-        ValueError: The network has no linear layer.
+        ValueError: The network does not end in a linear layer.
     """
-    if example is None:
-        linear = [path for path, module in submodules(bare(net)).items() if isinstance(module, nn.Linear)]
+    if example is not None:
+        found = classifier(net, example, task)
+        last = found and found.path
     else:
-        linear = [layer.path for layer in layers(net, example, task) if layer.kind == "Linear"]
-    if not linear:
+        linear = [path for path, module in submodules(bare(net)).items() if isinstance(module, nn.Linear)]
+        last = linear[-1] if linear else None
+    if last is None:
         raise ValueError(
             f"{type(bare(net)).__name__} has no linear layer whose input could serve as embedding: name a layer, "
             "layer='pool' (`limbeck layers` lists them)"
         )
-    return f"{linear[-1]}:in"
+    return f"{last}:in"
 
 
 def embeddings(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -167,6 +168,21 @@ def test_exits_of_another_network_do_not_fit(tmp_path) -> None:
         limbeck.zoo.network(f"mlp-8@{tmp_path / 'early.safetensors'}", CLASSES, (4,))
 
 
+def test_an_exit_may_begin_in_place() -> None:
+    torch.manual_seed(0)
+    exits = [nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, CLASSES))]
+    net = EarlyExit([nn.Linear(6, 4), nn.Linear(4, CLASSES)], exits, [1.0]).eval()
+    x = torch.randn(8, 6)
+    torch.testing.assert_close(net(x), net.all_exits(x)[-1])
+
+
+def test_the_network_up_to_an_exit_that_is_none() -> None:
+    net = EarlyExit([nn.Identity(), nn.Linear(2, CLASSES)], [nn.Linear(2, CLASSES)])
+    for wrong in (0, -1, 2):
+        with pytest.raises(ValueError, match=f"exit must lie between 1 and 1, got {wrong}"):
+            net.up_to(wrong)
+
+
 def test_what_follows_an_exit_may_begin_in_place() -> None:
     student = nn.Sequential(convnet(0)[0][0], nn.ReLU(inplace=True), *convnet(0)[1:])
     method = limbeck.byot(student, exits=["0"], example=images(0)[0]).double()
@@ -208,6 +224,9 @@ def test_exits_fit_what_they_are_given(shape, deepest) -> None:
     [
         (mlp(0), {"alpha": 1.5}, r"alpha .* must lie in \[0, 1\]"),
         (mlp(0), {"temperature": -1.0}, "temperature must be positive"),
+        (mlp(0), {"temperature": math.nan}, "temperature must be positive, got nan"),
+        (mlp(0), {"feature": -1.0}, "feature is a weight and must not be negative, got -1.0"),
+        (mlp(0), {"exits": ["3"]}, r"'3' does not come before the classifier, '3'"),
         (mlp(0), {"exits": ["nope"]}, "no layer 'nope'"),
         (mlp(0), {"exits": ["2", "0"]}, "in the order of the forward pass"),
         (convnet(0)[:4], {}, "ends in no nn.Linear"),

@@ -14,7 +14,7 @@ from limbeck.data.epochs import Batch, Epochs, Piece, generator
 from limbeck.data.sets import UNLABELLED
 from limbeck.data.split import hold_out
 from limbeck.frozen import frozen
-from limbeck.nets.tabular import Encode
+from limbeck.nets.tabular import Encode, Rescale
 from limbeck.task import logits
 
 if TYPE_CHECKING:
@@ -85,6 +85,13 @@ class Tabular:
         """Return a network's first layer, which standardises numbers by train's mean and deviation."""
         std, mean = torch.std_mean(torch.cat([self.train.rows, self.unlabelled]).double(), 0, correction=0)
         return Encode([len(column.categories) for column in self.columns], mean, std)
+
+    def rescale(self) -> Rescale | None:
+        """Return a network's last layer, which gives values train's mean and deviation; None where there are classes."""
+        if self.classes:
+            return None
+        std, mean = torch.std_mean(self.train.targets.double(), 0, correction=0)
+        return Rescale(mean, std)
 
 
 @final

@@ -166,7 +166,8 @@ def _mean(values: Tensor) -> float:
 def _seen(net: EarlyExit, loader: Iterable[Any], task: Task) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each sample and exit, the confidence and whether it is right; and what each exit takes."""
     view = Frozen(net).net
-    assert isinstance(view, EarlyExit)
+    if not isinstance(view, EarlyExit):
+        raise TypeError(f"expected a network with exits, limbeck.EarlyExit, got {type(view).__name__}")
     confidence, right, price = [], [], None
     for batch in batches(loader, net):
         inputs, target = task.inputs(batch), task.target(batch)

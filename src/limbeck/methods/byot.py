@@ -81,6 +81,8 @@ def byot(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the share of the soft term and must lie in [0, 1], got {alpha}")
+    if not feature >= 0:
+        raise ValueError(f"feature is a weight and must not be negative, got {feature}")
     check_temperature(temperature)
     network = with_exits(student, example, exits, task)
     classifier = embedding(student, example, task)

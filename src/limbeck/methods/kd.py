@@ -94,7 +94,7 @@ def kd(
 
 def check_temperature(temperature: float) -> None:
     """Raise a ValueError unless T > 0."""
-    if temperature <= 0:
+    if not temperature > 0:  # nor NaN
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 

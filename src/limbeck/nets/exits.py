@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.frozen import Frozen
-from limbeck.layers import layers, stages
+from limbeck.layers import classifier, stages
 from limbeck.nets.branches import pooled
 from limbeck.nets.norm import GlobalBatchNorm
 from limbeck.nets.sections import sections
@@ -115,6 +115,8 @@ class EarlyExit(nn.Module):
 
     def up_to(self, exit: int) -> Shallow:
         """Return the network that ends in an exit, counted from 1: a smaller one, of the same parameters."""
+        if not 1 <= exit <= len(self.exits):
+            raise ValueError(f"exit must lie between 1 and {len(self.exits)}, got {exit}")
         return Shallow([*self.sections[:exit], self.exits[exit - 1]], self.after[:exit])
 
     def all_exits(self, x: Tensor) -> list[Tensor]:
@@ -131,7 +133,7 @@ class EarlyExit(nn.Module):
         waiting, said = torch.arange(len(x), device=x.device), []
         for number, (section, leave) in enumerate(zip(self.sections[:-1], self.exits, strict=True)):
             x = section(x)
-            logits = leave(x)
+            logits = leave(x.clone())  # as in all_exits
             sure = logits.softmax(-1).amax(-1) > self.thresholds[number]
             taken[waiting[sure]] = number
             said.append((waiting[sure], logits[sure]))
@@ -231,10 +233,12 @@ def with_exits(
     *early, deepest = found
     after = [stage.path for stage in early] if after is None else list(after)
     parts = sections(net, after)
-    linear = [layer for layer in layers(net, example, task) if layer.kind == "Linear"]
-    if not linear:
+    last = classifier(net, example, task)
+    if last is None:
         raise ValueError(f"{type(net).__name__} ends in no nn.Linear: an exit is as wide as what that is given")
-    width, classes = linear[-1].input_shape[-1], linear[-1].shape[-1]
+    if last.path not in dict(parts[-1].named_modules()):
+        raise ValueError(f"{after[-1]!r} does not come before the classifier, {last.path!r}: an exit leaves earlier")
+    width, classes = last.input_shape[-1], last.shape[-1]
     exits = [Exit(shape, deepest.shape, width, classes) for shape in _shapes(parts, example)]
     return EarlyExit(parts, exits, after=after).to(next(net.parameters()).device)
 

@@ -1,4 +1,4 @@
-"""What stands before a network that is fed the rows of a table."""
+"""What stands before and behind a network that is fed the rows of a table."""
 
 from __future__ import annotations
 
@@ -53,3 +53,26 @@ class Encode(nn.Module):
             if count:
                 parts.append(F.one_hot(rows[:, index].long(), count).to(rows.dtype))
         return torch.cat(parts, 1)
+
+
+class Rescale(nn.Module):
+    """Predictions in the unit of the values: mean + std · z. A network's own outputs begin about 0, prices do not.
+
+    It is the student's last layer, and is saved with it.
+
+    Args:
+        mean: Of each value, (M).
+        std: Likewise; of a constant value 0, which is then all that is predicted.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Map outputs (N, M) to values (N, M)."""
+        return self.mean + self.std * outputs

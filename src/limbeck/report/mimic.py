@@ -153,7 +153,8 @@ def _rows(compression: Compression) -> list[tuple[str, ...]]:
 
 
 def _beside(first: Any, own: Any, say: Callable[[Any], str]) -> str:
-    return say(own) if own == first else f"{say(own)} (1/{first / own:.3g})"
+    ratio = first / own
+    return say(own) if own == first else f"{say(own)} (1/{ratio:{'.3g' if ratio < 100 else ',.0f'}})"
 
 
 def _curve(compression: Compression, curve: Sequence[Model]) -> Plot:
