@@ -244,6 +244,12 @@ def test_bad_input(student: nn.Module, options, message: str) -> None:
         limbeck.byot(student, example=example, **options)
 
 
+def test_a_network_that_has_exits() -> None:
+    net = EarlyExit([nn.Identity(), nn.Linear(6, CLASSES)], [nn.Linear(6, CLASSES)])
+    with pytest.raises(ValueError, match="has exits already: give the plain one"):
+        limbeck.byot(net, example=torch.randn(2, 6))
+
+
 def test_thresholds_that_are_none() -> None:
     net = EarlyExit([nn.Identity(), nn.Linear(2, CLASSES)], [nn.Linear(2, CLASSES)])
     for wrong in ([0.5, 0.5], [1.5], [-0.1]):

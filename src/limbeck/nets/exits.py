@@ -214,7 +214,7 @@ def with_exits(
         task: How inputs are fed.
 
     Raises:
-        ValueError: No linear layer, no layer to leave after, or layers between which the network cannot be cut, as for
+        ValueError: A network with exits already, no linear layer at its end, no layer to leave after, or layers between which the network cannot be cut, as for
             `limbeck.sections`.
 
     Example:
@@ -224,6 +224,8 @@ def with_exits(
         >>> early.after
         ('layer1', 'layer2')
     """
+    if isinstance(net, EarlyExit):
+        raise ValueError("the network has exits already: give the plain one, without them")
     found = stages(net, example, task)
     if len(found) < (2 if after is None else 1):
         raise ValueError(
