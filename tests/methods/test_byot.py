@@ -246,7 +246,7 @@ def test_bad_input(student: nn.Module, options, message: str) -> None:
 
 def test_a_network_that_has_exits() -> None:
     net = EarlyExit([nn.Identity(), nn.Linear(6, CLASSES)], [nn.Linear(6, CLASSES)])
-    with pytest.raises(ValueError, match="has exits already: give the plain one"):
+    with pytest.raises(TypeError, match="has exits already: give the plain one"):
         limbeck.byot(net, example=torch.randn(2, 6))
 
 

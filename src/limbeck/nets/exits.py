@@ -214,8 +214,9 @@ def with_exits(
         task: How inputs are fed.
 
     Raises:
-        ValueError: A network with exits already, no linear layer at its end, no layer to leave after, or layers between which the network cannot be cut, as for
-            `limbeck.sections`.
+        TypeError: A network that has exits already.
+        ValueError: No linear layer at the end, no layer to leave after, or layers between which the network cannot be cut,
+            as for `limbeck.sections`.
 
     Example:
         >>> import torch, limbeck
@@ -225,7 +226,7 @@ def with_exits(
         ('layer1', 'layer2')
     """
     if isinstance(net, EarlyExit):
-        raise ValueError("the network has exits already: give the plain one, without them")
+        raise TypeError("the network has exits already: give the plain one, without them")
     found = stages(net, example, task)
     if len(found) < (2 if after is None else 1):
         raise ValueError(
