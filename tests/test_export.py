@@ -229,6 +229,12 @@ def test_a_compiled_network_ships_as_the_plain_one(net, data, tmp_path):
     assert exported.artefacts[0].difference == 0
 
 
+def test_an_ensemble_ships_as_one_network(net, data, tmp_path):
+    exported = export(limbeck.Ensemble([net, copy.deepcopy(net)]), data, tmp_path, formats=["torch_export", "onnx"])
+    assert not exported.failures
+    assert max(artefact.difference for artefact in exported.artefacts) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["resnet8", "torchvision:shufflenet_v2_x0_5", "timm:test_resnet"])
 def test_onnx_agrees_with_the_networks_of_zoo_torchvision_and_timm(name, data, tmp_path):
     with torch.random.fork_rng():

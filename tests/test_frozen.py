@@ -191,3 +191,8 @@ def test_what_cannot_be_copied_is_named():
 
     with pytest.raises(TypeError, match="the teacher Stateful cannot be copied"):
         Frozen(Stateful())
+
+
+def test_what_is_no_network():
+    with pytest.raises(TypeError, match=r"expected a network to teach, got list: limbeck\.SklearnTeacher"):
+        Frozen([nn.Linear(2, 2)])

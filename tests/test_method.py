@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck import Distill, Loss, Method, S, Stage, T, Turn, X, Y, kd, on, optimizers, plain, play
+from limbeck import Distill, Loss, Method, S, Stage, T, Turn, X, Y, ban, kd, on, optimizers, plain, play, tfkd_self
 from limbeck.method import assign, descend, log, parameters
 
 
@@ -115,6 +115,14 @@ def test_a_broken_term_is_named(bad):
     method = Distill(net, None, on(F.cross_entropy, S, Y, name="fine") + on(lambda z: bad * z.sum(), S, name="broken"))
     with pytest.raises(FloatingPointError, match=r"'student/broken' is (nan|-?inf)"):
         play(method, batch(), optimizers(method, sgd))
+    assert all(torch.equal(*pair) for pair in zip(net.parameters(), linear(0).parameters(), strict=True))
+
+
+def test_stages_are_no_method():
+    with pytest.raises(TypeError, match=r"expected a method, got generator: .* for stage in limbeck\.ban\(net\)"):
+        optimizers(ban(linear(0)), sgd)
+    with pytest.raises(TypeError, match="expected a method, got generator"):
+        play(tfkd_self(linear(0)), batch(), {})
 
 
 def test_the_code_after_a_yield_is_the_code_after_that_update():

@@ -178,6 +178,9 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "twice.csv").write_text("a, a,b\n1,2,x\n")
     with pytest.raises(ValueError, match="a name of its own for each column, got a, a, b"):
         tabular.load("twice.csv", tmp_path)
+    (tmp_path / "semicolons.csv").write_text("a;b\n1;2\n")
+    with pytest.raises(ValueError, match="expected columns between commas, got the single one 'a;b'"):
+        tabular.load("semicolons.csv", tmp_path)
     (tmp_path / "nameless.csv").write_text("5.1,3.5,0\n4.9,3.0,0\n")
     with pytest.raises(
         ValueError, match=r"begins with a row of numbers, 5\.1, 3\.5, 0: put the columns' names above it"
@@ -266,6 +269,13 @@ line, hard, nothing = LinearRegression, LinearSVC, dict
 def nameless():
     return make_pipeline(FunctionTransformer(lambda rows: rows), LogisticRegression())
 """
+
+
+def test_rows_of_no_kind(folder):
+    with pytest.raises(ValueError, match="transfer: expected 'train', 'unlabelled', 'random' or 'munge', got 'mung'"):
+        transfer(flats(folder), "mung")
+    with pytest.raises(ValueError, match="variance divides a distance and must be positive, got nan"):
+        transfer(flats(folder), variance=math.nan)
 
 
 def test_teachers_by_name(folder, monkeypatch):

@@ -57,9 +57,9 @@ class Training:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in {"epochs": 1, "batch_size": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
 
@@ -124,7 +124,7 @@ def transfer(
         seed: Of random and munged rows.
 
     Raises:
-        ValueError: Unlabelled rows where there are none, ``times`` below 1, and what `munge` raises.
+        ValueError: Other rows than these, unlabelled ones where there are none, ``times`` below 1, and what `munge` raises.
     """
     if times < 1:
         raise ValueError(f"times must be at least 1, got {times}")
@@ -137,6 +137,8 @@ def transfer(
                 "transfer: there are no unlabelled rows; labels=4000 (--labels 4000) puts the others' away"
             )
         return torch.cat([known, table.unlabelled])
+    if rows not in ("random", "munge"):
+        raise ValueError(f"transfer: expected 'train', 'unlabelled', 'random' or 'munge', got {rows!r}")
     draw = generator("transfer", rows, seed)
     if rows == "random":
         return uniform(known, times * len(known), draw, categorical=table.categorical)

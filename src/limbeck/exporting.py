@@ -35,6 +35,7 @@ from limbeck.engine.run import packed
 from limbeck.files import write
 from limbeck.frozen import Frozen, bare
 from limbeck.measure.cost import latency_ms
+from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.exits import AllExits, EarlyExit
 from limbeck.report.table import milliseconds, percent, quantity
 from limbeck.task import Task, classification
@@ -293,7 +294,10 @@ class _Drafts:
         if isinstance(self.net, EarlyExit):
             return AllExits(self.net)
         raw = self.net(self.example)
-        return self.net if self.task.output(raw) is raw else _Logits(self.net, self.task)
+        plain = self.task.output(raw) is raw and not isinstance(
+            self.net, Ensemble
+        )  # which takes whatever its members do
+        return self.net if plain else _Logits(self.net, self.task)
 
     def _safetensors(self, path: Path) -> None:
         path.write_bytes(packed(self.net, self.about))

@@ -31,6 +31,11 @@ class Frozen(nn.Module):
         super().__init__()
         if mode not in ("eval", "batch_stats", "train"):
             raise ValueError(f"mode must be 'eval', 'batch_stats' or 'train', got {mode!r}")
+        if not isinstance(net, nn.Module):
+            raise TypeError(
+                f"expected a network to teach, got {type(net).__name__}: limbeck.SklearnTeacher makes one of a model of "
+                "scikit-learn"
+            )
         self.mode = mode
         self._hidden = (_view(net),)  # a tuple keeps it from being registered as a submodule
         self.train()

@@ -140,7 +140,9 @@ def parameters(method: Method, trains: Collection[nn.Module] | None = None) -> d
 
     Raises:
         ValueError: A player has nothing to train, two players share a parameter, or a player and a teacher do.
+        TypeError: Stages, each of which has a method of its own.
     """
+    _check_method(method)
     allowed = None if trains is None else {id(p) for module in trains for p in module.parameters()}
     owner: dict[int, str] = {}
     players: dict[str, list[nn.Parameter]] = {}
@@ -207,19 +209,35 @@ def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], prog
         For each player and term, ``player/term`` raw, ``player/term.weighted``, and ``player/loss``, their sum.
 
     Raises:
-        FloatingPointError: A term is NaN or infinite.
+        FloatingPointError: A term is NaN or infinite; the player has not been updated by it.
         RuntimeError: A player's gradients still wait when the batch is over.
+        TypeError: Stages, each of which has a method of its own.
     """
-    logs: dict[str, Tensor] = {}
+    _check_method(method)
+    values: dict[str, float] = {}
     waiting: set[str] = set()
-    for turn in descend(method, batch, optimizers, progress, waiting):
-        logs |= log(turn)
+
+    def backward(turn: Turn) -> None:
+        _backward(turn)
+        logs = log(turn)
+        told = dict(zip(logs, torch.stack([v.float() for v in logs.values()]).tolist(), strict=True))  # one transfer
+        if broken := [name for name, value in told.items() if not math.isfinite(value)]:
+            raise FloatingPointError(f"{broken[0]!r} is {told[broken[0]]}: lower the learning rate or its weight")
+        values.update(told)
+
+    for _ in descend(method, batch, optimizers, progress, waiting, backward):
+        pass
     if waiting:
         raise RuntimeError(f"the batch is over, and the gradients of {sorted(waiting)} wait for a turn with step=True")
-    values = dict(zip(logs, torch.stack([v.float() for v in logs.values()]).tolist(), strict=True))  # one transfer
-    if broken := [name for name, value in values.items() if not math.isfinite(value)]:
-        raise FloatingPointError(f"{broken[0]!r} is {values[broken[0]]}: lower the learning rate or its weight")
     return values
+
+
+def _check_method(method: Any) -> None:
+    if not isinstance(method, Method):
+        raise TypeError(
+            f"expected a method, got {type(method).__name__}: a staged method gives several, one after the other, "
+            "`for stage in limbeck.ban(net): optimizers = limbeck.optimizers(stage.method, ...)`"
+        )
 
 
 def _backward(turn: Turn) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from limbeck.data import Data
 from limbeck.engine.assemble import assemble, find
 from limbeck.engine.evaluate import evaluate
-from limbeck.engine.fit import Trainable, example_of, fit, labels_of
+from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned
 from limbeck.engine.learner import Row, Schedule
 from limbeck.engine.observe import examples_of_runs
 from limbeck.engine.run import Run
@@ -133,16 +133,27 @@ class Runs:
         """What the table says."""
         return self.data.name if isinstance(self.data, Data) else "data"
 
-    def check(self, entries: Sequence[Entry]) -> None:
-        """Assemble everything once: what cannot be trained is found before anything is."""
+    def check(self, entries: Sequence[Entry], epochs: int | None = None) -> None:
+        """Assemble everything once: what cannot be trained is found before anything is.
+
+        Args:
+            entries: What will be trained.
+            epochs: Of each, if all shall have the same.
+        """
         _check_made_anew(self.student, "student()")
         for entry in entries:
             for name in NETWORKS:
                 for make in _makers(entry.options.get(name)):
                     _check_made_anew(make, f"{entry.name}: what makes {name}")
             method = self._assemble(entry, 0)
-            if not isinstance(method, Method):
-                next(iter(method))  # a generator complains when it begins
+            if isinstance(method, Method):
+                continue
+            took = sum(own for _, own in planned(method, epochs or 1))  # a generator complains when it goes on
+            if epochs is not None and took > epochs:
+                raise ValueError(
+                    f"{entry.name} takes {took} epochs, and plain {epochs}, which is no fair comparison: each stage of a "
+                    "method takes an epoch at least, so give more epochs"
+                )
 
     def outcome(self, entry: Entry, seed: int, epochs: int, tell: Tell) -> Outcome | None:
         """Train, or go on, or read what is there; None where another process is at it.

@@ -252,7 +252,7 @@ def test_a_network_that_has_exits() -> None:
 
 def test_thresholds_that_are_none() -> None:
     net = EarlyExit([nn.Identity(), nn.Linear(2, CLASSES)], [nn.Linear(2, CLASSES)])
-    for wrong in ([0.5, 0.5], [1.5], [-0.1]):
+    for wrong in ([0.5, 0.5], [1.5], [-0.1], 0.5):
         with pytest.raises(ValueError, match=r"expected 1 thresholds in \[0, 1\]"):
             net.set_thresholds(wrong)
     with pytest.raises(ValueError, match="an exit for each section but the last"):

@@ -318,3 +318,9 @@ def test_a_frozen_forest_is_not_copied() -> None:
     rows, classes = labelled()
     forest = RandomForestRegressor(2, random_state=0).fit(rows.numpy(), classes.numpy())
     assert limbeck.Frozen(SklearnTeacher(forest)).net.estimator is forest
+
+
+def test_a_model_of_rows_is_not_shown_images() -> None:
+    model = DecisionTreeClassifier(random_state=0).fit(torch.randn(20, 4).numpy(), torch.arange(20).numpy() % 3)
+    with pytest.raises(ValueError, match=r"expected rows \(N, D\), got shape \(2, 1, 2, 2\): .*nn\.Flatten"):
+        SklearnTeacher(model)(torch.randn(2, 1, 2, 2))

@@ -162,6 +162,14 @@ class Seeded(nn.Linear):
             super().reset_parameters()
 
 
+def test_nothing_to_copy() -> None:
+    net = nn.Sequential(nn.Linear(6, CLASSES), nn.Identity())
+    with pytest.raises(ValueError, match="nothing that trains lies behind '0', so there is nothing to copy"):
+        limbeck.one(net, layer="0", example=torch.randn(2, 6))
+    with pytest.raises(ValueError, match="''"):
+        limbeck.one(mlp(0), layer="", example=vectors()[0])
+
+
 def test_branches_must_not_start_alike() -> None:
     student = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Seeded(8, CLASSES)).double()
     with pytest.raises(ValueError, match=r"starts with the same weights every time.*A generation or branch"):

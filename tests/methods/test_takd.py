@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -76,6 +77,16 @@ def test_chains_that_are_none(pick, message) -> None:
     student, teacher, other = mlp(0), mlp(1), mlp(2)
     with pytest.raises(ValueError, match=message):
         next(limbeck.takd(student, teacher, pick(student, teacher, other)))
+
+
+def test_a_chain_that_grows_is_told() -> None:
+    with pytest.warns(
+        UserWarning, match=r"assistant 2 has \d+ parameters and learns from a network of \d+: .* the largest"
+    ):
+        next(limbeck.takd(mlp(0, width=4), mlp(1, width=16), [mlp(2, width=6), mlp(3, width=8)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(limbeck.takd(mlp(0, width=4), mlp(1, width=16), [mlp(2, width=8), mlp(3, width=8)]))
 
 
 def test_a_chain_of_one_network() -> None:

@@ -60,7 +60,7 @@ def munge(
     _check(rows, categorical)
     if not 0 <= swap <= 1:
         raise ValueError(f"swap is a probability and must lie in [0, 1], got {swap}")
-    if variance <= 0:
+    if not variance > 0:  # nor NaN
         raise ValueError(f"variance divides a distance and must be positive, got {variance}")
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}")

@@ -264,6 +264,8 @@ def _read(data: str, root: str | Path | None, target: str | None) -> _Read:
             f"{data} begins with a row of numbers, {', '.join(cells)[:60]}: put the columns' names above it, as the "
             "first row is read as names"
         )
+    if len(cells) == 1:
+        raise ValueError(f"{data}: expected columns between commas, got the single one {next(iter(cells))!r}")
     target = next(reversed(cells)) if target is None else target
     if target not in cells:
         raise ValueError(f"{data} has no column {target!r}: it has {', '.join(cells)}")

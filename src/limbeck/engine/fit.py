@@ -186,14 +186,10 @@ class _Training:
 
     def run_all(self, stages: Iterable[Stage], epochs: int, wants_stop: Callable[[], bool]) -> tuple[Method, bool]:
         """Train every stage, one after the other; return the last one's method, and whether all were trained."""
-        share, before = 0.0, 0
         stage: Stage | None = None
-        for index, stage in enumerate(stages):
-            share += stage.share
-            upto = max(before + 1, round(epochs * share))
-            if not self._train(index, stage, upto - before, wants_stop):
+        for index, (stage, own) in enumerate(planned(stages, epochs)):
+            if not self._train(index, stage, own, wants_stop):
                 return stage.method, False
-            before = upto
         if stage is None:
             raise ValueError("there is nothing to train: the method has no stage")
         return stage.method, True
@@ -292,6 +288,16 @@ class _Training:
             return None  # of the stage before: the run was killed between two files
         _same_length(self.run.last, saved["epochs"], epochs)
         return self.run.last
+
+
+def planned(stages: Iterable[Stage], epochs: int) -> Iterator[tuple[Stage, int]]:
+    """Share epochs out among stages, as each begins: each has one at least."""
+    share, before = 0.0, 0
+    for stage in stages:
+        share += stage.share
+        upto = max(before + 1, round(epochs * share))
+        yield stage, upto - before
+        before = upto
 
 
 def _finish(

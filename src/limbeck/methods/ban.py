@@ -178,6 +178,8 @@ def ban(
     """
     if generations < 1:
         raise ValueError(f"generations must be at least 1, got {generations}")
+    if min(soft, hard, cwtm, dkpp) < 0:
+        raise ValueError(f"weights must not be negative, got {soft=}, {hard=}, {cwtm=}, {dkpp=}")
     if not (soft or hard or cwtm or dkpp):
         raise ValueError("soft, hard, cwtm and dkpp are all 0: a generation would have nothing to learn from")
     if student is teacher:

@@ -10,7 +10,9 @@ classes besides.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -66,6 +68,7 @@ def takd(
         raise ValueError("an assistant is the student or the teacher itself: give a network of a size in between")
     if len({id(one) for one in chain}) < len(chain):
         raise ValueError("the same assistant stands twice in the chain: each step needs a network of its own")
+    _warn_of_a_step_up([teacher, *chain, student])
     chain = [*map(copy.deepcopy, chain), student]
     names = [*(f"assistant-{number}" for number in range(1, len(chain))), "student"]
     before = teacher
@@ -75,3 +78,15 @@ def takd(
         step.add_module("waiting", nn.ModuleList(chain[number:]))
         yield Stage(step, 1 / len(chain), name=name)
         before = net
+
+
+def _warn_of_a_step_up(chain: Sequence[nn.Module]) -> None:
+    sizes = [sum(p.numel() for p in net.parameters()) for net in chain]
+    for before, (larger, smaller) in enumerate(pairwise(sizes)):
+        if 0 < larger < smaller:  # a model of scikit-learn has no parameters
+            what = "the student" if before == len(sizes) - 2 else f"assistant {before + 1}"
+            warnings.warn(
+                f"{what} has {smaller:,} parameters and learns from a network of {larger:,}: assistants are named from the "
+                "largest to the smallest",
+                stacklevel=3,
+            )

@@ -91,6 +91,10 @@ def with_branches(
         ValueError: A layer after which the network cannot be cut, or a deeper part that does not start anew.
     """
     trunk, head = sections(net, [after])
+    if not any(True for _ in head.parameters()):
+        raise ValueError(
+            f"nothing that trains lies behind {after!r}, so there is nothing to copy: name a layer before it"
+        )
     deeper = None if anew is None else lambda: sections(anew(), [after])[1]
     with undrawn(head):  # branches that start alike stay alike
         check_anew(head, deeper)

@@ -59,7 +59,7 @@ class Ensemble(nn.Module):
 
     @full_precision
     def _averaged(self, outputs: list[Tensor]) -> Tensor:
-        if len({output.shape for output in outputs}) > 1:
+        if any(output.shape != outputs[0].shape for output in outputs):
             raise ValueError(
                 f"members must give logits of the same classes, got shapes {[tuple(output.shape) for output in outputs]}"
             )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SklearnTeacher(nn.Module):
-    """A fitted scikit-learn classifier or regressor as a teacher, anywhere a teacher is accepted.
+    """A fitted scikit-learn classifier or regressor as a teacher of rows, in methods that match outputs.
 
     A classifier answers log-probabilities, which are logits: their softmax is `predict_proba`. So does a regressor that
     was fitted to labels 0 and 1, or to one column for each class, if it is told the number of classes: its scores are
@@ -50,6 +50,11 @@ class SklearnTeacher(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Map rows (N, D) to logits (N, K), or to predictions (N, M) of a regressor without classes."""
+        if rows.ndim != 2:
+            raise ValueError(
+                f"expected rows (N, D), got shape {tuple(rows.shape)}: nn.Sequential(nn.Flatten(), teacher) makes rows of "
+                "images, for a model that learned from such"
+            )
         inputs = rows.detach().cpu().numpy()
         if not self.regresses:
             known = self._tensor(self.estimator.predict_proba(inputs), rows)

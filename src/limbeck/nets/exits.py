@@ -105,8 +105,12 @@ class EarlyExit(nn.Module):
 
     def set_thresholds(self, thresholds: Sequence[float]) -> None:
         """Set the probability above which a sample leaves, one for each exit, in [0, 1]."""
-        if len(thresholds) != len(self.exits) or not all(0 <= each <= 1 for each in thresholds):
-            raise ValueError(f"expected {len(self.exits)} thresholds in [0, 1], got {list(thresholds)}")
+        if (
+            isinstance(thresholds, float)
+            or len(thresholds) != len(self.exits)
+            or not all(0 <= each <= 1 for each in thresholds)
+        ):
+            raise ValueError(f"expected {len(self.exits)} thresholds in [0, 1], got {thresholds}")
         self.thresholds.copy_(torch.tensor(thresholds))
 
     def forward(self, x: Tensor) -> Tensor:
