@@ -119,7 +119,7 @@ def test_a_broken_term_is_named(bad):
 
 
 def test_stages_are_no_method():
-    with pytest.raises(TypeError, match=r"expected a method, got generator: .* for stage in limbeck\.ban\(net\)"):
+    with pytest.raises(TypeError, match=r"expected a method, got generator: .*for stage in limbeck\.ban\(net\)"):
         optimizers(ban(linear(0)), sgd)
     with pytest.raises(TypeError, match="expected a method, got generator"):
         play(tfkd_self(linear(0)), batch(), {})
