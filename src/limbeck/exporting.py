@@ -294,10 +294,9 @@ class _Drafts:
         if isinstance(self.net, EarlyExit):
             return AllExits(self.net)
         raw = self.net(self.example)
-        plain = self.task.output(raw) is raw and not isinstance(
-            self.net, Ensemble
-        )  # which takes whatever its members do
-        return self.net if plain else _Logits(self.net, self.task)
+        if isinstance(self.net, Ensemble) or self.task.output(raw) is not raw:  # an ensemble takes what its members take
+            return _Logits(self.net, self.task)
+        return self.net
 
     def _safetensors(self, path: Path) -> None:
         path.write_bytes(packed(self.net, self.about))

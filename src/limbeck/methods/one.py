@@ -86,9 +86,8 @@ def one(
     if branches < 2:
         raise ValueError(f"branches must be at least 2, got {branches}: with one it is limbeck.plain")
     check_temperature(temperature)
-    ensemble = with_branches(
-        student, example, shared_layer(student, example, task) if layer is None else layer, branches, gate, anew
-    )
+    layer = shared_layer(student, example, task) if layer is None else layer
+    ensemble = with_branches(student, example, layer, branches, gate, anew)
 
     def learn(index: int) -> Any:
         branch = S[f"branches.{index}"]
