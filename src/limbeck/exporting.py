@@ -294,7 +294,9 @@ class _Drafts:
         if isinstance(self.net, EarlyExit):
             return AllExits(self.net)
         raw = self.net(self.example)
-        if isinstance(self.net, Ensemble) or self.task.output(raw) is not raw:  # an ensemble takes what its members take
+        if (
+            isinstance(self.net, Ensemble) or self.task.output(raw) is not raw
+        ):  # an ensemble takes what its members take
             return _Logits(self.net, self.task)
         return self.net
 
