@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 # the core: torch alone
 from limbeck import losses as losses
+from limbeck.exhibits import Exhibit as Exhibit
+from limbeck.finding import Finding as Finding
 from limbeck.frozen import Frozen as Frozen
+from limbeck.frozen import matched as matched
 from limbeck.inherit import Inheritance as Inheritance
 from limbeck.inherit import Inherited as Inherited
 from limbeck.inherit import initialize as initialize
@@ -66,6 +69,7 @@ from limbeck.nets.exits import with_exits as with_exits
 from limbeck.nets.sections import sections as sections
 from limbeck.objective import IDS as IDS
 from limbeck.objective import Loss as Loss
+from limbeck.objective import M as M
 from limbeck.objective import Objective as Objective
 from limbeck.objective import S as S
 from limbeck.objective import Source as Source
@@ -75,8 +79,11 @@ from limbeck.objective import Y as Y
 from limbeck.objective import on as on
 from limbeck.stage import Stage as Stage
 from limbeck.stage import linear as linear
+from limbeck.task import Score as Score
 from limbeck.task import Task as Task
-from limbeck.task import classification as classification
+from limbeck.tasks import classification as classification
+from limbeck.tasks import multilabel as multilabel
+from limbeck.tasks import regression as regression
 from limbeck.trace import Trace as Trace
 from limbeck.trace import record as record
 

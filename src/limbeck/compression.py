@@ -24,11 +24,13 @@ from limbeck.engine.fit import Result, fit
 from limbeck.frozen import frozen
 from limbeck.measure.cost import cost, latency_ms
 from limbeck.method import Method
-from limbeck.methods.mimic import Outputs, regression
+from limbeck.methods.mimic import Outputs
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.estimator import SklearnTeacher
 from limbeck.report.mimic import MANY, Measured
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
+from limbeck.tasks.regression import regression
 from limbeck.zoo._outside import find, parameters
 
 Transfer = Literal["train", "unlabelled", "random", "munge"]

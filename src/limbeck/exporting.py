@@ -38,7 +38,8 @@ from limbeck.measure.cost import latency_ms
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.exits import AllExits, EarlyExit
 from limbeck.report.table import milliseconds, percent, quantity
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 from limbeck.trace import describe
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,9 +26,25 @@ class Frozen(nn.Module):
         net: The network.
         mode: ``"eval"``: as it would be deployed. ``"batch_stats"``: batch norm uses the batch's own statistics (what AB
             and OFD did, by accident or not). ``"train"``: that and dropout. Buffers never change in any mode.
+        inputs: Makes what the network is fed of what the student is fed: another size or normalisation, other tokens.
+        output: Finds the answer in what the network returns; by default as the student's is found.
+        classes: Which of the network's outputs each output of the student is, ``{student's: teacher's}`` or a list of the
+            teacher's; the others are left out, so that a softmax is one over the common classes. `matched` finds them
+            by name. None: all, in the same order.
+
+    Example:
+        >>> larger = Frozen(nn.Flatten(), inputs=nn.Upsample(scale_factor=2), classes={0: 3, 1: 0})
     """
 
-    def __init__(self, net: nn.Module, mode: Mode = "eval") -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        mode: Mode = "eval",
+        *,
+        inputs: Callable[[Any], Any] | None = None,
+        output: Callable[[Any], Any] | None = None,
+        classes: Mapping[int, int] | Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         if mode not in ("eval", "batch_stats", "train"):
             raise ValueError(f"mode must be 'eval', 'batch_stats' or 'train', got {mode!r}")
@@ -37,13 +54,38 @@ class Frozen(nn.Module):
                 "scikit-learn"
             )
         self.mode = mode
-        self._hidden = (_view(net),)  # a tuple keeps it from being registered as a submodule
+        # tuples keep modules from being registered
+        self._hidden = (_view(net),)
+        self._seen = (inputs, output)
+        self.classes = None if classes is None else _positions(classes)
         self.train()
 
     @property
     def net(self) -> nn.Module:
         """The network, to look into; train the original instead."""
         return self._hidden[0]
+
+    @property
+    def output(self) -> Callable[[Any], Any] | None:
+        """Finds the answer in what the network returns, where it is not found as the student's."""
+        return self._seen[1]
+
+    def inputs(self, inputs: Any) -> Any:
+        """Return what the network is fed of what the student is fed."""
+        return inputs if self._seen[0] is None else self._seen[0](inputs)
+
+    def translate(self, answer: Any) -> Any:
+        """Return an answer, (N, ..., K), in the student's classes."""
+        if self.classes is None:
+            return answer
+        if max(self.classes) >= answer.shape[-1]:
+            raise ValueError(f"classes names the teacher's output {max(self.classes)}, but it has {answer.shape[-1]}")
+        return answer[..., self.classes]
+
+    def again(self, mode: Mode | None = None) -> Frozen:
+        """Return another view of the same weights, fed and read alike, which moves alone."""
+        fed, read = self._seen
+        return Frozen(self.net, mode or self.mode, inputs=fed, output=read, classes=self.classes)
 
     def train(self, mode: bool = True) -> Frozen:
         """Assert the teacher's own mode again, whatever is asked for."""
@@ -71,6 +113,44 @@ class Frozen(nn.Module):
 def frozen(net: nn.Module, mode: Mode = "eval") -> Frozen:
     """Return ``net`` as a teacher; one that is frozen already stays as it is."""
     return net if isinstance(net, Frozen) else Frozen(net, mode)
+
+
+def matched(student: Sequence[str], teacher: Sequence[str], same: Mapping[str, str] | None = None) -> dict[int, int]:
+    """Return which output of a teacher is which of the student's, for `Frozen`'s ``classes``, by the names of the classes.
+
+    Args:
+        student: The names of the student's classes, in the order of its outputs: ``data.classes``.
+        teacher: Those of the teacher's.
+        same: The teacher's name for a class of the student's, where they differ: ``{"automobile": "car"}``.
+
+    Raises:
+        ValueError: A class of the student's that the teacher does not know, with the closest that it does.
+
+    Example:
+        >>> matched(["cat", "car"], ["automobile", "bird", "cat"], {"car": "automobile"})
+        {0: 2, 1: 0}
+    """
+    places, same = {name: place for place, name in enumerate(teacher)}, same or {}
+    for name in student:
+        if same.get(name, name) not in places:
+            close = difflib.get_close_matches(name, places, n=3) or list(places)[:6]
+            raise ValueError(
+                f"the teacher has no class {same.get(name, name)!r}; it has {close}: say which is meant, {{{name!r}: ...}}"
+            )
+    return {place: places[same.get(name, name)] for place, name in enumerate(student)}
+
+
+def _positions(classes: Mapping[int, int] | Sequence[int]) -> list[int]:
+    if isinstance(classes, Mapping):
+        if sorted(classes) != list(range(len(classes))):
+            raise ValueError(
+                f"classes must name a teacher's output for each output of the student, 0 to {len(classes) - 1}, got "
+                f"{sorted(classes)}"
+            )
+        classes = [classes[place] for place in range(len(classes))]
+    if not classes or min(classes) < 0:
+        raise ValueError(f"classes must be outputs of the teacher, from 0 on, got {list(classes)}")
+    return list(classes)
 
 
 def bare(net: nn.Module) -> nn.Module:

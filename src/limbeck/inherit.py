@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.frozen import bare
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 if TYPE_CHECKING:
     from rich.table import Table

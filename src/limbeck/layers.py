@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import Frozen, bare
-from limbeck.task import Task, classification
+from limbeck.frozen import bare, frozen
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 from limbeck.trace import locate, submodules
 
 Shape = tuple[int, ...]
@@ -40,7 +41,7 @@ def layers(net: nn.Module, example: Any, task: Task = classification) -> list[La
         example: A batch of inputs, (N, ...), or a dict of them.
         task: How inputs are fed.
     """
-    view = Frozen(bare(net))
+    view = frozen(net)
     found: dict[str, Layer] = {}
     handles = [module.register_forward_hook(_note(path, found)) for path, module in submodules(view.net).items()]
     try:
@@ -169,9 +170,8 @@ def embeddings(
 
 def shape_at(net: nn.Module, path: str, example: Any, task: Task = classification) -> Shape:
     """Return the shape of what ``path`` shows for an example."""
-    of_example = replace(task, inputs=lambda batch: batch)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        trace = of_example.look(Frozen(bare(net)), example, [path] if path else [])
+        trace = task.look(frozen(net), example, [path] if path else [])
     return tuple(trace[path].shape)
 
 

@@ -30,7 +30,6 @@ from limbeck.methods.logits import logit_regression as logit_regression
 from limbeck.methods.ls import label_smoothing as label_smoothing
 from limbeck.methods.mgd import masked_generative as masked_generative
 from limbeck.methods.mimic import probability_regression as mimic
-from limbeck.methods.mimic import value_regression as mimic_values
 from limbeck.methods.nst import neuron_selectivity as neuron_selectivity
 from limbeck.methods.ofd import margin_relu as margin_relu
 from limbeck.methods.pkt import probability as probability
@@ -40,4 +39,6 @@ from limbeck.methods.rkd import rkd_distance as rkd_distance
 from limbeck.methods.sp import similarity as similarity
 from limbeck.methods.tfkd import virtual_teacher as virtual_teacher
 from limbeck.methods.weights import weight_matching as weight_matching
-from limbeck.task import cross_entropy as cross_entropy
+from limbeck.tasks.classification import cross_entropy as cross_entropy
+from limbeck.tasks.multilabel import binary_cross_entropy as binary_cross_entropy
+from limbeck.tasks.regression import squared_error as squared_error

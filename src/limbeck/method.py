@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from limbeck.frozen import Frozen, as_teachers
 from limbeck.objective import Loss, Objective, Scene
-from limbeck.task import Batch, Task, classification
+from limbeck.task import Batch, Task
+from limbeck.tasks.classification import classification
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 """Makes an optimizer of a list of parameters."""
@@ -100,7 +101,7 @@ class Distill(Method):
         super().__init__()
         self.student, self.objective, self.task = student, objective, task
         self.teachers = nn.ModuleDict(as_teachers(teachers))
-        ours = {"student", "input", "target", "ids", "progress"}
+        ours = {"student", "input", "target", "ids", "mask", "progress"}
         if taken := sorted(ours & self.teachers.keys()):
             raise ValueError(f"a teacher cannot play the role {taken[0]!r}: rename it, every scene has that already")
         known = ours | self.teachers.keys()
@@ -113,17 +114,27 @@ class Distill(Method):
 
     def scene(self, batch: Batch, progress: float = 0.0) -> Scene:
         """Return what the objective sees of a batch; only networks that it reads are run."""
-        scene: dict[str, Any] = {"progress": progress, "input": self.task.inputs(batch)}
-        roles = self.objective.roles()
-        if "target" in roles:
-            scene["target"] = self.task.target(batch)
-        if "ids" in roles:
-            scene["ids"] = self.task.ids(batch)
-        for role, teacher in self.teachers.items():
+        task, roles = self.task, self.objective.roles()
+        inputs = task.inputs(batch)
+        scene: dict[str, Any] = {"progress": progress, "input": inputs}
+        for role, read in (("target", task.target), ("ids", task.ids), ("mask", task.mask)):
             if role in roles:
-                scene[role] = self.task.look(teacher, batch, self.objective.paths(role))
-        if "student" in roles:  # as in all but a stage that trains adapters of the teacher alone
-            scene["student"] = self.task.look(self.student, batch, self.objective.paths("student"))
+                scene[role] = read(batch)
+        brought = task.traces(batch)  # of teachers that were asked before
+        # the student last, since a teacher leaves nothing behind on which its graph would lie; but where a task asks
+        # teachers about what the student showed, and not in a stage that trains adapters of the teacher alone
+        order = [*self.teachers, "student"] if task.ask is None else ["student", *self.teachers]
+        for role in order:
+            if role not in roles:
+                continue
+            if role in brought:
+                scene[role] = brought[role]
+            elif role == "student":
+                shown = task.shows if self.teachers else ()
+                scene[role] = task.look(self.student, inputs, {*self.objective.paths(role), *shown})
+            else:
+                teacher = self.teachers[role]
+                scene[role] = task.look(teacher, inputs, self.objective.paths(role), scene.get("student"))
         return scene
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:

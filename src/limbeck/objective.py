@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -76,26 +76,41 @@ X = Source("input")
 """The inputs of the batch."""
 Y = Source("target")
 """The targets of the batch."""
+M = Source("mask")
+"""Which positions of the answers count; None where all do: ``on(soft_target, S, T, mask=M)``."""
 IDS = Source("ids")
 """The ids of the batch's samples, the same in every epoch."""
 
 
 class Term(nn.Module):
-    """One loss bound to its places."""
+    """One loss bound to its places: the positional ones, and those among its options."""
 
     def __init__(
-        self, loss: Callable[..., Tensor], sources: tuple[Source, ...], options: Mapping[str, Any], name: str
+        self, loss: Callable[..., Tensor], places: tuple[Source, ...], options: Mapping[str, Any], name: str
     ) -> None:
         super().__init__()
-        self.loss, self.sources, self.options, self.name = loss, sources, dict(options), name
+        self.loss, self.places, self.name = loss, places, name
+        # a plain dict: a module among the options stays the student's own, and DDP sees it once
+        self.options = {option: value for option, value in options.items() if not isinstance(value, Source)}
+        self.placed = {option: value for option, value in options.items() if isinstance(value, Source)}
         # an adapter may be shared by several places of one term: ModuleList.parameters() yields it once
         self.adapters = nn.ModuleList(
-            step for source in sources for step in source.steps if isinstance(step, nn.Module)
+            step for source in self.sources for step in source.steps if isinstance(step, nn.Module)
         )
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All places that the term reads."""
+        return *self.places, *self.placed.values()
 
     def forward(self, scene: Scene) -> Tensor:
         """Return the loss, a scalar."""
-        value = self.loss(*(source.read(scene) for source in self.sources), **self.options)
+        return self.of([source.read(scene) for source in self.places], scene)
+
+    def of(self, values: Sequence[Any], scene: Scene) -> Tensor:
+        """Return the loss of these values in place of what the positional places show."""
+        read = {option: source.read(scene) for option, source in self.placed.items()}
+        value = self.loss(*values, **self.options, **read)
         if value.ndim:
             raise ValueError(f"the term {self.name!r} must be a scalar, got shape {tuple(value.shape)}")
         return value
@@ -161,7 +176,7 @@ def on(loss: Callable[..., Tensor], *sources: Source, name: str | None = None, *
         loss: Any function of tensors that returns a scalar, or a module where it learns or remembers.
         sources: The places it compares, in the order of its arguments.
         name: The name in logs, else the function's own.
-        options: Keyword arguments of the loss.
+        options: Keyword arguments of the loss; those that are places, such as ``mask=M``, are read from each batch.
 
     Example:
         >>> from limbeck.losses import soft_target

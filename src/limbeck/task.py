@@ -1,44 +1,85 @@
-"""A task: how a batch is fed to a network, what the labels alone would teach, and how the result is measured."""
+"""A task: how a batch is fed to a network, what the labels alone would teach, and how the result is judged and shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from limbeck.frozen import bare
-from limbeck.numerics import full_precision
-from limbeck.objective import Objective, S, Y, on
-from limbeck.trace import Trace, describe, record
+from limbeck.exhibits import Exhibit, Shown
+from limbeck.finding import Examined, Finding
+from limbeck.frozen import Frozen, bare
+from limbeck.objective import Objective, S, Source, Y, on
+from limbeck.trace import Trace, describe, entry, record, tensors_in
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
 Batch = Any
-"""``(inputs, targets)``, ``(inputs, targets, ids)``, or a dict of named inputs with ``labels``."""
+"""``(inputs, targets)``, ``(inputs, targets, ids)``, ``(inputs, targets, ids, traces)``, or a dict of named columns."""
 
 UNLABELLED = -100
-"""The target of a sample without a label: torch's own `ignore_index`."""
+"""The target of a sample, pixel or token without a label: torch's own `ignore_index`."""
+
+TARGETS = ("labels", "label", "targets", "target")
+"""What the column of the targets may be called in a batch that is a dict."""
+BESIDE = ("ids", "traces")
+"""Columns of a batch that is a dict which are no inputs of a network."""
 
 
-@full_precision
-def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with the labels, mean over the labelled samples; 0 where none of the batch is labelled.
+@dataclass(frozen=True)
+class Score:
+    """The one metric by which trainings are judged.
 
     Args:
-        student: Logits, (N, K) or (N, K, ...).
-        targets: Class indices, (N) or (N, ...); -100 is "no label".
+        name: Which of the task's metrics.
+        unit: ``"%"``: a share of 1, shown in percent and compared in points; else what it is measured in, ``""`` for none.
+        best: Whether more or less of it is better.
     """
-    loss = F.cross_entropy(student, targets, ignore_index=UNLABELLED)
-    return torch.where((targets != UNLABELLED).any(), loss, 0.0)
+
+    name: str
+    unit: str = "%"
+    best: Literal["highest", "lowest"] = "highest"
+
+    @property
+    def scale(self) -> float:
+        """What a value is multiplied by to be shown."""
+        return 100.0 if self.unit == "%" else 1.0
+
+    @property
+    def label(self) -> str:
+        """The name with its unit, for an axis: ``"accuracy, %"``."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    @property
+    def points(self) -> str:
+        """What differences are counted in."""
+        return "points" if self.unit == "%" else self.unit
+
+    def gain(self, value: float, other: float) -> float:
+        """Return by how much ``value`` is better than ``other``: positive is better, whichever way the score goes."""
+        return value - other if self.best == "highest" else other - value
+
+    def number(self, value: float) -> str:
+        """Return a value without its unit, as a table has it: 0.912 of ``"%"`` is 91.20."""
+        return f"{100 * value:.2f}" if self.unit == "%" else f"{value:#.4g}"
+
+    def show(self, value: float) -> str:
+        """Return a value with its unit: "91.20 %"."""
+        return f"{self.number(value)} {self.unit}".rstrip()
+
+    def difference(self, difference: float) -> str:
+        """Return a signed difference: "+1.20", "−0.35"; a zero has no sign."""
+        text = f"{100 * difference:+.2f}" if self.unit == "%" else f"{difference:+#.3g}"
+        return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 def logits(output: Any) -> Tensor:
-    """Return the logits in what a classifier gave: the tensor itself, ``.logits``, ``["out"]``, or a dict's only tensor.
+    """Return the logits in what a network gave: the tensor itself, ``.logits``, ``["out"]``, or a dict's only tensor.
 
     Raises:
         TypeError: There is no saying which tensor is meant.
@@ -54,31 +95,54 @@ def logits(output: Any) -> Tensor:
             return next(iter(tensors.values()))
     if isinstance(named := getattr(output, "logits", None), Tensor):  # GoogLeNetOutputs, a dataclass
         return named
+    found = tensors_in(output)
+    code = next(
+        (code for code in found if code.strip("[]'.") in ("scores", "score", "preds")), next(iter(found), "[0]")
+    )
+    shapes = ", ".join(f"out{code} of shape {tuple(value.shape)}" for code, value in found.items())
     raise TypeError(
-        f"expected the network to return logits, got {describe(output)}. "
-        "Say where they are: Task(output=lambda out: out['scores'])"
+        f"expected the network to return one tensor, got {describe(output)}{shapes and f': {shapes}'}. Say which is the "
+        f"answer, limbeck.Task(output=lambda out: out{code}) as task=, or --output {code.strip('[].').strip(chr(39))}"
     )
 
 
+def answer_at(key: str) -> Callable[[Any], Tensor]:
+    """Return what finds the answer in a network's output: at ``"scores"``, ``"0"``, or deeper, ``"heads:scores"``."""
+
+    def find(output: Any) -> Tensor:
+        value = output
+        for step in key.split(":"):
+            try:
+                value = entry(value, step)
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise ValueError(f"the output has no entry {key!r}: it is {describe(output)}") from error
+        if not isinstance(value, Tensor):
+            raise TypeError(f"the output's entry {key!r} is {describe(value)}, not a tensor")
+        return value
+
+    return find
+
+
 def inputs_of(batch: Batch) -> Any:
-    """Return a batch's inputs: its first entry, or all but ``labels`` of a dict."""
+    """Return a batch's inputs: its first entry, or of a dict all but targets, ``ids`` and ``traces``."""
     if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key not in ("labels", "label", "ids")}
+        return {key: value for key, value in batch.items() if key not in (*TARGETS, *BESIDE)}
     return batch[0]
 
 
-def target_of(batch: Batch) -> Tensor:
-    """Return a batch's targets: its second entry, or ``labels`` of a dict."""
+def target_of(batch: Batch) -> Any:
+    """Return a batch's targets: its second entry, or ``labels`` (``label``, ``targets``, ``target``) of a dict."""
     if isinstance(batch, Mapping):
-        found = [batch[key] for key in ("labels", "label") if key in batch]
+        found = [batch[key] for key in TARGETS if key in batch]
     else:
         found = list(batch[1:2])
     if not found:
+        code = f"['{next(iter(batch), 'answers')}']" if isinstance(batch, Mapping) else "[1]"
         raise ValueError(
-            f"found no targets in the batch, {describe(batch)}. Say where they are: "
-            "Task(target=lambda batch: batch['answers'])"
+            f"found no targets in the batch, {describe(batch)}. Say where they are, as task=: "
+            f"limbeck.Task(target=lambda batch: batch{code})"
         )
-    return found[0]  # type: ignore[no-any-return]
+    return found[0]
 
 
 def ids_of(batch: Batch) -> Tensor:
@@ -90,54 +154,158 @@ def ids_of(batch: Batch) -> Tensor:
         raise ValueError(
             f"found no sample ids in the batch, {describe(batch)}; methods that remember samples, such as crd, need them. "
             "Serve (inputs, targets, ids) as limbeck.data does, an id the sample's index in the data set, "
-            "or say where they are: Task(ids=lambda batch: batch['index'])"
+            "or say where they are: limbeck.Task(ids=lambda batch: batch['index'])"
         )
     return found[0]  # type: ignore[no-any-return]
 
 
+def traces_of(batch: Batch) -> Mapping[str, Trace]:
+    """Return what a batch brings along of what teachers said of it, by role: its fourth entry, or ``traces`` of a dict."""
+    if isinstance(batch, Mapping):
+        brought: Mapping[str, Trace] = batch.get("traces", {})
+        return brought
+    return batch[3] if len(batch) > 3 else {}
+
+
+def no_mask(batch: Batch) -> None:
+    """Let all positions count."""
+
+
+def _of_classification(field: str) -> Callable[..., Any]:
+    """Return the default of a field: what classification has there, whose file is built on this one."""
+
+    def default(*args: Any) -> Any:
+        from limbeck.tasks.classification import classification
+
+        return getattr(classification, field)(*args)
+
+    default.__name__ = default.__qualname__ = field
+    return default
+
+
 @dataclass(frozen=True)
 class Task:
-    """How a batch is fed, what the labels teach and what is measured; by default, single-label classification.
+    """What a network is fed and answers, what the labels teach, and how the result is judged and shown.
+
+    A record of functions: `dataclasses.replace` bends one, ``replace(limbeck.multilabel, output=lambda out: out.tags)``.
+    What is not given is as in `limbeck.classification`; a task of another kind gives all but how it is fed.
 
     Args:
-        loss: The hard loss of (outputs, targets).
-        output: Finds the tensor to learn from in what a network returns.
+        name: For messages and tables.
         inputs: Finds the inputs in a batch; a dict is passed to the network as keyword arguments.
+        output: Finds the answer in what a network returns. Classes come last: (N, K), (N, H, W, K), (N, L, V).
+        ask: Asks a teacher in sight of what the student showed, ``(teacher, inputs, student's trace) -> answer``; the
+            student then runs first. None: a teacher is asked as the student is.
+        shows: Places of the student that ``ask`` reads.
+        loss: What the labels teach: ``(answer, target) -> scalar``.
+        outcomes: The answer as logits (..., outcomes) of what excludes each other, for methods that soften: classes as they
+            are, and of several labels the two outcomes of each, (N, K, 2). None where an answer is no distribution.
         target: Finds the targets in a batch.
         ids: Finds the ids of the samples in a batch, for methods that remember samples.
+        mask: Finds which positions of the answer count, as `limbeck.M`; None where all do.
+        traces: Finds what a batch brings along of teachers, by role: then they are not run.
+        metrics: Makes what is measured, ``.update(answer, target)``, for answers like the one given. `score` is among them.
+        score: The metric that judges.
+        guess: The score of who guesses, for answers like the one given; None where there is no such thing.
+        examine: Yields what is wrong with labels, answers and teachers, before a training.
+        exhibit: Yields what a page shows of the trained networks.
     """
 
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
-    output: Callable[[Any], Tensor] = logits
+    name: str = "classification"
     inputs: Callable[[Batch], Any] = inputs_of
-    target: Callable[[Batch], Tensor] = target_of
+    output: Callable[[Any], Any] = logits
+    ask: Callable[[nn.Module, Any, Trace], Any] | None = None
+    shows: tuple[str, ...] = ()
+    loss: Callable[[Any, Any], Tensor] = _of_classification("loss")
+    outcomes: Callable[[Any], Tensor] | None = _of_classification("outcomes")
+    target: Callable[[Batch], Any] = target_of
     ids: Callable[[Batch], Tensor] = ids_of
+    mask: Callable[[Batch], Tensor | None] = no_mask
+    traces: Callable[[Batch], Mapping[str, Trace]] = traces_of
+    metrics: Callable[[Any], MetricCollection] = _of_classification("metrics")
+    score: Score = Score("accuracy")
+    guess: Callable[[Any], float] | None = _of_classification("guess")
+    examine: Callable[[Examined], Iterator[Finding]] = _of_classification("examine")
+    exhibit: Callable[[Shown], Iterator[Exhibit]] = _of_classification("exhibit")
 
     @property
     def hard(self) -> Objective:
         """What the labels alone teach."""
         return on(self.loss, S, Y, name="hard")
 
-    def feed(self, net: Callable[..., Any], inputs: Any) -> Tensor:
-        """Run ``net`` on ``inputs`` and return its logits."""
-        return self.output(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
+    def softened(self, *places: Source) -> tuple[Source, ...]:
+        """Return places of answers as logits of their outcomes, for a loss that softens them.
 
-    def look(self, net: nn.Module, batch: Batch, paths: Collection[str] = ()) -> Trace:
-        """Run ``net`` on a batch and return its output, under ``""``, with the layers in ``paths``."""
-        inputs = self.inputs(batch)
-        if not paths:
+        Raises:
+            ValueError: The task's answers are no distributions.
+        """
+        if self.outcomes is None:
+            raise ValueError(
+                f"there are no probabilities to soften in {self.name}: match the answers themselves (logits, bounded), or "
+                "features and relations (fitnets, at, rkd, sp)"
+            )
+        return tuple(place.via(self.outcomes) for place in places)
+
+    def exclusive(self, *places: Source) -> tuple[Source, ...]:
+        """Return places of answers as logits of classes of which one is right, for a loss that needs one class a position.
+
+        Raises:
+            ValueError: A sample of the task has several labels, or values.
+        """
+        probe = torch.zeros(1, 2)
+        if self.outcomes is None or self.outcomes(probe).shape != probe.shape:
+            raise ValueError(
+                f"this method needs one class a sample, and in {self.name} there is none: kd works with several labels, "
+                "logits and bounded with values, and features and relations (fitnets, at, rkd, sp) with anything"
+            )
+        return places
+
+    def feed(self, net: Callable[..., Any], inputs: Any) -> Any:
+        """Run ``net`` on ``inputs`` and return its answer. A teacher may have a view of its own, see `limbeck.Frozen`."""
+        output = self.output
+        if isinstance(net, Frozen):
+            inputs, output = net.inputs(inputs), net.output or output
+        try:
+            answer = output(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
+        except TypeError as error:
+            _explain(net, inputs, error)
+            raise
+        return net.translate(answer) if isinstance(net, Frozen) else answer
+
+    def look(self, net: nn.Module, inputs: Any, paths: Collection[str] = (), beside: Trace | None = None) -> Trace:
+        """Run ``net`` and return its answer, under ``""``, with the layers in ``paths``.
+
+        Args:
+            net: The network.
+            inputs: What it is fed, as ``inputs`` finds it in a batch.
+            paths: See `limbeck.record`.
+            beside: What the student showed of the same inputs, where a teacher is asked in sight of it.
+        """
+        if not paths and (self.ask is None or beside is None):
             return {"": self.feed(net, inputs)}
         with record(bare(net), paths) as trace:
-            output = self.feed(net, inputs)
-        return {**trace, "": output}
-
-    def metrics(self, num_classes: int) -> MetricCollection:
-        """Return what is measured on held-out data: top-1 accuracy, over the labelled samples."""
-        from torchmetrics import MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy
-
-        return MetricCollection({"accuracy": MulticlassAccuracy(num_classes, average="micro", ignore_index=UNLABELLED)})
+            if self.ask is None or beside is None:
+                answer = self.feed(net, inputs)
+            else:
+                answer = self.ask(bare(net), inputs, beside)
+        return {**trace, "": answer}
 
 
-classification = Task()
-"""Single-label classification: cross-entropy, top-1 accuracy."""
+def _explain(net: Any, inputs: Any, error: TypeError) -> None:
+    """Raise in words what a network cannot be called with; errors from inside of it stay as they are."""
+    forward = getattr(bare(net), "forward", net)
+    try:
+        args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
+        inspect.signature(forward).bind(*args, **kwargs)
+    except TypeError as mismatch:
+        wanted = [name for name in inspect.signature(forward).parameters if name not in ("args", "kwargs")]
+        key = next(iter(inputs), "image") if isinstance(inputs, Mapping) else None
+        code = "batch[0]" if key is None else f"batch[{key!r}]"
+        if key is not None and len(wanted) > 1:
+            code = f"{{{wanted[0]!r}: batch[{key!r}], ...}}"
+        raise TypeError(
+            f"{type(bare(net)).__name__} takes {wanted}, and is given {describe(inputs)} ({mismatch}). Say what of a batch "
+            f"it is fed, as task=: limbeck.Task(inputs=lambda batch: {code})"
+        ) from error
+    except ValueError:  # no signature to be had
+        return

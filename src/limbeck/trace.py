@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-Trace = dict[str, Tensor]
-"""What a network showed: path -> tensor; ``""`` is the network's own output."""
+Trace = dict[str, Any]
+"""What a network showed: path -> tensor, or whatever a path with a last colon names; ``""`` is its answer."""
 
 
 @contextmanager
@@ -23,7 +24,9 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     - ``layer3`` is the output of ``model.layer3``;
     - ``fc:in`` is its first input (so pre-activations are reachable);
     - ``rnn:0`` and ``encoder:last_hidden_state`` are entries of a tuple or dict output, ``fc:in:1`` and ``fc:in:mask``
-      of its inputs;
+      of its inputs; a mapping's own keys come first, so that ``backbone:0`` is the level ``"0"`` of a pyramid;
+    - ``transform:`` is all that ``transform`` gives, whatever it is, ``fc:in:`` all that it takes: lists of ragged
+      tensors, say, which are recorded as they are;
     - ``""`` is the model itself.
 
     Hooks live as long as the block. A module that is called several times shows its last call. What is recorded stays
@@ -93,7 +96,7 @@ def _watch(module: nn.Module, trace: Trace, path: str, entry: list[str]) -> Remo
     def arrive(module: nn.Module, args: Any, kwargs: Any) -> Any:
         named = dict(enumerate((*args, *kwargs.values()))) | kwargs
         trace[path] = _entry(path, named, entry[1:] or ["0"])
-        copied = [value.clone() if value is trace[path] else value for value in args]
+        copied = [value.clone() if value is trace[path] and isinstance(value, Tensor) else value for value in args]
         return tuple(copied), kwargs
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
@@ -105,16 +108,31 @@ def _watch(module: nn.Module, trace: Trace, path: str, entry: list[str]) -> Remo
     return module.register_forward_hook(leave)
 
 
-def _entry(path: str, value: Any, keys: list[str]) -> Tensor:
-    for key in keys:
-        entries = {} if isinstance(value, Tensor) else value  # an entry of a tensor would be a sample
+def _entry(path: str, value: Any, keys: list[str]) -> Any:
+    for key in filter(None, keys):
         try:
-            value = entries[int(key)] if key.isdigit() else entries[key]
-        except (KeyError, IndexError, TypeError) as error:
+            value = entry(value, key)
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"{path!r} asks for {key!r} of {describe(value)}") from error
-    if path.split(":")[0] and not isinstance(value, Tensor):
-        raise ValueError(f"{path!r} is {describe(value)}, not a tensor: name the entry, e.g. {_suggest(path, value)!r}")
-    return value  # type: ignore[no-any-return]  # the model's own output may be anything: a task reads it
+    if path.split(":")[0] and not path.endswith(":") and not isinstance(value, Tensor):
+        raise ValueError(
+            f"{path!r} is {describe(value)}, not a tensor: name the entry, e.g. {_suggest(path, value)!r}, or take all of "
+            f"it, '{path}:'"
+        )
+    return value
+
+
+def entry(value: Any, key: str) -> Any:
+    """Return an entry of what a network gave: a mapping's key, a place in a sequence, or a field of a dataclass.
+
+    Raises:
+        KeyError, IndexError, TypeError, AttributeError: There is none.
+    """
+    if isinstance(value, Tensor):
+        raise TypeError("an entry of a tensor would be a sample")
+    if isinstance(value, Mapping):  # the levels of torchvision's pyramids are named "0", "1", ...
+        return value[key] if key in value or not key.isdigit() else value[int(key)]
+    return value[int(key)] if key.isdigit() else getattr(value, key)
 
 
 def describe(value: Any) -> str:
@@ -123,9 +141,29 @@ def describe(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {list(value)}"
+    if fields := _fields(value):
+        return f"a {type(value).__name__} with {list(fields)}"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
+
+
+def tensors_in(value: Any) -> dict[str, Tensor]:
+    """Return the tensors among the entries of what a network gave, by the code that reads them: ``['scores']``."""
+    if isinstance(value, Mapping):
+        entries = {f"[{key!r}]": one for key, one in value.items()}
+    elif fields := _fields(value):
+        entries = {f".{name}": getattr(value, name) for name in fields}
+    else:
+        entries = {f"[{at}]": one for at, one in enumerate(value)} if isinstance(value, (tuple, list)) else {}
+    return {code: one for code, one in entries.items() if isinstance(one, Tensor)}
+
+
+def _fields(value: Any) -> tuple[str, ...]:
+    """The names of a dataclass's fields or a named tuple's entries."""
+    if dataclasses.is_dataclass(value):
+        return tuple(field.name for field in dataclasses.fields(value))
+    return tuple(getattr(value, "_fields", ()))
 
 
 def _suggest(path: str, value: Any) -> str:

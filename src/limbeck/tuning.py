@@ -33,7 +33,7 @@ from limbeck.method import Make
 from limbeck.report.tuning import State, Trial, write_tuning
 from limbeck.report.tuning import Tuning as Tuning
 from limbeck.runs import BASELINE, LOCK, NETWORKS, Entry, Runs
-from limbeck.task import classification
+from limbeck.tasks.classification import classification
 
 if TYPE_CHECKING:
     import optuna

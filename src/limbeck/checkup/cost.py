@@ -73,7 +73,7 @@ def _measure(setup: Setup) -> Callable[[Batch], None]:
     @torch.no_grad()
     def measure(batch: Batch) -> None:
         for net in nets:
-            setup.task.look(net, batch)
+            setup.task.feed(net, setup.task.inputs(batch))
 
     return measure
 

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from limbeck.checkup.cost import cost
-from limbeck.checkup.data import classes, inputs
-from limbeck.checkup.findings import Checkup, Finding, TermCheck, failed
+from limbeck.checkup.data import inputs
+from limbeck.checkup.findings import Checkup, TermCheck, failed
 from limbeck.checkup.identity import identity
 from limbeck.checkup.learning import overfit
 from limbeck.checkup.setup import BROKEN, Setup, opened
 from limbeck.checkup.shares import suggested
 from limbeck.checkup.teacher import bystanders, scales, teachers
 from limbeck.checkup.terms import balance, gradients
+from limbeck.finding import Finding
 from limbeck.method import Method
 from limbeck.stage import Stage
 
@@ -32,7 +33,8 @@ def check(
 ) -> Checkup:
     """Look for mistakes in a set-up, before it is trained.
 
-    Labels, classes and inputs; the teacher's accuracy, the order of its classes, whether it answers the same twice; every
+    Inputs; what the task examines, as labels and the order of the teacher's classes; the teacher's score, and whether it
+    answers the same twice; every
     term's gradient on its player; whether one batch can be learned; how long the training will take. All of it happens
     to a copy: networks, random numbers and loaders are left as they were. But a generator of stages is used up by its first
     stage, the one that can be checked without training: make it anew for `fit`.
@@ -40,7 +42,7 @@ def check(
     Args:
         method: A method, or the stages of one that has several.
         data: As for `fit`.
-        expect: The accuracy that the teacher is known to have, in [0, 1].
+        expect: The score that the teacher is known to have, as the task measures it: an accuracy in [0, 1].
         epochs: Of the training, for the estimate of its time.
         shares: The share of the gradient on the first player that a term should have, by its name, in (0, 1).
             ``"attention"`` means all of ``attention.layer1``, ``attention.layer2`` together. Terms not named keep their
@@ -58,11 +60,12 @@ def check(
         >>> check(limbeck.kd(student, teacher), data, epochs=30).ok
         True
     """
-    if expect is not None and not 0 <= expect <= 1:
-        raise ValueError(f"expect is an accuracy and must lie in [0, 1], got {expect}")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
     with opened(method, data, SAMPLES, SECONDS) as setup:
+        score = setup.task.score
+        if expect is not None and score.unit == "%" and not 0 <= expect <= 1:
+            raise ValueError(f"expect is {score.name}, a share, and must lie in [0, 1], got {expect}")
         found: list[Finding] = []
         terms: list[TermCheck] = []
         if not isinstance(method, Method):
@@ -71,7 +74,7 @@ def check(
             found.append(Finding("stages", "ok", note))
         try:
             found += inputs(setup)
-            found += classes(setup)
+            found += setup.task.examine(setup)
             if not failed(found):  # on a GPU the loss of a label out of range is the end of the process
                 found += _first_looks(setup, expect)
                 terms = setup.terms
@@ -117,15 +120,16 @@ def vet(method: Method | Iterable[Stage], data: Any, accelerator: str = "auto") 
 def _vetted(setup: Setup) -> list[Finding]:
     found: list[Finding] = []
     try:
-        found += classes(setup)
+        found += setup.task.examine(setup)
         if not failed(found):
             found += _first_looks(setup)
     except BROKEN as error:  # `fit` fails likewise, and better; or not at all, at another precision
         found.append(Finding("batch", "warning", f"not everything was checked before the training: {error}"))
     if setup.loaders.val is None:
         return found
+    score = setup.task.score.name
     # `fit` measures the teachers on all of the validation data, and warns of those that guess
-    return [one for one in found if not (one.status == "warning" and one.name.endswith(" accuracy"))]
+    return [one for one in found if not (one.status == "warning" and one.name.endswith(f" {score}"))]
 
 
 def _first_looks(setup: Setup, expect: float | None = None) -> Iterator[Finding]:

@@ -5,29 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass
 
 from torch.utils import _pytree as pytree
 
-Status = Literal["ok", "warning", "failed"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Args:
-        name: Of the check: ``"teacher accuracy"``, ``"balance"``.
-        status: ``"failed"`` is a mistake, ``"warning"`` most likely one; what could not be checked is ``"ok"`` and says so.
-        message: In words, with what to do.
-        values: The numbers behind it.
-    """
-
-    name: str
-    status: Status
-    message: str
-    values: dict[str, float] = field(default_factory=dict)
+from limbeck.finding import Finding as Finding
+from limbeck.finding import Status as Status
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from limbeck.checkup.findings import Finding
 from limbeck.checkup.setup import BROKEN, Setup
 from limbeck.checkup.terms import PROGRESS
+from limbeck.finding import Finding
 from limbeck.method import Distill
 from limbeck.objective import Scene, Term
 
@@ -24,7 +24,7 @@ def identity(setup: Setup) -> Iterator[Finding]:
         with torch.no_grad():
             scene = part.scene(setup.batch, PROGRESS)
         for name, (_, term) in zip(part.objective.names, part.objective.entries, strict=True):
-            roles = [source.role for source in term.sources]
+            roles = [source.role for source in term.places]
             if "student" in roles and any(role in part.teachers for role in roles):
                 yield _swapped(name, term, scene, list(part.teachers))
 
@@ -32,19 +32,21 @@ def identity(setup: Setup) -> Iterator[Finding]:
 def _swapped(name: str, term: Term, scene: Scene, roles: list[str]) -> Finding:
     """Evaluate a term with what the teacher shows in both roles."""
     title = f"identity {name}"
-    of_student = [index for index, source in enumerate(term.sources) if source.role == "student"]
-    of_teacher = [index for index, source in enumerate(term.sources) if source.role in roles]
+    of_student = [index for index, source in enumerate(term.places) if source.role == "student"]
+    of_teacher = [index for index, source in enumerate(term.places) if source.role in roles]
     if len(of_student) != len(of_teacher):
         return Finding(title, "ok", "not checked: it does not compare one place of each")
     if isinstance(term.loss, nn.Module) or any(term.adapters.children()):
         return Finding(title, "ok", "not checked: what it learns stands between student and teacher")
+    if any(not isinstance(term.places[index].read(scene), Tensor) for index in (*of_student, *of_teacher)):
+        return Finding(title, "ok", "not checked: it compares what is no tensor")
     try:
-        shown = [source.read(scene) for source in term.sources]
+        shown = [source.read(scene) for source in term.places]
         swapped = list(shown)
         for mine, theirs in zip(of_student, of_teacher, strict=True):
             swapped[mine] = shown[theirs]
-        here, slope_here = _slope(term, shown, of_student)
-        there, slope_there = _slope(term, swapped, of_student)
+        here, slope_here = _slope(term, shown, of_student, scene)
+        there, slope_there = _slope(term, swapped, of_student, scene)
     except BROKEN as error:  # the student's shapes are not the teacher's
         return Finding(title, "ok", f"not checked: {error}")
     values = {
@@ -64,9 +66,9 @@ def _swapped(name: str, term: Term, scene: Scene, roles: list[str]) -> Finding:
     return Finding(title, "warning", message, values)
 
 
-def _slope(term: Term, shown: list[Any], of_student: list[int]) -> tuple[float, float]:
+def _slope(term: Term, shown: list[Any], of_student: list[int], scene: Scene) -> tuple[float, float]:
     """Return a term's value and the norm of its gradient by what the student shows."""
     leaves = {index: shown[index].detach().clone().requires_grad_() for index in of_student}
-    value = term.loss(*(leaves.get(index, one) for index, one in enumerate(shown)), **term.options)
+    value = term.of([leaves.get(index, one) for index, one in enumerate(shown)], scene)
     slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     return float(value.detach()), math.hypot(*(float(slope.norm()) for slope in slopes))

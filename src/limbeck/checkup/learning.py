@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from itertools import chain
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from limbeck.checkup.findings import Finding
+from limbeck.batches import take
 from limbeck.checkup.setup import Setup
 from limbeck.checkup.terms import PROGRESS
+from limbeck.finding import Finding
 from limbeck.method import assign, parameters, play
 from limbeck.stage import Stage
 from limbeck.task import Batch
@@ -25,7 +24,7 @@ FEW = 32  # samples: enough to tell, few enough to be quick
 
 def overfit(setup: Setup) -> Iterator[Finding]:
     """Train copies on one batch until the first player's loss has halved."""
-    few = pytree.tree_map(lambda leaf: leaf[:FEW] if isinstance(leaf, Tensor) and leaf.ndim else leaf, setup.batch)
+    few = take(setup.batch, slice(FEW))
     losses: list[float] = []
     end = time.perf_counter() + setup.seconds
     for loss in chain.from_iterable(_losses(setup.stage, few, rate) for rate in RATES):

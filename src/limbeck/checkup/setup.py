@@ -4,108 +4,48 @@ from __future__ import annotations
 
 import copy
 import inspect
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from limbeck.checkup.findings import TermCheck
 from limbeck.checkup.terms import weigh
-from limbeck.data import Epochs
-from limbeck.data.epochs import generator
+from limbeck.engine.examined import Look
+from limbeck.engine.learner import teachers_of
 from limbeck.engine.loaders import Repeatable, Splits, splits
 from limbeck.engine.randomness import random_state, set_random_state
-from limbeck.frozen import frozen
 from limbeck.method import Method
 from limbeck.stage import Stage
-from limbeck.task import UNLABELLED, Batch, Task
 
 BROKEN = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError)
 """What a batch that cannot be played raises."""
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Look):
     """A method and its data under examination.
 
     Args:
         stage: A copy of the method's first stage.
-        loaders: The data.
-        device: Where the stage is.
-        samples: How many one look at the data takes.
-        seconds: The time that it has.
     """
 
     stage: Stage
-    loaders: Splits
-    device: torch.device
-    samples: int
-    seconds: float
 
     @property
     def method(self) -> Method:
         """The stage's."""
         return self.stage.method
 
-    @property
-    def task(self) -> Task:
-        """The method's."""
-        return self.stage.method.task
-
-    @cached_property
-    def batch(self) -> Batch:
-        """The first training batch in which there is a label: few labels may leave a batch without."""
-        first = None
-        for batch in islice(self.loaders.train, 20):
-            first = batch if first is None else first
-            if (self.task.target(batch) != UNLABELLED).any():
-                first = batch
-                break
-        return move_data_to_device(first, self.device)
-
     @cached_property
     def terms(self) -> list[TermCheck]:
         """What every term does on the batch."""
         return weigh(self.stage, self.batch)
-
-    @cached_property
-    def widths(self) -> dict[str, int]:
-        """How many classes each network to train tells apart; those that tell none are left out."""
-        found = {name: self.width(net) for name, net in self.method.networks().items()}
-        return {name: width for name, width in found.items() if width is not None}
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are, as far as the data or the networks say; else 0."""
-        return self.loaders.num_classes or min(self.widths.values(), default=0)
-
-    @torch.no_grad()
-    def width(self, net: nn.Module) -> int | None:
-        """Return how many classes a network tells apart; None where its outputs are no class scores for the targets."""
-        output, target = self.task.feed(frozen(net), self.task.inputs(self.batch)), self.task.target(self.batch)
-        scores = not target.is_floating_point() and output.shape[:1] + output.shape[2:] == target.shape
-        return output.shape[1] if scores else None
-
-    def some(self, loader: Epochs | Repeatable, share: float = 1.0) -> Iterator[Batch]:
-        """Yield batches until there are enough samples or the time is up, or a share of both."""
-        samples = int(share * self.samples)
-        if isinstance(loader, Epochs):  # any of its samples, since the first may all be of one class
-            loader = loader.plain()
-            loader.ids = loader.ids[torch.randperm(len(loader.ids), generator=generator("check"))[:samples]]
-        seen, end = 0, time.perf_counter() + share * self.seconds
-        for batch in loader:
-            yield move_data_to_device(batch, self.device)
-            seen += len(self.task.target(batch))
-            if seen >= samples or time.perf_counter() > end:
-                return
 
 
 @contextmanager
@@ -124,7 +64,9 @@ def opened(
         device = _device(accelerator)
         stage = _first_stage(method, device)
         with torch.compiler.set_stance("force_eager"), _untouched(splits(data, seed=0)) as loaders:
-            yield Setup(stage, loaders, device, samples, seconds)
+            method = stage.method
+            teachers = dict(teachers_of(method))
+            yield Setup(method.task, method.networks(), teachers, loaders, device, samples, seconds, stage)
     finally:
         set_random_state(before)
 

@@ -11,31 +11,32 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from limbeck.batches import tensors
 from limbeck.checkup.data import channels, is_scaled
-from limbeck.checkup.findings import Finding
 from limbeck.checkup.setup import Setup
-from limbeck.engine.learner import teachers_of
+from limbeck.engine.evaluate import Measurement
+from limbeck.engine.learner import no_better
+from limbeck.finding import Finding
 from limbeck.frozen import Frozen
 from limbeck.method import Method
-from limbeck.task import UNLABELLED, Batch, Task
+from limbeck.task import Batch, Score
 
-LIFT = 0.1  # of accuracy, from which another order of classes or another scale of inputs is suspected
+LIFT = 0.1  # of a score that is a share, from which another scale of inputs is suspected
 
 
 def teachers(setup: Setup, expect: float | None = None) -> Iterator[Finding]:
-    """Look at each teacher's mode, at whether it answers the same twice, and at what it knows of the classes."""
-    for role, teacher in teachers_of(setup.method):
+    """Look at each teacher's mode, at whether it answers the same twice, and at how good it is."""
+    for role, teacher in setup.teachers.items():
         yield _mode(role, teacher)
-        with torch.no_grad():
-            yield from _repeats(role, teacher, setup.batch, setup.task)
-            yield from _knows(role, teacher, setup, expect)
+        yield from _repeats(role, teacher, setup)
+        yield _knows(role, teacher, setup, expect)
 
 
 def scales(setup: Setup) -> Iterator[Finding]:
     """See whether a teacher is right more often on inputs scaled otherwise."""
     inputs = setup.task.inputs(setup.batch)
-    for role, teacher in teachers_of(setup.method):
-        if is_scaled(inputs) and setup.width(teacher) == setup.classes:
+    for role, teacher in setup.teachers.items():
+        if is_scaled(inputs):
             yield _scale(role, teacher, setup, inputs)
 
 
@@ -68,11 +69,20 @@ def _mode(role: str, teacher: Frozen) -> Finding:
     )
 
 
-def _repeats(role: str, teacher: Frozen, batch: Batch, task: Task) -> Iterator[Finding]:
+def _repeats(role: str, teacher: Frozen, setup: Setup) -> Iterator[Finding]:
     """Ask twice; compare answers and buffers."""
     buffers = {name: buffer.clone() for name, buffer in teacher.net.named_buffers()}
-    first, second = (task.look(teacher, batch)[""].float() for _ in range(2))
-    difference = float((first - second).abs().max() / first.abs().max().clamp(min=1e-12))
+    first, second = (tensors(setup.answer(teacher)) for _ in range(2))
+    difference = max(
+        (
+            float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp(min=1e-12))
+            if one.shape == other.shape
+            else math.inf
+            for one, other in zip(first, second, strict=True)
+            if one.numel()
+        ),
+        default=0.0,
+    )
     values = {"largest relative difference": difference}
     if not difference < 1e-3:  # a GPU adds in any order; NaN fails too
         yield Finding(
@@ -92,102 +102,82 @@ def _repeats(role: str, teacher: Frozen, batch: Batch, task: Task) -> Iterator[F
         yield Finding(f"{role} buffers", "ok", f"a pass leaves the {role}'s buffers as they were")
 
 
-def _knows(role: str, teacher: Frozen, setup: Setup, expect: float | None) -> Iterator[Finding]:
-    """Measure the accuracy on validation data, or on training data where there is no other."""
-    width, known = setup.width(teacher), setup.classes
-    if width is None or width != known:  # where features are compared, it may know other classes
-        message = f"not checked: the {role} has {width or 'no'} classes, and the data {known or 'none'}"
-        yield Finding(f"{role} accuracy", "ok", message)
-        return
-    train, val, *_ = setup.loaders
-    said, right = _answers(teacher, setup.some(train if val is None else val), setup.task)
-    if not len(right):
-        yield Finding(f"{role} accuracy", "ok", "not checked: there are no labels")
-        return
-    yield _accuracy(role, said, right, width, expect, "training" if val is None else "validation")
-    yield _order(role, said, right, width)
-
-
-def _answers(
-    net: nn.Module, batches: Iterable[Batch], task: Task, scale: Callable[[Any], Any] = lambda inputs: inputs
-) -> tuple[Tensor, Tensor]:
-    """Return what a network says, and what is right, of every labelled sample."""
-    said, right = [], []
-    for batch in batches:
-        target = task.target(batch)
-        output = task.feed(net, scale(task.inputs(batch)))
-        said.append(output.argmax(1)[target != UNLABELLED].cpu())
-        right.append(target[target != UNLABELLED].cpu())
-    return torch.cat(said), torch.cat(right)
-
-
-def _share_right(said: Tensor, right: Tensor) -> float:
-    return float((said == right).float().mean())
-
-
-def _accuracy(role: str, said: Tensor, right: Tensor, width: int, expect: float | None, split: str) -> Finding:
-    """Compare the accuracy with what is expected, or else with guessing, give or take two standard errors."""
-    accuracy, n, guess = _share_right(said, right), len(right), 1 / width
-    values = {"accuracy": accuracy, "samples": float(n), "chance": guess}
-    measured = f"the {role} has accuracy {accuracy:.1%} on {n} {split} samples"
-    advice = "check its weights, the order of its classes, and how its inputs were normalised"
+def _knows(role: str, teacher: Frozen, setup: Setup, expect: float | None) -> Finding:
+    """Compare the score on held-out data with what is expected, or else with guessing."""
+    score = setup.task.score
+    if why := _unlike(role, teacher, setup):
+        return Finding(f"{role} {score.name}", "ok", f"not checked: {why}")
+    value, n, guess = _score(teacher, setup, setup.held_out())
+    if not n:
+        return Finding(f"{role} {score.name}", "ok", "not checked: there are no labels")
+    values = {score.name: value, "samples": float(n)} | ({} if guess is None else {"chance": guess})
+    split = "training" if setup.loaders.val is None else "validation"
+    measured = f"the {role} has {score.name} {_shown(score, value)} on {n} {split} samples"
+    advice = "check its weights, the order of its outputs, and how its inputs were normalised"
     if expect is not None:
         values["expected"] = expect
-        if accuracy < expect - 2 * _standard_error(expect, n):
-            return Finding(f"{role} accuracy", "failed", f"{measured}, expected {expect:.1%}: {advice}", values)
-    if accuracy <= guess + 2 * _standard_error(guess, n):
+        if score.gain(value, expect) < -_tolerance(score, expect, n):
+            message = f"{measured}, expected {_shown(score, expect)}: {advice}"
+            return Finding(f"{role} {score.name}", "failed", message, values)
+    if guess is not None and no_better(score, value, guess, n):
         message = f"{measured}, no better than chance: {advice}; as a control, an untrained teacher is right"
-        return Finding(f"{role} accuracy", "warning", message, values)
-    return Finding(f"{role} accuracy", "ok", measured, values)
+        return Finding(f"{role} {score.name}", "warning", message, values)
+    return Finding(f"{role} {score.name}", "ok", measured, values)
+
+
+def _unlike(role: str, teacher: Frozen, setup: Setup) -> str | None:
+    """Say why a teacher's answers are no answers to these targets, where features are compared and it may know others."""
+    mine, theirs = setup.answer(next(iter(setup.networks.values()))), setup.answer(teacher)
+    if isinstance(mine, Tensor) and isinstance(theirs, Tensor) and mine.shape[1:] != theirs.shape[1:]:
+        here, there = (", ".join(map(str, each.shape[1:])) for each in (mine, theirs))
+        return f"the {role} has answers of shape (N, {there}), and the student of shape (N, {here})"
+    return None
+
+
+def _score(
+    net: nn.Module, setup: Setup, batches: Iterable[Batch], scale: Callable[[Any], Any] = lambda inputs: inputs
+) -> tuple[float, int, float | None]:
+    """Return the score, on how many labelled samples, and that of who guesses."""
+    task, measurement = setup.task, Measurement(setup.task)
+    with torch.no_grad():
+        for batch in batches:
+            measurement.add(task.feed(net, scale(task.inputs(batch))), task.target(batch))
+    n = measurement.samples
+    return (measurement.compute()[task.score.name] if n else math.nan), n, measurement.guess
+
+
+def _shown(score: Score, value: float) -> str:
+    return f"{value:.1%}" if score.unit == "%" else score.show(value)
+
+
+def _tolerance(score: Score, value: float, n: int) -> float:
+    """Two standard errors of a share; 5 % of anything else, which is ours."""
+    return 2 * _standard_error(value, n) if score.unit == "%" else 0.05 * abs(value)
 
 
 def _standard_error(share: float, n: int) -> float:
     return math.sqrt(share * (1 - share) / n)
 
 
-def _order(role: str, said: Tensor, right: Tensor, width: int) -> Finding:
-    """Find the order of classes that fits best on every other sample, and see whether it fits the others better."""
-    from scipy.optimize import linear_sum_assignment
-
-    confusion = torch.zeros(width, width).index_put_(
-        (said[::2], right[::2]), torch.ones(len(said[::2])), accumulate=True
-    )
-    confusion += 1e-3 * torch.eye(width)  # classes that were not seen stay where they are
-    rows, columns = linear_sum_assignment(confusion.numpy(), maximize=True)
-    order = torch.empty(width, dtype=torch.int64)
-    order[torch.from_numpy(rows)] = torch.from_numpy(columns)
-    as_is, permuted = _share_right(said[1::2], right[1::2]), _share_right(order[said[1::2]], right[1::2])
-    moved = (order != torch.arange(width)).nonzero().flatten().tolist()
-    values = {"accuracy": as_is, "accuracy, permuted": permuted, "classes moved": float(len(moved))}
-    # an untrained network gains a little too, but does not lose half of its errors
-    if permuted - as_is > LIFT and 1 - permuted < (1 - as_is) / 2:
-        which = ", ".join(f"{index} is {int(order[index])}" for index in moved[:4])
-        message = (
-            f"the {role}'s classes are permuted: with its output {which}{', …' if len(moved) > 4 else ''} its accuracy "
-            f"rises from {as_is:.1%} to {permuted:.1%}. Put them into the data's order"
-        )
-        return Finding(f"{role} classes", "failed", message, values)
-    return Finding(f"{role} classes", "ok", f"no other order of the {role}'s classes fits much better", values)
-
-
-@torch.no_grad()
 def _scale(role: str, teacher: Frozen, setup: Setup, inputs: Tensor) -> Finding:
-    train, val, *_ = setup.loaders
-    accuracies = {}
+    title, score = f"{role} inputs", setup.task.score
+    if why := _unlike(role, teacher, setup):
+        return Finding(title, "ok", f"not checked: {why}")
+    reached, n = {}, 0
     for name, scale in {"as they are": lambda inputs: inputs, **_usual_scales(inputs)}.items():
-        said, right = _answers(teacher, setup.some(train if val is None else val, share=1 / 8), setup.task, scale)
-        if not len(right):
-            return Finding(f"{role} inputs", "ok", "not checked: there are no labels")
-        accuracies[name] = _share_right(said, right)
-    as_is = accuracies["as they are"]
-    best = max(accuracies, key=lambda name: accuracies[name])
-    if accuracies[best] - as_is > max(LIFT, 3 * _standard_error(0.5, len(right))):
+        reached[name], n, _ = _score(teacher, setup, setup.held_out(share=1 / 8), scale)
+        if not n:
+            return Finding(title, "ok", "not checked: there are no labels")
+    as_is = reached["as they are"]
+    best = max(reached, key=lambda name: score.gain(reached[name], as_is))
+    enough = max(LIFT, 3 * _standard_error(0.5, n)) if score.unit == "%" else abs(as_is) / 2
+    if score.gain(reached[best], as_is) > enough:
         message = (
-            f"the inputs are not normalised as the {role}'s were: {best} they lift its accuracy from {as_is:.1%} to "
-            f"{accuracies[best]:.1%}"
+            f"the inputs are not normalised as the {role}'s were: {best} they bring its {score.name} from "
+            f"{_shown(score, as_is)} to {_shown(score, reached[best])}"
         )
-        return Finding(f"{role} inputs", "warning", message, accuracies)
-    return Finding(f"{role} inputs", "ok", f"no other scale of the inputs suits the {role} much better", accuracies)
+        return Finding(title, "warning", message, reached)
+    return Finding(title, "ok", f"no other scale of the inputs suits the {role} much better", reached)
 
 
 def _usual_scales(inputs: Tensor) -> dict[str, Callable[[Any], Any]]:

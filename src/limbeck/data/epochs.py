@@ -154,9 +154,13 @@ class Epochs(ABC):
 
     def example(self, count: int = 8) -> Tensor:
         """Return the inputs (count, C, H, W) of samples spread over the set, not augmented; the same in every process."""
-        spread = torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids)), dtype=torch.float64).long()
-        inputs, _, _ = next(self.plain()._serve(0, [[(0, self.ids[spread])]]))
+        inputs, *_ = self.few(count)
         return inputs
+
+    def few(self, count: int = 8) -> Batch:
+        """Return a batch of samples spread over the set, not augmented; the same in every process."""
+        spread = torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids)), dtype=torch.float64).long()
+        return next(self.plain()._serve(0, [[(0, self.ids[spread])]]))
 
     def _move(self, view: int, batch: int) -> None:
         self._view, self._batch = view, batch

@@ -15,6 +15,8 @@ from limbeck.data.files import MEAN, STD, FileLoader
 from limbeck.data.loader import Loader
 from limbeck.data.source import Encoded, Part, Source, checked
 from limbeck.data.split import balanced, hold_out
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 UNLABELLED = -100
 """The target of a sample without a label: torch's own `ignore_index`."""
@@ -34,6 +36,7 @@ class Data:
         note: what the reader of a result should know about the splits.
         mean: of every channel, of pixels scaled to [0, 1]; inputs are (pixels - mean) / std.
         std: likewise.
+        task: what networks are made to do with it.
     """
 
     name: str
@@ -45,11 +48,17 @@ class Data:
     note: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    task: Task = classification
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs a network for the data needs."""
+        return len(self.classes)
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
+        """Number of classes: `outputs` by its older name."""
+        return self.outputs
 
     def labelled(self) -> Data:
         """Return the data with the labelled training samples alone, and as many batches an epoch as before."""

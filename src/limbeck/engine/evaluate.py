@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 
+from limbeck.batches import samples, tensors
 from limbeck.frozen import bare, frozen
-from limbeck.task import UNLABELLED, Batch, Task, classification
+from limbeck.task import UNLABELLED, Batch, Task
+from limbeck.tasks.classification import classification
 
 
 class Measurement:
@@ -20,54 +21,62 @@ class Measurement:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.num_classes = 0
+        self.guess: float | None = None
         self._metrics: MetricCollection | None = None
-        self._loss = MeanMetric(nan_strategy=math.nan)  # a NaN stays one
+        self._labelled: list[Tensor | int] = []
 
     def update(self, net: nn.Module, batch: Batch) -> None:
         """Measure one batch."""
-        self.add(self.task.look(net, batch)[""], self.task.target(batch))
+        self.add(self.task.feed(net, self.task.inputs(batch)), self.task.target(batch))
 
-    def add(self, output: Tensor, target: Tensor) -> None:
+    def add(self, answer: Any, target: Any) -> None:
         """Measure what a network answered."""
         if self._metrics is None:
-            self.num_classes = output.shape[1]
-            self._metrics = self.task.metrics(self.num_classes).to(output.device)
-            self._loss = self._loss.to(output.device)
-        self._metrics.update(output, target)
-        self._loss.update(self.task.loss(output, target), weight=_labelled(target))
+            device = next(iter(tensors((answer, target))), torch.empty(0)).device
+            self._metrics = self.task.metrics(answer).to(device)
+            self.guess = None if self.task.guess is None else self.task.guess(answer)
+        self._metrics.update(answer, target)
+        self._labelled.append((target != UNLABELLED).sum() if isinstance(target, Tensor) else samples(target))
 
     @property
     def samples(self) -> int:
-        """How many labelled samples were measured."""
-        return int(self._loss.weight)
+        """How many labelled samples were measured: here, and not by other processes."""
+        return sum(map(int, self._labelled))
 
     def compute(self) -> dict[str, float]:
-        """Return each metric, with the mean ``loss``.
+        """Return each metric that is one number.
 
         Raises:
-            ValueError: No batch was measured.
+            ValueError: No batch was measured, or the metrics lack the task's score.
         """
         if self._metrics is None:
             raise ValueError("nothing was measured: the loader gave no batch")
-        values = {**self._metrics.compute(), "loss": self._loss.compute()}
-        return {name: float(value) for name, value in values.items()}
+        values = {name: float(value) for name, value in self._metrics.compute().items() if value.numel() == 1}
+        if (score := self.task.score.name) not in values:
+            raise ValueError(
+                f"the task {self.task.name!r} is judged by {score!r}, but its metrics give {sorted(values)}: name one of "
+                f"these, score=limbeck.Score({next(iter(values), 'loss')!r})"
+            )
+        return values
 
 
 def evaluate(net: nn.Module, loader: Iterable[Any], task: Task = classification) -> dict[str, float]:
-    """Return how good a network is: top-1 ``accuracy`` in [0, 1] and ``loss``, the mean cross-entropy.
+    """Return how good a network is, by each metric of the task: in classification ``accuracy``, in [0, 1], and ``loss``.
 
     It runs in eval mode and without gradients, where its parameters are, and is left as it was.
 
     Args:
-        net: Any classifier.
+        net: Any network.
         loader: Batches ``(inputs, targets)``; targets of -100 do not count.
-        task: How batches are fed and measured.
+        task: How batches are fed, and what is measured.
+
+    Raises:
+        ValueError: No batch, or metrics without the task's score.
 
     Example:
         >>> import limbeck
         >>> data = limbeck.data.load("digits")
-        >>> net = limbeck.zoo.network("mlp-32", data.num_classes, data.shape)
+        >>> net = limbeck.zoo.network("mlp-32", data.outputs, data.shape)
         >>> 0 <= limbeck.evaluate(net, data.test)["accuracy"] <= 1
         True
     """
@@ -83,7 +92,3 @@ def batches(loader: Iterable[Any], net: nn.Module) -> Iterator[Batch]:
     parameter = next(bare(net).parameters(), None)
     for batch in loader:
         yield batch if parameter is None else move_data_to_device(batch, parameter.device)
-
-
-def _labelled(target: Tensor) -> Tensor:
-    return (target != UNLABELLED).sum().float()

@@ -21,8 +21,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from limbeck.batches import take
 from limbeck.data import Epochs
 from limbeck.engine.evaluate import evaluate
+from limbeck.engine.examined import refuse_unfit
 from limbeck.engine.interrupt import interruptible
 from limbeck.engine.learner import Interrupted, Learner, Row, Schedule, teachers_of
 from limbeck.engine.loaders import Splits, splits
@@ -30,7 +32,6 @@ from limbeck.engine.observe import examples_of
 from limbeck.engine.progress import bars
 from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.run import Run
-from limbeck.frozen import frozen
 from limbeck.measure.cost import cost
 from limbeck.measure.early_exit import exit_profile
 from limbeck.method import Make, Method
@@ -38,7 +39,8 @@ from limbeck.nets.exits import EarlyExit
 from limbeck.report.examples import FILE, Examples
 from limbeck.report.run import run_report
 from limbeck.stage import Stage
-from limbeck.task import Task, classification, cross_entropy
+from limbeck.task import Task
+from limbeck.tasks.classification import classification, cross_entropy
 
 logger = logging.getLogger("limbeck")
 
@@ -199,7 +201,7 @@ class _Training:
         if self.run is not None and (kept := self.run.finished(index)).exists():
             self._restore(stage, kept, epochs)
             return True
-        _check_classes(stage.method, self.loaders)
+        refuse_unfit(stage.method, self.loaders)
         learner = Learner(
             stage,
             self.make,
@@ -381,10 +383,8 @@ def _of(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
 
 def _example(loaders: Splits, task: Task) -> Any:
     """Return a few inputs."""
-    if isinstance(loaders.train, Epochs):
-        return loaders.train.example(8)
-    inputs = task.inputs(loaders.train.first)
-    return {key: value[:8] for key, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:8]
+    train = loaders.train
+    return task.inputs(train.few(8) if isinstance(train, Epochs) else take(train.first, slice(8)))
 
 
 def _sgd(parameters: list[nn.Parameter]) -> Optimizer:
@@ -440,32 +440,6 @@ def _stages(method: Trainable) -> Iterable[Stage]:
             f"expected a method, got the network {type(method).__name__}: limbeck.plain(net) trains it on the labels"
         )
     return method
-
-
-def _check_classes(method: Method, loaders: Splits) -> None:
-    """Find a network with too few outputs before the first batch does, which on a GPU has no words for it."""
-    task = method.task
-    if task.loss is not cross_entropy:
-        return
-    classes = _classes(loaders, task)
-    inputs = _example(loaders, task)
-    for name, net in method.networks().items():
-        device = next(net.parameters()).device
-        with torch.no_grad():
-            outputs = task.feed(frozen(net), move_data_to_device(inputs, device)).shape[1]
-        if outputs < classes:
-            raise ValueError(
-                f"the {name} has {outputs} classes, but the data has {classes}: "
-                f"make the network with num_classes={classes}"
-            )
-
-
-def _classes(loaders: Splits, task: Task) -> int:
-    if loaders.num_classes is not None:
-        return loaders.num_classes
-    train = loaders.train
-    targets = train.targets if isinstance(train, Epochs) else task.target(train.first)
-    return int(targets.max()) + 1
 
 
 def _is_main() -> bool:

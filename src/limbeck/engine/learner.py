@@ -23,7 +23,7 @@ from limbeck.frozen import Frozen
 from limbeck.method import Distill, Make, Method, Turn, assign, descend, log, parameters
 from limbeck.objective import Objective
 from limbeck.stage import Stage
-from limbeck.task import Batch
+from limbeck.task import Batch, Score
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
 """Makes a learning-rate schedule of an optimizer and its number of updates in the stage."""
@@ -170,7 +170,7 @@ class Learner(LightningModule):
         if self.trainer.sanity_checking:
             self.teachers = values
             for role, measurement in self._measurements.items():
-                _doubt(role, values[role], measurement)
+                _doubt(role, values[role], measurement, self.method.task.score)
             return
         self._validated = {
             f"val/{name}/{metric}": value for name, metrics in values.items() for metric, value in metrics.items()
@@ -323,19 +323,25 @@ def teachers_of(method: nn.Module) -> Iterator[tuple[str, Frozen]]:
             yield from ((name, own) for name, own in part.named_children() if isinstance(own, Frozen))
 
 
-def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement) -> None:
-    """Warn of a teacher whose accuracy is within two standard errors of guessing."""
-    if "accuracy" not in metrics or not measurement.samples:
+def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement, score: Score) -> None:
+    """Warn of a teacher whose score is within two standard errors of guessing."""
+    if measurement.guess is None or not measurement.samples:
         return
-    guess = 1 / measurement.num_classes
-    if metrics["accuracy"] <= guess + 2 * math.sqrt(guess * (1 - guess) / measurement.samples):
+    if no_better(score, metrics[score.name], measurement.guess, measurement.samples):
         warnings.warn(
-            f"the {role} is no better than chance: accuracy {metrics['accuracy']:.1%} of {measurement.num_classes} classes "
-            f"on {measurement.samples} validation samples. Load its weights (NAME@FILE), and check that its classes are "
-            "in the data's order and its inputs are normalised alike; as a control, an untrained teacher is right",
+            f"the {role} is no better than chance: {score.name} {score.show(metrics[score.name])}, where guessing has "
+            f"{score.show(measurement.guess)}, on {measurement.samples} validation samples. Load its weights (NAME@FILE), "
+            "and check that its outputs are in the data's order and its inputs are normalised alike; as a control, an "
+            "untrained teacher is right",
             ChanceWarning,
             stacklevel=2,
         )
+
+
+def no_better(score: Score, value: float, guess: float, samples: int) -> bool:
+    """Whether a score is that of who guesses, give or take two standard errors where it is a share."""
+    error = math.sqrt(guess * (1 - guess) / samples) if score.unit == "%" else 0.0
+    return score.gain(value, guess) <= 2 * error
 
 
 def _moves(loss: Tensor, parameters: list[nn.Parameter]) -> bool:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from limbeck.batches import count, take
 from limbeck.data import Data
 from limbeck.data.epochs import Epochs, generator, share
 from limbeck.engine.randomness import Draws
@@ -20,12 +20,12 @@ _END = object()
 
 
 class Splits(NamedTuple):
-    """The loaders of one training, each at its beginning, and how many classes the data says that it has."""
+    """The loaders of one training, each at its beginning, and how many outputs the data say that a network needs."""
 
     train: Epochs | Repeatable
     val: Epochs | Repeatable | None
     test: Epochs | Repeatable | None
-    num_classes: int | None = None
+    outputs: int | None = None
 
 
 def splits(data: Any, seed: int) -> Splits:
@@ -36,7 +36,7 @@ def splits(data: Any, seed: int) -> Splits:
         ValueError: An empty one.
     """
     if isinstance(data, Data):
-        return splits((data.train, data.val, data.test), seed)._replace(num_classes=data.num_classes)
+        return splits((data.train, data.val, data.test), seed)._replace(outputs=data.outputs)
     loaders = data if isinstance(data, tuple) else (data,)
     if not 1 <= len(loaders) <= 3:
         raise TypeError(f"data must be train, (train, val) or (train, val, test), got a tuple of {len(loaders)}")
@@ -135,15 +135,25 @@ class Repeatable:
         rank, world = share()
         if world == 1 or isinstance(getattr(self.loader, "sampler", None), DistributedSampler):
             return batch
-        return pytree.tree_map(lambda leaf: _rows(leaf, rank, world, self.train), batch)
+        return shared(batch, rank, world, self.train)
 
 
-def _rows(leaf: Any, rank: int, world: int, even: bool) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.ndim == 0:
-        return leaf
-    if len(leaf) < world:
-        raise ValueError(f"a batch of {len(leaf)} cannot be shared among {world} processes: use drop_last=True")
-    return leaf[rank : len(leaf) - (len(leaf) % world if even else 0) : world]
+def shared(batch: Any, rank: int, world: int, even: bool) -> Any:
+    """Return a process's share of a batch.
+
+    Args:
+        batch: Columns of samples, see `limbeck.batches`.
+        rank: Of the process.
+        world: How many there are.
+        even: Give all equally many, and drop what is left over.
+
+    Raises:
+        ValueError: Fewer samples than processes, or columns of different lengths.
+    """
+    samples = count(batch)
+    if samples < world:
+        raise ValueError(f"a batch of {samples} cannot be shared among {world} processes: use drop_last=True")
+    return take(batch, slice(rank, samples - (samples % world if even else 0), world))
 
 
 def _repeatable(loader: Any, name: str, seed: int) -> Epochs | Repeatable:

@@ -26,7 +26,8 @@ from limbeck.method import Method
 from limbeck.methods.at import attention_map
 from limbeck.report.examples import Examples
 from limbeck.report.run import read_result
-from limbeck.task import UNLABELLED, Task, classification, cross_entropy
+from limbeck.task import UNLABELLED, Task
+from limbeck.tasks.classification import classification, cross_entropy
 from limbeck.trace import record
 
 POOL = 256

@@ -16,7 +16,8 @@ from limbeck.data import Data
 from limbeck.engine.evaluate import evaluate
 from limbeck.frozen import Frozen, bare
 from limbeck.measure.cost import latency_ms, macs_of
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 LAYERS = frozenset({"ConvolutionBackward0", "AddmmBackward0", "MmBackward0"})
 """What autograd calls convolutions and linear layers."""

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from limbeck.frozen import Frozen, bare
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer

@@ -16,7 +16,8 @@ from limbeck.engine.evaluate import batches
 from limbeck.frozen import Frozen
 from limbeck.measure.cost import macs_of
 from limbeck.nets.exits import EarlyExit
-from limbeck.task import UNLABELLED, Task, classification
+from limbeck.task import UNLABELLED, Task
+from limbeck.tasks.classification import classification
 
 THRESHOLDS = 101
 """Points of a curve: thresholds a hundredth of the samples apart."""

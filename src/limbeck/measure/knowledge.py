@@ -13,7 +13,8 @@ from limbeck.engine.evaluate import batches
 from limbeck.frozen import Frozen, bare, frozen
 from limbeck.layers import Pair
 from limbeck.numerics import same_shape, unit_rows
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 from limbeck.trace import describe
 
 
@@ -45,7 +46,8 @@ def sign_agreement(
     views = frozen(student), _beside(student, teacher)
     agreeing, count = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0)
     for batch in batches(loader, student):
-        shown, taught = (task.look(view, batch, {pair[side] for pair in pairs}) for side, view in enumerate(views))
+        inputs = task.inputs(batch)
+        shown, taught = (task.look(view, inputs, {pair[side] for pair in pairs}) for side, view in enumerate(views))
         for pair in pairs:
             mine, its = shown[pair[0]], taught[pair[1]]
             _check_neurons(pair, mine, its)

@@ -14,7 +14,8 @@ from limbeck.engine.evaluate import Measurement, batches
 from limbeck.frozen import Frozen, bare, frozen
 from limbeck.layers import Pair
 from limbeck.measure.cka import MinibatchCKA
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 from limbeck.trace import describe
 
 
@@ -75,7 +76,7 @@ def outputs(net: nn.Module, loader: Iterable[Any], task: Task = classification) 
         True
     """
     view = frozen(net)
-    seen = [(task.look(view, batch)[""], task.target(batch)) for batch in batches(loader, net)]
+    seen = [(task.feed(view, task.inputs(batch)), task.target(batch)) for batch in batches(loader, net)]
     return _joined(seen)
 
 
@@ -106,7 +107,9 @@ def side_by_side(
     alike = {pair: MinibatchCKA().to(device) for pair in pairs}
     of_student, of_teacher = [], []
     for batch in batches(loader, student):
-        shown, taught = (task.look(view, batch, set(paths)) for view, paths in zip(views, _sides(pairs), strict=True))
+        shown, taught = (
+            task.look(view, task.inputs(batch), set(paths)) for view, paths in zip(views, _sides(pairs), strict=True)
+        )
         target = task.target(batch)
         of_student.append((shown[""], target))
         of_teacher.append((taught[""], target))

@@ -10,23 +10,23 @@ drifts (``Frozen(teacher, mode="batch_stats")`` is close to it); a connector see
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.frozen import Frozen, bare
+from limbeck.frozen import frozen
 from limbeck.layers import layers as table
 from limbeck.layers import paired
 from limbeck.method import Distill
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.norm import GlobalBatchNorm
 from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import Objective, S, T, on
+from limbeck.objective import M, Objective, S, T, on
 from limbeck.paper import Paper
 from limbeck.stage import Stage
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="heo2019knowledge",
@@ -102,6 +102,7 @@ def ab(
         raise ValueError("stage 2 has nothing to learn from: give soft or hard a weight other than 0")
     check_margin(margin)
     check_temperature(temperature)
+    outputs = task.softened(S, T) if soft else (S, T)  # complains before the first stage
     pairs = paired(student, teacher, layers, example, task, maps=True)
     learn_boundaries = Objective([])
     for later, (s, t) in enumerate(reversed(pairs)):
@@ -112,7 +113,7 @@ def ab(
         learn_boundaries = boundary / 2**later * loss + learn_boundaries
     yield Stage(Distill(student, teacher, learn_boundaries, task), init_share, name="boundaries")
 
-    without_t2 = on(soft_target, S, T, name="soft", temperature=temperature)
+    without_t2 = on(soft_target, *outputs, name="soft", temperature=temperature, mask=M)
     everything = hard * task.hard + soft / temperature**2 * without_t2
     yield Stage(Distill(student, teacher if soft else None, everything, task), 1 - init_share, name="knowledge")
 
@@ -133,9 +134,8 @@ def _response(net: nn.Module, path: str, example: Tensor, task: Task) -> tuple[s
     inside = [layer for layer in table(net, example, task) if f"{layer.path}.".startswith(f"{path}.")]
     active = [layer.path for layer in inside if layer.kind in ACTIVATIONS][-1:]
     places = {path, *active, *(f"{last}:in" for last in active)}
-    of_example = replace(task, inputs=lambda batch: batch)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        seen = of_example.look(Frozen(bare(net)), example, places)
+        seen = task.look(frozen(net), example, places)
     if active and torch.equal(seen[path], seen[active[0]]):
         path = f"{active[0]}:in"
     return path, seen[path]

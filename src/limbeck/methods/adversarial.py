@@ -18,7 +18,8 @@ from limbeck.nets.critic import Critic, judged_by
 from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import Loss, S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Batch, Task, classification, cross_entropy
+from limbeck.task import Batch, Task
+from limbeck.tasks.classification import classification, cross_entropy
 
 PAPER = Paper(
     key="xu2017training",
@@ -117,7 +118,7 @@ def adversarial(
             raise ValueError("the critic needs the number of classes: pass num_classes=K or example=inputs")
         with torch.no_grad():
             num_classes = task.feed(frozen(teacher), example).shape[-1]
-    follow = task.hard + absolute * on(absolute_error, S, T, name="absolute")
+    follow = task.hard + absolute * on(absolute_error, *task.exclusive(S, T), name="absolute")
     return Adversarial(Distill(student, teacher, follow, task), Critic(num_classes, width, depth), adversarial)
 
 

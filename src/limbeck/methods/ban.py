@@ -24,10 +24,11 @@ from limbeck.nets.anew import Anew, check_anew, start_anew
 from limbeck.nets.draws import Draws
 from limbeck.nets.ensemble import Ensemble
 from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import Objective, S, T, Y, on
+from limbeck.objective import M, Objective, S, T, Y, on
 from limbeck.paper import Paper
 from limbeck.stage import Stage
-from limbeck.task import UNLABELLED, Batch, Task, classification
+from limbeck.task import UNLABELLED, Batch, Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="furlanello2018born",
@@ -193,11 +194,14 @@ def ban(
     if teacher is None:
         yield Stage(plain(student, task=task), share, name=LABELLED)
         teacher = ancestors[LABELLED] = copy.deepcopy(student)
-    learn: Objective = soft * on(soft_cross_entropy, S, T, name="soft", temperature=1.0) + hard * task.hard
-    sure = S.via(gather), T.via(confidence, gather), Y.via(gather)
-    learn += cwtm * on(_weighted_by, *sure, name="cwtm")
+    learn: Objective = hard * task.hard
+    if soft:
+        learn = soft * on(soft_cross_entropy, *task.softened(S, T), name="soft", temperature=1.0, mask=M) + learn
+    if cwtm:
+        sure = *task.exclusive(S.via(gather), T.via(confidence, gather)), Y.via(gather)
+        learn += cwtm * on(_weighted_by, *sure, name="cwtm")
     if dkpp:  # its draws are part of a run's state
-        learn += dkpp * on(Permuted(), S, T, name="dkpp")
+        learn += dkpp * on(Permuted(), *task.exclusive(S, T), name="dkpp")
     for generation in range(1, generations + 1):
         start_anew(student, anew)
         yield Stage(

@@ -19,9 +19,10 @@ from limbeck.method import Distill
 from limbeck.methods.fitnets import hint
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.exits import EarlyExit, Exit, ExitsEnsemble, with_exits
-from limbeck.objective import Objective, S, Y, on
+from limbeck.objective import M, Objective, S, Y, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="zhang2019be",
@@ -95,7 +96,8 @@ def byot(
         leave, told = S[f"exits.{index}"], S[f"exits.{index}.bottleneck"].via(nn.Linear(width, width))
         name = f".{index + 1}"
         hard = (1 - alpha) * on(task.loss, leave, Y, name=f"hard{name}")
-        soft = alpha * on(soft_target, leave, S.via(Tensor.detach), name=f"soft{name}", temperature=temperature)
+        softened = task.softened(leave, S.via(Tensor.detach))
+        soft = alpha * on(soft_target, *softened, name=f"soft{name}", temperature=temperature, mask=M)
         return hard + soft + feature * on(hint, told, last, name=f"feature{name}")
 
     objective = sum((learn(index) for index in range(len(network.exits))), task.hard)

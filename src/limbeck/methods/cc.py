@@ -22,7 +22,8 @@ from limbeck.method import Distill
 from limbeck.numerics import full_precision, unit_rows
 from limbeck.objective import S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="peng2019correlation",

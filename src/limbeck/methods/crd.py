@@ -27,7 +27,8 @@ from limbeck.nets.draws import Draws
 from limbeck.numerics import full_precision, settled, unit_rows
 from limbeck.objective import IDS, S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="tian2020contrastive",

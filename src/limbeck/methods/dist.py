@@ -22,7 +22,8 @@ from limbeck.methods.kd import check_temperature
 from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="huang2022knowledge",
@@ -107,7 +108,7 @@ def dist(
         task: How batches are fed and measured.
     """
     check_temperature(temperature)
-    outputs, options = (S.via(gather), T.via(gather)), {"temperature": temperature}
+    outputs, options = task.exclusive(S.via(gather), T.via(gather)), {"temperature": temperature}
     between = inter * on(dist_inter, *outputs, name="inter", **options)
     within = intra * on(dist_intra, *outputs, name="intra", **options)
     return Distill(student, teacher, task.hard + between + within, task)

@@ -22,7 +22,8 @@ from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import S, T, Y, on
 from limbeck.paper import Paper
 from limbeck.stage import rising
-from limbeck.task import UNLABELLED, Task, classification
+from limbeck.task import UNLABELLED, Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="zhao2022decoupled",
@@ -121,8 +122,9 @@ def dkd(
     if not 0 <= warmup <= 1:
         raise ValueError(f"warmup is a share of the training and must lie in [0, 1], got {warmup}")
     options = {"temperature": temperature}
-    decoupling = target * on(dkd_target, S, T, Y, name="target", **options)
-    decoupling += others * on(dkd_others, S, T, Y, name="others", **options)
+    places = *task.exclusive(S, T), Y
+    decoupling = target * on(dkd_target, *places, name="target", **options)
+    decoupling += others * on(dkd_others, *places, name="others", **options)
     return Distill(student, teacher, task.hard + (rising(warmup) if warmup else 1.0) * decoupling, task)
 
 

@@ -9,6 +9,7 @@ We take the mean over the peers, 1/(n − 1), as the paper's equation does; the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 from limbeck.method import Method, Turn, parameters
 from limbeck.methods.kd import soft_target
 from limbeck.numerics import full_precision
-from limbeck.objective import Loss
+from limbeck.objective import Loss, S
 from limbeck.paper import Paper
-from limbeck.task import Batch, Task, classification
+from limbeck.task import Batch, Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="zhang2018deep",
@@ -60,6 +62,7 @@ class Mutual(Method):
             raise ValueError(f"mutual learning needs at least 2 networks, got {list(peers)}")
         self.peers, self.mimic, self.task = nn.ModuleDict(peers), mimic, task
         self.alternate, self.ensemble = alternate, ensemble
+        self.outcomes = task.softened(S)[0].steps[-1]
         parameters(self)  # complains of networks that share any
 
     def players(self) -> dict[str, list[nn.Module]]:
@@ -72,26 +75,28 @@ class Mutual(Method):
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
         """Update each peer on the others' predictions."""
-        outputs = {name: self.task.look(net, batch)[""] for name, net in self.peers.items()}
-        target = self.task.target(batch)
+        inputs, target, mask = self.task.inputs(batch), self.task.target(batch), self.task.mask(batch)
+        outputs = {name: self.task.feed(net, inputs) for name, net in self.peers.items()}
         names = list(self.peers)
         for name in names:
-            mine, others = outputs[name], [outputs[other].detach() for other in names if other != name]
+            mine = outputs[name]
             terms = {"hard": Loss(self.task.loss(mine, target))}
             if self.mimic:  # of weight 0 it costs nothing
+                others = [self.outcomes(outputs[other].detach()) for other in names if other != name]
                 voices = [_mean(others)] if self.ensemble else others
-                divergences = [soft_target(mine, voice, temperature=1.0) for voice in voices]
+                mine = self.outcomes(mine)
+                divergences = [soft_target(mine, voice, temperature=1.0, mask=mask) for voice in voices]
                 terms["mimic"] = Loss(torch.stack(divergences).mean(), self.mimic)
             yield Turn(name, terms)
             if self.mimic and self.alternate and name != names[-1]:  # the next peers learn from what this one says now
                 outputs[name] = self._says(name, batch)
 
     @torch.no_grad()
-    def _says(self, name: str, batch: Batch) -> Tensor:
+    def _says(self, name: str, batch: Batch) -> Any:
         """Return a peer's output after its update; its batch-norm statistics see each batch once, not twice."""
         net = self.peers[name]
         before = {key: buffer.clone() for key, buffer in net.named_buffers()}
-        output = self.task.look(net, batch)[""]
+        output = self.task.feed(net, self.task.inputs(batch))
         for key, buffer in net.named_buffers():
             buffer.copy_(before[key])
         return output

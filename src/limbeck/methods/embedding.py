@@ -24,7 +24,8 @@ from limbeck.methods.kd import masked_mean
 from limbeck.numerics import full_precision, lengths, same_shape, unit_rows
 from limbeck.objective import S, Source, T, X, on
 from limbeck.paper import Paper
-from limbeck.task import Batch, Task, classification
+from limbeck.task import Batch, Task
+from limbeck.tasks.classification import classification
 from limbeck.trace import describe, locate, submodules
 
 PAPER = Paper(

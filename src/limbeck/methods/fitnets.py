@@ -10,7 +10,6 @@ their cross-entropy without T², written with our canonical reduction: λ/T² ti
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +21,11 @@ from limbeck.method import Distill
 from limbeck.methods.kd import check_temperature, soft_cross_entropy
 from limbeck.nets.connectors import regressor
 from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import S, T, on
+from limbeck.objective import M, S, T, on
 from limbeck.paper import Paper
 from limbeck.stage import Stage, linear
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="romero2015fitnets",
@@ -99,13 +99,14 @@ def fitnets(
     if not 0 < hint_share < 1:
         raise ValueError(f"hint_share must lie in (0, 1), got {hint_share}")
     check_temperature(temperature)
+    outputs = task.softened(S, T)  # complains before the first stage
     guided, hint = _places(student, teacher, guided, hint, example, task)
     predicted = S[guided].via(_regressor(student, teacher, guided, hint, example, task))
     learn_hint = Distill(student, teacher, on(_hint, predicted, T[hint], name="hint", reduction=reduction), task)
     upto = _upto(student, guided, example, task)
     yield Stage(learn_hint, hint_share, trains=[*upto, learn_hint.objective], name="hint")
 
-    without_t2 = on(soft_cross_entropy, S, T, name="soft", temperature=temperature)
+    without_t2 = on(soft_cross_entropy, *outputs, name="soft", temperature=temperature, mask=M)
     everything = task.hard + linear(soft[0] / temperature**2, soft[1] / temperature**2) * without_t2
     yield Stage(Distill(student, teacher, everything, task), 1 - hint_share, name="knowledge")
 
@@ -128,7 +129,7 @@ def _regressor(
 ) -> nn.Module:
     shapes = shape_at(student, guided, example, task), shape_at(teacher, hint, example, task)
     with torch.no_grad():
-        target = replace(task, inputs=lambda batch: batch).look(frozen(teacher), example, [hint])[hint]
+        target = task.look(frozen(teacher), example, [hint])[hint]
     return regressor(*shapes, rectified=bool((target >= 0).all()))
 
 

@@ -21,7 +21,8 @@ from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import Objective, S, T, on
 from limbeck.paper import Paper
 from limbeck.stage import Stage
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="yim2017gift",

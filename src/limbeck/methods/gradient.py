@@ -23,7 +23,8 @@ from limbeck.method import Method, Turn
 from limbeck.methods.at import PAPER as ATTENTION_TRANSFER
 from limbeck.methods.at import attention as attention_distance
 from limbeck.objective import Objective, S, Scene, T, X, Y, on
-from limbeck.task import UNLABELLED, Batch, Task, classification
+from limbeck.task import UNLABELLED, Batch, Task
+from limbeck.tasks.classification import classification
 
 PAPER = replace(ATTENTION_TRANSFER, matches="gradients of the loss")
 
@@ -135,7 +136,7 @@ class Gradient(Method):
         yield Turn("student", self.objective(self.scene(batch, progress)))
 
     def _look(self, net: nn.Module, x: Tensor, paths: set[str]) -> dict[str, Tensor]:
-        return replace(self.task, inputs=lambda batch: batch).look(net, x, paths)
+        return self.task.look(net, x, paths)
 
 
 def gradient(
@@ -172,6 +173,7 @@ def gradient(
     """
     if layers is not None and feature == 0:
         raise ValueError("layers are for the gradients at features, but feature is 0: give it a weight, feature=1000")
+    task.exclusive()  # the gradients are those of the cross-entropy
     objective = task.hard + attention * on(gradient_attention, S, T, X, Y, name="attention")
     for s, t in paired(student, teacher, layers, example, task, maps=True) if feature else ():
         places = S, T, S[s], T[t], Y

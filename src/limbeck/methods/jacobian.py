@@ -29,7 +29,8 @@ from limbeck.nets.draws import Draws
 from limbeck.numerics import same_shape, unit_rows
 from limbeck.objective import S, T, X, Y, on
 from limbeck.paper import Paper
-from limbeck.task import UNLABELLED, Task, classification
+from limbeck.task import UNLABELLED, Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="srinivas2018knowledge",
@@ -167,7 +168,8 @@ def jacobian(
     if layers is not None and attention == 0:
         raise ValueError("layers are for the attention's Jacobians, but attention is 0: give it a weight, attention=1")
     objective = task.hard + logits * on(logit_regression, S, T.via(Tensor.detach), name="logits")
-    objective += label * on(label_jacobian, S, T, X, Y, name="label")
+    if label:
+        objective += label * on(label_jacobian, *task.exclusive(S, T), X, Y, name="label")
     objective += projection * on(Projection(), S, T, X, name="projection")
     pairs = paired(student, teacher, layers, example, task, maps=True) if attention else []
     for s, t in pairs if layers is not None else pairs[-1:]:

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from limbeck.method import Distill
 from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import S, T, on
+from limbeck.objective import M, S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="hinton2015distilling",
@@ -49,8 +50,10 @@ def soft_target(student: Tensor, teacher: Tensor, temperature: float = 4.0, mask
 
 
 @full_precision
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """T² CE(p_t, p_s) of the outputs softened by T, sum over classes, mean over every other position.
+def soft_cross_entropy(
+    student: Tensor, teacher: Tensor, temperature: float = 4.0, mask: Tensor | None = None
+) -> Tensor:
+    """T² CE(p_t, p_s) of the outputs softened by T, sum over classes, mean over every other valid position.
 
     It differs from `soft_target` by the teacher's entropy alone: the same gradient, a value that is not 0 at the optimum.
 
@@ -58,10 +61,13 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float = 4.
         student: Logits, (N, K) or (N, ..., K), the classes last.
         teacher: Logits of the same shape.
         temperature: T > 0.
+        mask: Positions that count, (N, ...) without the class axis; all by default. An empty mask gives 0.
     """
     _check(student, teacher, temperature)
     log_s = F.log_softmax(student / temperature, -1)
     p_t = F.softmax(teacher / temperature, -1)
+    if mask is not None:
+        return -(temperature**2) * masked_mean((p_t * log_s).sum(-1), mask)
     return (p_t * log_s).sum() * (-(temperature**2) / max(1, student.shape[:-1].numel()))
 
 
@@ -77,6 +83,9 @@ def kd(
 
     L = α T² KL(p_t^T ‖ p_s^T) + (1 − α) CE(y, z_s).
 
+    What is softened is the task's: one distribution over the classes of a sample, a pixel or a token; of several labels a
+    sample a Bernoulli distribution each, and then the divergence is the mean over labels. Values have none.
+
     Args:
         student: The network to train.
         teacher: The network to learn from, of the same classes.
@@ -88,7 +97,7 @@ def kd(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is the share of the soft term and must lie in [0, 1], got {alpha}")
     check_temperature(temperature)
-    soft = on(soft_target, S, T, name="soft", temperature=temperature)
+    soft = on(soft_target, *task.softened(S, T), name="soft", temperature=temperature, mask=M)
     return Distill(student, teacher, (1 - alpha) * task.hard + alpha * soft, task)
 
 

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.distributed import gather
-from limbeck.frozen import Frozen, bare, frozen
+from limbeck.frozen import bare, frozen
 from limbeck.layers import Pair, paired, shape_at
 from limbeck.method import Distill, Method, Turn
 from limbeck.methods.fitnets import hint
@@ -30,7 +29,8 @@ from limbeck.nets.injection import injected, projection
 from limbeck.objective import Loss
 from limbeck.paper import Paper
 from limbeck.stage import Stage
-from limbeck.task import Batch, Task, classification
+from limbeck.task import Batch, Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="zhang2017knowledge",
@@ -90,10 +90,10 @@ class Projection(Method):
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
         """Prune if it is time, then let the student learn by itself and along each route that is left."""
         self._prune(progress)
-        target = self.task.target(batch)
+        inputs, target = self.task.inputs(batch), self.task.target(batch)
         routes = [(index, *self.routes[index]) for index in self.left]
-        of_student = self.task.look(self.distill.student, batch, {s for _, s, _ in routes})
-        of_teacher = self.task.look(self.projected[0], batch, {t for _, _, t in routes})
+        of_student = self.task.look(self.distill.student, inputs, {s for _, s, _ in routes})
+        of_teacher = self.task.look(self.projected[0], inputs, {t for _, _, t in routes})
 
         losses = self.distill.objective({"student": of_student, "target": target, "progress": progress})
         joint: dict[int, Tensor] = {}
@@ -125,7 +125,7 @@ class Projection(Method):
             losses["projection"] = Loss(hint(shown, projected.detach()), self.projection)
         return losses
 
-    def _fed(self, batch: Batch, path: str, features: Tensor) -> Tensor:
+    def _fed(self, batch: Batch, path: str, features: Tensor) -> Any:
         """What the student says if ``features`` stand in for a layer's; its buffers stay as they are."""
         student = self.distill.student
         buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
@@ -201,9 +201,8 @@ def kpn(
 
 
 def _projection(student: nn.Module, teacher: nn.Module, s: str, t: str, example: Tensor, task: Task) -> nn.Module:
-    of_example = replace(task, inputs=lambda batch: batch)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        shown = of_example.look(Frozen(bare(student)), example, [s])[s]
+        shown = task.look(frozen(student), example, [s])[s]
     return projection(shape_at(teacher, t, example, task), tuple(shown.shape), rectified=bool((shown >= 0).all()))
 
 

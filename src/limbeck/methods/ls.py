@@ -14,7 +14,8 @@ from limbeck.method import Distill
 from limbeck.numerics import full_precision
 from limbeck.objective import S, Y, on
 from limbeck.paper import Paper
-from limbeck.task import UNLABELLED, Task, classification
+from limbeck.task import UNLABELLED, Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="szegedy2016rethinking",
@@ -36,13 +37,14 @@ def label_smoothing(student: Tensor, targets: Tensor, smoothing: float = 0.1) ->
     and in torch; Tf-KD's code spreads ε over the K − 1 wrong classes, which is ours at ε·K/(K − 1).
 
     Args:
-        student: Logits, (N, K).
-        targets: Class indices, (N); -100 is "no label".
+        student: Logits, (N, K) or (N, ..., K), the classes last.
+        targets: Class indices, (N) or (N, ...); -100 is "no label".
         smoothing: ε in [0, 1].
     """
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing must lie in [0, 1], got {smoothing}")
-    return two_valued(student, targets, 1 - smoothing + smoothing / student.shape[1], smoothing / student.shape[1])
+    share = smoothing / student.shape[-1]
+    return two_valued(student, targets, 1 - smoothing + share, share)
 
 
 def two_valued(logits: Tensor, targets: Tensor, label: float, other: float) -> Tensor:
@@ -50,10 +52,15 @@ def two_valued(logits: Tensor, targets: Tensor, label: float, other: float) -> T
 
     torch's own label smoothing takes twice the time.
     """
+    if targets.is_floating_point() or targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"targets must be class indices of shape {tuple(logits.shape[:-1])}, got {targets.dtype} of shape "
+            f"{tuple(targets.shape)}: mixed or soft labels are not smoothed further"
+        )
     labelled = targets != UNLABELLED
-    q = torch.full_like(logits, other).scatter_(1, targets.where(labelled, 0).unsqueeze(1), label)
-    q *= labelled.unsqueeze(1)
-    return -(q * F.log_softmax(logits, 1)).sum() / labelled.sum().clamp(min=1)
+    q = torch.full_like(logits, other).scatter_(-1, targets.where(labelled, 0).unsqueeze(-1), label)
+    q *= labelled.unsqueeze(-1)
+    return -(q * F.log_softmax(logits, -1)).sum() / labelled.sum().clamp(min=1)
 
 
 def ls(student: nn.Module, *, smoothing: float = 0.1, task: Task = classification) -> Distill:
@@ -66,4 +73,6 @@ def ls(student: nn.Module, *, smoothing: float = 0.1, task: Task = classificatio
         smoothing: ε; 0.1 as in the paper's section 7.
         task: How batches are fed and measured.
     """
-    return Distill(student, None, on(label_smoothing, S, Y, name="smoothed", smoothing=smoothing), task)
+    return Distill(
+        student, None, on(label_smoothing, *task.exclusive(S), Y, name="smoothed", smoothing=smoothing), task
+    )

@@ -21,7 +21,8 @@ from limbeck.nets.generation import Generation, Masks
 from limbeck.numerics import full_precision
 from limbeck.objective import S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="yang2022masked",

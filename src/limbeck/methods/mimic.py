@@ -7,20 +7,21 @@ had, and where the sources about it differ, the docstrings say what we follow. I
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.finding import Examined, Finding
 from limbeck.method import Distill
 from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import S, T, Y, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
-
-if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
+from limbeck.tasks.regression import squared_error
 
 PAPER = Paper(
     key="bucila2006model",
@@ -50,57 +51,41 @@ def probability_regression(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student.softmax(-1), teacher.softmax(-1), reduction="sum") / max(1, student.numel())
 
 
-@full_precision
-def value_regression(student: Tensor, teacher: Tensor) -> Tensor:
-    """(s − t)², mean over all elements.
-
-    Args:
-        student: Predictions, (N, ...).
-        teacher: Predictions of the same shape.
-    """
-    same_shape("predictions", student, teacher)
-    return F.mse_loss(student, teacher, reduction="sum") / max(1, student.numel())
-
-
-@dataclass(frozen=True)
-class Regression(Task):
-    """Real-valued targets (N, M): the squared error, measured by its root."""
-
-    def metrics(self, num_classes: int) -> MetricCollection:
-        """Return what is measured on held-out data: the root-mean-square error, over all outputs."""
-        from torchmetrics import MeanSquaredError, MetricCollection
-
-        return MetricCollection({"rmse": MeanSquaredError(squared=False)})
-
-
-regression = Regression(loss=value_regression)
-"""Real-valued targets: squared error, its root."""
+def answers_already(setup: Examined) -> Iterator[Finding]:
+    """Find nothing wrong with targets that are a teacher's answers."""
+    return iter(())
 
 
 def mimic(
     student: nn.Module,
     teacher: nn.Module | None,
     *,
-    outputs: Outputs = "probabilities",
+    outputs: Outputs | None = None,
     task: Task = classification,
 ) -> Distill:
     """Let the student regress the teacher's probabilities, without labels or temperature.
 
-    L = (p_s − p_t)², mean over classes and samples; without softmax where ``outputs`` are values. The paper's point is
-    the rows: as many as `limbeck.data.munge` makes, all answered by the teacher. The answers may be there already, as
-    `limbeck.data.tabular.answered` has them, so that no training step waits for a forest: then there is no teacher.
+    L = (p_s − p_t)², mean over classes and samples; of a task without probabilities, the squared error of its values. The
+    paper's point is the rows: as many as `limbeck.data.munge` makes, all answered by the teacher. The answers may be there
+    already, as `limbeck.data.tabular.answered` has them, so that no training step waits for a forest: then there is no
+    teacher.
 
     Args:
         student: The network to train.
         teacher: The model to learn from, of the same classes: a network, `limbeck.Ensemble`, or `limbeck.SklearnTeacher`.
             None where the batches' targets are its answers: logits (N, K), or values (N, M).
-        outputs: ``"probabilities"``, the softmax of both, as in the paper; ``"values"`` of a regression, as they are.
-        task: How batches are fed and measured; `limbeck.methods.mimic.regression` where values are learnt.
+        outputs: ``"probabilities"``, the softmax of both, as in the paper; ``"values"``, as they are. By default what the
+            task has: values of `limbeck.regression`, probabilities of others.
+        task: How batches are fed and measured.
 
     Raises:
-        ValueError: Unknown outputs.
+        ValueError: Unknown outputs, or probabilities of a task that has none.
     """
-    losses = {"probabilities": probability_regression, "values": value_regression}
-    if outputs not in losses:
+    if outputs not in (None, "probabilities", "values"):
         raise ValueError(f"outputs must be 'probabilities' or 'values', got {outputs!r}")
-    return Distill(student, teacher, on(losses[outputs], S, Y if teacher is None else T, name="mimic"), task)
+    answers = Y if teacher is None else T
+    if teacher is None:
+        task = replace(task, examine=answers_already)
+    if outputs == "values" or (outputs is None and task.outcomes is None):
+        return Distill(student, teacher, on(squared_error, S, answers, name="mimic"), task)
+    return Distill(student, teacher, on(probability_regression, *task.softened(S, answers), name="mimic"), task)

@@ -21,7 +21,8 @@ from limbeck.nets.connectors import common_grid
 from limbeck.numerics import full_precision
 from limbeck.objective import S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="huang2017like",

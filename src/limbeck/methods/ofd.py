@@ -24,7 +24,8 @@ from limbeck.nets.connectors import common_grid, normalised
 from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 from limbeck.trace import submodules
 
 PAPER = Paper(

@@ -19,9 +19,10 @@ from limbeck.method import Distill
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.anew import Anew
 from limbeck.nets.branches import with_branches
-from limbeck.objective import S, Y, on
+from limbeck.objective import M, S, Y, on
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="lan2018knowledge",
@@ -92,7 +93,11 @@ def one(
     def learn(index: int) -> Any:
         branch = S[f"branches.{index}"]
         return on(task.loss, branch, Y, name=f"hard.{index + 1}") + ramp(warmup) * on(
-            soft_target, branch, S.via(Tensor.detach), name=f"soft.{index + 1}", temperature=temperature
+            soft_target,
+            *task.softened(branch, S.via(Tensor.detach)),
+            name=f"soft.{index + 1}",
+            temperature=temperature,
+            mask=M,
         )
 
     objective = task.hard + sum(learn(index) for index in range(branches))

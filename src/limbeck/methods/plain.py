@@ -6,7 +6,8 @@ from torch import nn
 
 from limbeck.method import Distill
 from limbeck.paper import Paper
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="rumelhart1986learning",

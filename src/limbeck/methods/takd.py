@@ -19,7 +19,8 @@ from torch import nn
 from limbeck.methods.kd import kd
 from limbeck.paper import Paper
 from limbeck.stage import Stage
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="mirzadeh2020improved",

@@ -28,7 +28,8 @@ from limbeck.numerics import full_precision
 from limbeck.objective import S, Y, on
 from limbeck.paper import Paper
 from limbeck.stage import Stage
-from limbeck.task import UNLABELLED, Task, classification
+from limbeck.task import UNLABELLED, Task
+from limbeck.tasks.classification import classification
 
 PAPER = Paper(
     key="yuan2020revisiting",
@@ -58,14 +59,14 @@ def virtual_teacher(
     label's is 0.0157 and 0.0105: hardly more than uniform.
 
     Args:
-        student: Logits, (N, K).
-        targets: Class indices, (N); -100 is "no label".
+        student: Logits, (N, K) or (N, ..., K), the classes last.
+        targets: Class indices, (N) or (N, ...); -100 is "no label".
         temperature: T > 0.
         correct: a in (1/K, 1), so that the virtual teacher is always right.
         mode: "paper" or "code".
     """
     _check(temperature, correct, mode)
-    classes = student.shape[1]
+    classes = student.shape[-1]
     if correct * classes <= 1:
         raise ValueError(f"correct must be above 1/K = {1 / classes:.4g} for {classes} classes, got {correct}")
     wrong = (1 - correct) / (classes - 1)
@@ -104,7 +105,7 @@ def tfkd_reg(
     _check(temperature, correct, mode)
     _check_share(alpha)
     options = {"temperature": temperature, "correct": correct, "mode": mode}
-    virtual = on(virtual_teacher, S, Y, name="virtual", **options)
+    virtual = on(virtual_teacher, *task.exclusive(S), Y, name="virtual", **options)
     return Distill(student, None, (1 - alpha) * task.hard + alpha * virtual, task)
 
 

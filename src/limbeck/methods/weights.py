@@ -24,7 +24,8 @@ from limbeck.nets.connectors import regressor
 from limbeck.numerics import full_precision, same_shape
 from limbeck.objective import Objective, S, T, on
 from limbeck.paper import Paper
-from limbeck.task import Batch, Task, classification
+from limbeck.task import Batch, Task
+from limbeck.tasks.classification import classification
 from limbeck.trace import locate, submodules
 
 PAPER = Paper(

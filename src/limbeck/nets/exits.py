@@ -13,7 +13,8 @@ from limbeck.layers import classifier, stages
 from limbeck.nets.branches import pooled
 from limbeck.nets.norm import GlobalBatchNorm
 from limbeck.nets.sections import sections
-from limbeck.task import Task, classification
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 Shape = tuple[int, ...]
 

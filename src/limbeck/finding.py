@@ -1,0 +1,64 @@
+"""What a check found, and what it may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from limbeck.task import Task
+
+Status = Literal["ok", "warning", "failed"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Args:
+        name: Of the check: ``"teacher accuracy"``, ``"balance"``.
+        status: ``"failed"`` is a mistake, ``"warning"`` most likely one; what could not be checked is ``"ok"`` and says so.
+        message: In words, with what to do.
+        values: The numbers behind it.
+    """
+
+    name: str
+    status: Status
+    message: str
+    values: dict[str, float] = field(default_factory=dict)
+
+
+class Examined(Protocol):
+    """A set-up under examination, as `limbeck.Task.examine` sees it. Looking changes nothing of the user's own."""
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks that training is for, by name."""
+
+    @property
+    def teachers(self) -> Mapping[str, nn.Module]:
+        """The frozen teachers, by role; none where they shall not be asked."""
+
+    @property
+    def outputs(self) -> int | None:
+        """How many outputs the data say that a network needs, if they do."""
+
+    @property
+    def batch(self) -> Any:
+        """A training batch with a label in it, where the networks are."""
+
+    def answer(self, net: nn.Module) -> Any:
+        """Return what a network answers to ``batch``, in eval mode and without gradients."""
+
+    def targets(self) -> Iterator[Any]:
+        """Yield the targets of all splits: those of data by name all, those of a loader of the user's own a few."""
+
+    def held_out(self, share: float = 1.0) -> Iterator[Any]:
+        """Yield batches of validation data, or of training data where there is no other; a share of what one look takes."""
