@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 import limbeck
 from limbeck.compression import Training, Transfer, measured, student_of, teacher_of, transfer
-from limbeck.data import tabular
-from limbeck.data.tabular import Rows, Table, Tabular, answered
+from limbeck.data import Rows, tabular
+from limbeck.data.tabular import Tabular, answered
 from limbeck.files import write
 from limbeck.measure import Judgement, judge, paired
 
@@ -158,7 +158,7 @@ def slug(words: str) -> str:
 
 
 def loader_of(rows: Tensor, targets: Tensor, answers: Tensor | None, seed: int) -> Rows:
-    return Rows(Table(rows, targets), answers, batch_size=BATCH, shuffle=True, seed=seed)
+    return Rows(rows, targets if answers is None else answers, batch_size=BATCH, shuffle=True, seed=seed)
 
 
 def mimicking(student: nn.Module) -> limbeck.Method:

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.nn import functional
 
+import limbeck
 from limbeck import data
-from limbeck.data import Data, Epochs, FileLoader, Loader
+from limbeck.data import Data, Epochs, FileLoader, Loader, Rows
 from limbeck.data.augment import Cutout, Flip, PadCrop
+from limbeck.data.epochs import known
 from limbeck.data.sets import statistics
 from limbeck.data.source import Encoded
 
@@ -159,14 +162,15 @@ def write_hf(root: Path, *, splits: tuple[str, ...] = ("train", "test"), count: 
 def in_memory(count: int = 48, **options: object) -> Loader:
     images = torch.from_numpy(pixels(count, 3, 8, 8))
     options = {"batch_size": 8, "augment": (PadCrop(2), Flip(), Cutout(4)), "shuffle": True, **options}
-    targets = torch.from_numpy(classes(count))
+    targets = options.pop("targets", torch.from_numpy(classes(count)))
     return Loader(images, targets, mean=(0.5,) * 3, std=(0.25,) * 3, **options)
 
 
 def from_files(count: int = 48, **options: object) -> FileLoader:
     files = [encoded(image, "BMP") for image in pixels(count, 20, 24, 3)]
     options = {"batch_size": 8, "augment": "crop-flip", "size": 12, "workers": 0, "shuffle": True, **options}
-    return FileLoader(Encoded(files, "memory"), torch.from_numpy(classes(count)), **options)
+    targets = options.pop("targets", torch.from_numpy(classes(count)))
+    return FileLoader(Encoded(files, "memory"), targets, **options)
 
 
 both = pytest.mark.parametrize("make", [in_memory, from_files])
@@ -324,9 +328,10 @@ def test_downloading_is_torchvisions_and_only_when_asked(tmp_path: Path, monkeyp
 
 
 def test_names_and_their_lines():
-    assert data.names() == ["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "parquet"]
+    built_in = ["digits", "digits-attributes", "diabetes"]
+    assert data.names() == [*built_in, "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "parquet"]
     assert [name for name, _ in data.describe()] == data.names()
-    assert all(10 < len(line) < 100 for _, line in data.describe())
+    assert all(10 < len(line) <= 100 for _, line in data.describe())
 
 
 # -------------------------------------------------------------------------------------------- load(): splits and labels
@@ -692,11 +697,97 @@ def test_recipes_differ(augment: str):
     assert torch.equal(inputs, next(iter(default))[0]) == (augment == "crop")
 
 
+# --------------------------------------------------------------------------------------------- several labels, values
+
+
+def test_the_digits_attributes_are_those_of_the_digits():
+    digits, attributes = data.load("digits"), data.load("digits-attributes")
+    assert (attributes.task, attributes.outputs, attributes.shape) == (limbeck.multilabel, 5, (1, 8, 8))
+    assert attributes.classes == ("even", "above four", "prime", "loop", "straight")
+    assert torch.equal(attributes.test.images, digits.test.images)
+    of = dict(zip(digits.test.targets.tolist(), attributes.test.targets.tolist(), strict=True))
+    assert (of[0], of[4], of[7]) == ([1, 0, 0, 1, 0], [1, 0, 0, 0, 1], [0, 1, 1, 0, 1])
+    assert len(attributes.train.ids) == len(digits.train.ids)
+
+
+def test_diabetes_has_standardised_rows_and_values_in_hundreds():
+    diabetes = data.load("diabetes")
+    assert (diabetes.task, diabetes.outputs, diabetes.shape) == (limbeck.regression, 1, (10,))
+    parts = [
+        torch.cat([rows for rows, _, _ in loader.plain()]) for loader in (diabetes.train, diabetes.val, diabetes.test)
+    ]
+    assert [len(part) for part in parts] == [319, 35, 88]
+    known = torch.cat(parts[:2])
+    assert known.mean(0).abs().max() < 1e-5
+    assert torch.allclose(known.std(0, correction=0), torch.ones(10), atol=1e-5)
+    values = torch.cat([loader.targets for loader in (diabetes.train, diabetes.val, diabetes.test)])
+    assert [values.min().item(), values.max().item()] == pytest.approx([0.25, 3.46])
+    assert torch.equal(data.load("diabetes", split_seed=1).test.rows, diabetes.test.rows)
+
+
+@pytest.mark.parametrize("name", ["digits-attributes", "diabetes"])
+def test_labels_and_samples_without_classes_are_chosen_at_random(name: str):
+    few, more = (data.load(name, samples=200, labels=count) for count in (20, 50))
+    kept = [known(each.train.targets) for each in (few, more)]
+    assert [(len(each), int(each.sum())) for each in kept] == [(200, 20), (200, 50)]
+    assert bool(kept[1][kept[0]].all())
+    assert not torch.equal(kept[0], known(data.load(name, samples=200, labels=20, split_seed=1).train.targets))
+    labelled = few.labelled().train
+    assert (len(labelled.ids), len(labelled)) == (20, len(few.train))
+    assert all(known(targets).all() for _, targets, _ in labelled)
+
+
+@pytest.mark.parametrize(
+    ("targets", "labelled"),
+    [
+        (torch.tensor([3, -100, 0, -1]), [True, False, True, False]),
+        (torch.tensor([[0, -100], [-100, -100]]), [True, False]),
+        (torch.tensor([[0.0, -100.0], [-100.0, -100.0]]), [True, False]),
+        (torch.tensor([[-100.0], [torch.nan], [2.5]]), [True, False, True]),
+        (torch.tensor([1.5, torch.nan]), [True, False]),
+        (torch.full((2, 3, 3), -100).index_fill(0, torch.tensor([1]), 7), [False, True]),
+    ],
+)
+def test_what_has_a_label(targets: Tensor, labelled: list[bool]):
+    assert known(targets).tolist() == labelled
+    loader = Rows(torch.arange(len(targets)), targets, batch_size=2, shuffle=True).labelled()
+    assert set(ids_of(loader)) == {row for row, one in enumerate(labelled) if one}
+
+
+@pytest.mark.parametrize(
+    "targets", [torch.rand(48, 2), torch.randint(2, (48, 3)), torch.rand(48), torch.rand(48, 8, 8)]
+)
+@pytest.mark.parametrize("make", [in_memory, from_files])
+def test_any_targets_are_served_as_they_are(make: Make, targets: Tensor):
+    loader = make(targets=targets)
+    assert loader.labels is None
+    for _, served, ids in loader:
+        assert torch.equal(served, targets[ids])
+
+
+def test_classes_are_labels_and_stay_where_they_are():
+    loader = in_memory()
+    assert loader.labels is loader.targets
+    assert loader.to("meta").labels.device.type == "cpu"
+
+
+def test_fingerprints_tell_samples_and_targets_apart():
+    digits = data.load("digits")
+    assert digits.train.fingerprint() == data.load("digits", seed=3, augment="none").train.fingerprint()
+    others = [
+        data.load("digits", labels=50),
+        data.load("digits", labels=50).labelled(),
+        data.load("digits", samples=100),
+    ]
+    assert len({each.train.fingerprint() for each in (digits, *others)}) == 4
+    assert data.load("diabetes").train.fingerprint() != data.load("diabetes", split_seed=1).train.fingerprint()
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match=r"out of digits, mnist.*got 'minst'"):
+    with pytest.raises(ValueError, match=r"out of digits, digits-attributes, .*mnist.*got 'minst'"):
         data.load("minst")
     with pytest.raises(ValueError, match=r"augment to be one of default, none.*got 'mixup'"):
         data.load("digits", augment="mixup")
@@ -898,7 +989,11 @@ def test_a_state_of_something_else():
     [
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, dtype=torch.int64), "images as uint8"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), "each of 2 images, got 3"),
-        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2), "targets as int64"),
+        (
+            torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+            torch.zeros(2, dtype=torch.int32),
+            r"a class .*: pass targets.long",
+        ),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64), "mean for each of 1 channels"),
         (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), "got an empty data set"),
     ],
@@ -906,6 +1001,19 @@ def test_a_state_of_something_else():
 def test_loader_refuses(images: Tensor, targets: Tensor, message: str):
     with pytest.raises((TypeError, ValueError), match=message):
         Loader(images, targets, batch_size=2, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_data_need_names_or_a_number_of_outputs():
+    digits = data.load("digits")
+    with pytest.raises(ValueError, match=r"mine: how many outputs .*outputs=, 1 for a value"):
+        Data("mine", digits.train, digits.val, digits.test)
+    assert Data("mine", digits.train, digits.val, digits.test, outputs=7).num_classes == 7
+    assert replace(digits, note="other").outputs == 10
+
+
+def test_rows_are_not_augmented():
+    with pytest.raises(ValueError, match="default or none for rows of numbers, got 'crop'"):
+        data.load("diabetes", augment="crop")
 
 
 def test_data_is_frozen():

@@ -1,4 +1,4 @@
-"""`gather` on two processes: values, gradients, and the claim that DDP's average of them is one process's."""
+"""On two processes: `gather`, with its values, gradients and the claim that DDP's average is one process's; and loaders."""
 
 import socket
 from multiprocessing.queues import Queue
@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
+from limbeck.data import Items, ragged
 from limbeck.distributed import gather
+from limbeck.engine.loaders import splits
 
 WORLD = 2
+PICTURES = [(torch.full((1, 2, 3 + row), float(row)), {"boxes": torch.zeros(row, 4)}) for row in range(6)]
+NAMED = [{"image": torch.arange(6.0)[:, None], "label": torch.arange(6), "path": [f"{row}.png" for row in range(6)]}]
 
 
 def relation(rows: Tensor) -> Tensor:
@@ -33,7 +37,12 @@ def work(rank: int, port: int, results: Queue) -> None:
         distributed.all_reduce(p.grad)
         p.grad /= WORLD
     strided = gather(mine.T[:2].T)
-    results.put((rank, rows.detach().numpy(), [p.grad.numpy() for p in net.parameters()], strided.numpy()))
+    pictures = [
+        [int(picture[0, 0, 0]) for picture in batch[0]] for batch in Items(PICTURES, batch_size=4, collate=ragged)
+    ]
+    paths = [batch["path"] for batch in splits(NAMED, 0).train]
+    grads = [p.grad.numpy() for p in net.parameters()]
+    results.put((rank, rows.detach().numpy(), grads, strided.numpy(), pictures, paths))
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -56,7 +65,7 @@ def outcome(processes):
 
 def test_rows_of_every_process_in_the_order_of_ranks(outcome):
     net, x = data()
-    for _, rows, _, strided in outcome:
+    for _, rows, _, strided, *_ in outcome:
         torch.testing.assert_close(torch.from_numpy(rows), net(x).detach())
         assert torch.equal(torch.from_numpy(strided), x[:, :2])
 
@@ -64,9 +73,14 @@ def test_rows_of_every_process_in_the_order_of_ranks(outcome):
 def test_averaged_gradients_are_those_of_one_process(outcome):
     net, x = data()
     relation(net(x)).backward()
-    for _, _, grads, _ in outcome:
+    for _, _, grads, *_ in outcome:
         for grad, p in zip(grads, net.parameters(), strict=True):
             torch.testing.assert_close(torch.from_numpy(grad), p.grad)
+
+
+def test_batches_of_any_samples_are_shared_by_samples(outcome):
+    assert [pictures for *_, pictures, _ in outcome] == [[[0, 2], [4]], [[1, 3], [5]]]
+    assert [paths for *_, paths in outcome] == [[["0.png", "2.png", "4.png"]], [["1.png", "3.png", "5.png"]]]
 
 
 def test_alone_it_is_the_tensor_itself():

@@ -19,7 +19,8 @@ from limbeck import methods, zoo
 from limbeck.data import Data
 from limbeck.data.epochs import generator
 from limbeck.data.munge import munge, uniform
-from limbeck.data.tabular import Rows, Tabular, answered
+from limbeck.data.rows import Rows
+from limbeck.data.tabular import Tabular, answered
 from limbeck.engine.fit import Result, fit
 from limbeck.frozen import frozen
 from limbeck.measure.cost import cost, latency_ms
@@ -265,16 +266,18 @@ def _stopped(make: Callable[[], Method], loader: Rows, table: Tabular, updates: 
 
 
 def _rows(table: Tabular, training: Training) -> Rows:
-    return Rows(table.train, batch_size=training.batch_size, shuffle=True, seed=training.seed)
+    train = table.train
+    return Rows(train.rows, train.targets, batch_size=training.batch_size, shuffle=True, seed=training.seed)
 
 
 def _train(method: Method, loader: Rows, table: Tabular, training: Training, **run: Any) -> Result:
     def adam(parameters: list[nn.Parameter]) -> Optimizer:
         return torch.optim.Adam(parameters, training.lr)
 
-    val, test = (Rows(part, batch_size=10 * MANY) for part in (table.val, table.test))
+    val, test = (Rows(part.rows, part.targets, batch_size=10 * MANY) for part in (table.val, table.test))
     shape = tuple(table.train.rows.shape[1:])
-    data = Data(table.name, loader, val, test, table.classes, shape, table.note)
+    outputs, task = table.outputs, _task(table)
+    data = Data(table.name, loader, val, test, table.classes, shape, table.note, outputs=outputs, task=task)
     result = fit(
         method,
         data,

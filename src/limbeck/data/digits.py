@@ -20,3 +20,21 @@ def read() -> Source:
     digits = Part(images, torch.from_numpy(classes).long())
     train, test = hold_out(digits.targets, TEST_SHARE, generator("digits", "test"))
     return Source(digits.take(train), None, digits.take(test), tuple("0123456789"))
+
+
+ATTRIBUTES = {
+    "even": (0, 2, 4, 6, 8),
+    "above four": (5, 6, 7, 8, 9),
+    "prime": (2, 3, 5, 7),
+    "loop": (0, 6, 8, 9),  # a 4 is written open as often as closed
+    "straight": (1, 4, 7),
+}
+"""What is true of which digits: three of the number, two of how it is written."""
+
+
+def read_attributes() -> Source:
+    """Read the same digits, in the same splits, with several labels each: their attributes, int64 (N, 5)."""
+    source = read()
+    table = torch.tensor([[int(digit in group) for group in ATTRIBUTES.values()] for digit in range(10)])
+    train, test = (Part(part.images, table[part.targets]) for part in (source.train, source.test))
+    return Source(train, None, test, tuple(ATTRIBUTES))

@@ -4,16 +4,16 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from limbeck.task import UNLABELLED, Batch, inputs_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Batch = tuple[Tensor, Tensor, Tensor]
-
 
 Piece = tuple[int, Tensor]
 """A lap and the ids that a batch takes from it."""
@@ -28,6 +28,46 @@ def seed_of(*key: int | str) -> int:
 def generator(*key: int | str) -> torch.Generator:
     """Return a CPU generator that depends on ``key`` alone, whatever was drawn before it."""
     return torch.Generator().manual_seed(seed_of(*key))
+
+
+def digest(*values: Any) -> str:
+    """Return what tells tensors and plain values, whatever they lie in, from others: the same in every process."""
+    found = hashlib.blake2b(digest_size=8)
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            leaf = leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        if isinstance(leaf, (bytes, str, int, float)):  # the name of another object may change from day to day
+            found.update(leaf if isinstance(leaf, bytes) else repr(leaf).encode())
+    return found.hexdigest()
+
+
+def classes_in(targets: Tensor) -> Tensor | None:
+    """Return targets that are one class a sample, int64 (N,); None of several labels, values, masks.
+
+    Raises:
+        TypeError: One whole number a sample, and not as int64: torch's cross-entropy would refuse them, and less clearly.
+    """
+    if targets.ndim > 1 or targets.is_floating_point():
+        return None
+    if targets.dtype != torch.int64:
+        raise TypeError(
+            f"expected targets as int64 (N,), a class a sample, got {targets.dtype} {tuple(targets.shape)}: pass "
+            "targets.long(); several labels are (N, K), values floating-point"
+        )
+    return targets
+
+
+def known(targets: Tensor) -> Tensor:
+    """Return which samples have a label, bool (N,).
+
+    A class does from 0 on; several labels, or a mask, if one of them is not -100; values if one of them is not NaN.
+    """
+    if targets.ndim == 1 and not targets.is_floating_point():
+        return targets >= 0
+    rows = targets.reshape(len(targets), -1)
+    if not rows.is_floating_point() or torch.isin(rows, rows.new_tensor([0, 1, UNLABELLED])).all():
+        return (rows != UNLABELLED).any(1)
+    return ~rows.isnan().all(1)  # where -100 is a value as any
 
 
 def share() -> tuple[int, int]:
@@ -54,21 +94,30 @@ class Epochs(ABC):
       one before it.
 
     Args:
-        targets: class of every sample, int64 (N,); -100 marks a sample without a label.
+        samples: how many there are.
+        labels: class of every sample, int64 (N,), where it has one; -100 marks a sample without a label. For choices in
+            proportion to the classes, and for methods that remember samples by class.
         batch_size: samples in a batch, over all processes.
         shuffle: permute every lap. Also marks the loader as one for training (see above).
         seed: of the order and, in the subclasses, of the augmentation.
     """
 
-    def __init__(self, targets: Tensor, *, batch_size: int, shuffle: bool, seed: int) -> None:
-        if targets.dtype != torch.int64 or targets.ndim != 1:
-            raise TypeError(f"expected targets as int64 (N,), got {targets.dtype} {tuple(targets.shape)}")
-        if len(targets) == 0:
+    targets: Tensor | None = None
+    """What is served as targets, (N, ...), where all of it is in memory."""
+
+    def __init__(
+        self, samples: int, labels: Tensor | None = None, *, batch_size: int, shuffle: bool, seed: int
+    ) -> None:
+        if samples == 0:
             raise ValueError("expected at least one sample, got an empty data set")
+        if labels is not None and (labels.dtype != torch.int64 or labels.shape != (samples,)):
+            raise TypeError(
+                f"expected labels as int64 ({samples},), a class for each sample, got {labels.dtype} {tuple(labels.shape)}"
+            )
         if batch_size < 1:
             raise ValueError(f"expected a batch_size of at least 1, got {batch_size}")
-        self.targets = targets
-        self.ids = torch.arange(len(targets))
+        self.labels = labels
+        self.ids = torch.arange(samples)
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
@@ -136,14 +185,21 @@ class Epochs(ABC):
         return other
 
     def labelled(self) -> Self:
-        """Return a loader of the labelled samples alone, with as many batches a view as this one has."""
-        targets = self.targets.cpu()[self.ids]
-        if bool((targets >= 0).all()):
+        """Return a loader of the labelled samples alone, with as many batches a view as this one has.
+
+        What is labelled is told by the targets in memory, or else by ``labels``; without either, all samples are.
+
+        Raises:
+            ValueError: No sample is labelled.
+        """
+        targets = self.labels if self.targets is None else self.targets
+        labelled = torch.ones(len(self.ids), dtype=torch.bool) if targets is None else known(targets).cpu()[self.ids]
+        if bool(labelled.all()):
             return self._copy()
-        if bool((targets < 0).all()):
+        if not bool(labelled.any()):
             raise ValueError("expected at least one labelled sample, got none")
         other = self._copy()
-        other.ids, other.batches = self.ids[targets >= 0], len(self)
+        other.ids, other.batches = self.ids[labelled], len(self)
         return other
 
     def plain(self) -> Self:
@@ -152,10 +208,14 @@ class Epochs(ABC):
         other.augmented, other.shuffle, other.batches = False, False, None
         return other
 
-    def example(self, count: int = 8) -> Tensor:
-        """Return the inputs (count, C, H, W) of samples spread over the set, not augmented; the same in every process."""
-        inputs, *_ = self.few(count)
-        return inputs
+    def fingerprint(self) -> str:
+        """Return what tells these samples from others: their ids and targets, or a few of them where targets are read."""
+        targets = self.labels if self.targets is None else self.targets
+        return digest(self.ids, self.few() if targets is None else targets)
+
+    def example(self, count: int = 8) -> Any:
+        """Return the inputs of samples spread over the set, (count, C, H, W), not augmented; the same in every process."""
+        return inputs_of(self.few(count))
 
     def few(self, count: int = 8) -> Batch:
         """Return a batch of samples spread over the set, not augmented; the same in every process."""

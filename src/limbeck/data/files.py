@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from limbeck.data.augment import Normalise
-from limbeck.data.epochs import Batch, Epochs, Piece, generator, seed_of
+from limbeck.data.epochs import Epochs, Piece, classes_in
+from limbeck.data.items import Drawn, drawn, stacked
+from limbeck.task import Batch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,7 +32,7 @@ class FileLoader(Epochs):
 
     Args:
         images: encoded images.
-        targets: classes, int64 (N,); -100 marks a sample without a label.
+        targets: served as they are, see ``Loader``.
         batch_size: samples in a batch, over all processes.
         augment: none, crop (a random resized crop, Szegedy et al. 2015) or crop-flip; torchvision's defaults.
         size: side of the inputs in pixels. Without augmentation they are the centre of an image resized to 8/7 of it.
@@ -41,6 +42,8 @@ class FileLoader(Epochs):
         shuffle: permute every view; marks a loader for training.
         seed: of order and augmentation.
     """
+
+    targets: Tensor
 
     def __init__(
         self,
@@ -63,8 +66,8 @@ class FileLoader(Epochs):
             )
         if len(images) != len(targets):
             raise ValueError(f"expected a target for each of {len(images)} images, got {len(targets)}")
-        super().__init__(targets, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        self.images = images
+        super().__init__(len(images), classes_in(targets), batch_size=batch_size, shuffle=shuffle, seed=seed)
+        self.images, self.targets = images, targets
         self.augment = augment
         self.size = size
         self.workers = workers
@@ -79,34 +82,32 @@ class FileLoader(Epochs):
 
     def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
         augment = self.augment if self.augmented else "none"
-        pixels = DataLoader(
-            _Pixels(self.images, transform(augment, self.size), self.seed, view),
-            batch_sampler=([(lap, row) for lap, ids in pieces for row in ids.tolist()] for pieces in plan),
-            num_workers=self.workers,
-            pin_memory=self.device.type == "cuda",
-            generator=generator("workers"),  # its own, so that the user's stays untouched
-        )
-        for images, rows in pixels:
-            ids = rows.to(self.device)
-            yield self.normalise(images.to(self.device, non_blocking=True)), self.targets[ids], ids
+        pictures = Drawn(_Pictures(self.images), _Pixels(transform(augment, self.size)), self.seed, view)
+        for pixels, _, rows in drawn(pictures, stacked, plan, self.workers, self.device):
+            yield self.normalise(pixels), self.targets[rows], rows
 
 
 @dataclass(frozen=True)
-class _Pixels(Dataset[tuple[Tensor, int]]):
-    """Augmented pixels, uint8 (3, size, size), of (lap, id) with the id."""
+class _Pictures:
+    """Decoded images with their rows."""
 
     images: Encoded
-    transform: Callable[[Image.Image], Tensor]
-    seed: int
-    view: int
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        lap, row = key
-        image = self.images.read(row).convert("RGB")
-        # torchvision draws from the global generator of the CPU, which is put back: it is the user's.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of("augment", self.seed, self.view, lap, row))
-            return self.transform(image), row
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+        return self.images.read(row).convert("RGB"), row
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Makes pixels of an image, uint8 (3, size, size)."""
+
+    change: Callable[[Image.Image], Tensor]
+
+    def __call__(self, image: Image.Image, row: int) -> tuple[Tensor, int]:
+        return self.change(image), row
 
 
 def transform(augment: str, size: int) -> Callable[[Image.Image], Tensor]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from limbeck.data.augment import Augment, Normalise
-from limbeck.data.epochs import Batch, Epochs, Piece, generator
+from limbeck.data.epochs import Epochs, Piece, classes_in, generator
+from limbeck.task import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,7 +20,7 @@ Drawn = tuple[Augment, Tensor]
 class Loader(Epochs):
     """Batches from images in memory, augmented a whole batch at a time on the device that holds them.
 
-    A batch is (inputs float32 (B, C, H, W), targets int64 (B,), ids int64 (B,)). The augmentation of a view is drawn for
+    A batch is (inputs float32 (B, C, H, W), targets (B, ...), ids int64 (B,)). The augmentation of a view is drawn for
     all samples at once and indexed by id, so an image depends on (seed, view, id) and never on its batch. Where a view has
     more laps than one (``batches``), each further lap is drawn anew, from (seed, view, lap).
 
@@ -27,7 +28,8 @@ class Loader(Epochs):
 
     Args:
         images: pixels, uint8 (N, C, H, W).
-        targets: classes, int64 (N,); -100 marks a sample without a label.
+        targets: served as they are. Classes int64 (N,), where -100 marks a sample without a label; several labels (N, K),
+            each 1, 0, or -100 where it is not known; values, floating-point (N, M); whatever the task takes, (N, ...).
         batch_size: samples in a batch, over all processes.
         mean: of every channel, of pixels scaled to [0, 1].
         std: likewise.
@@ -41,6 +43,8 @@ class Loader(Epochs):
         >>> [tuple(inputs.shape) for inputs, _, _ in loader]
         [(4, 1, 4, 4), (4, 1, 4, 4), (2, 1, 4, 4)]
     """
+
+    targets: Tensor
 
     def __init__(
         self,
@@ -60,8 +64,8 @@ class Loader(Epochs):
             raise ValueError(f"expected a target for each of {len(images)} images, got {len(targets)}")
         if len(mean) != images.shape[1]:
             raise ValueError(f"expected a mean for each of {images.shape[1]} channels, got {tuple(mean)}")
-        super().__init__(targets, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        self.images = images
+        super().__init__(len(images), classes_in(targets), batch_size=batch_size, shuffle=shuffle, seed=seed)
+        self.images, self.targets = images, targets
         self.augment = tuple(augment)
         self.normalise = Normalise(mean, std)
 

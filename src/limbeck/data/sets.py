@@ -1,25 +1,27 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.data import cifar, digits, idx, imagefolder, parquet
+from limbeck.data import cifar, diabetes, digits, idx, imagefolder, parquet
 from limbeck.data.augment import recipe
 from limbeck.data.epochs import Epochs, generator
 from limbeck.data.files import MEAN, STD, FileLoader
 from limbeck.data.loader import Loader
+from limbeck.data.rows import Rows
 from limbeck.data.source import Encoded, Part, Source, checked
-from limbeck.data.split import balanced, hold_out
-from limbeck.task import Task
+from limbeck.data.split import balanced, groups, hold_out
+from limbeck.task import UNLABELLED, Task
 from limbeck.tasks.classification import classification
-
-UNLABELLED = -100
-"""The target of a sample without a label: torch's own `ignore_index`."""
+from limbeck.tasks.multilabel import multilabel
+from limbeck.tasks.regression import regression
 
 
 @dataclass(frozen=True)
@@ -28,32 +30,47 @@ class Data:
 
     Args:
         name: what it was loaded by.
-        train: shuffled and augmented; targets are -100 where the label was put away.
+        train: shuffled and augmented; targets are -100, values NaN, where the label was put away.
         val: for choosing (epochs, weights, methods); the official split, or held out from train.
         test: for the final number alone.
-        classes: names, in the order of the targets.
-        shape: of one input, (C, H, W).
+        classes: names of the classes or labels, in the order of a network's outputs; none of values.
+        shape: of one input, (C, H, W), (D,); None where inputs have none.
         note: what the reader of a result should know about the splits.
-        mean: of every channel, of pixels scaled to [0, 1]; inputs are (pixels - mean) / std.
+        mean: of every channel, of pixels scaled to [0, 1], or of every column; inputs are (values - mean) / std.
         std: likewise.
         task: what networks are made to do with it.
+        outputs: how many outputs a network needs; by default one a class.
+
+    Raises:
+        ValueError: Neither classes nor outputs.
+
+    Example:
+        >>> x, tags = torch.randn(90, 6), torch.randint(2, (90, 3))
+        >>> train = Rows(x[:60], tags[:60], batch_size=20, shuffle=True)
+        >>> val, test = Rows(x[60:75], tags[60:75], batch_size=15), Rows(x[75:], tags[75:], batch_size=15)
+        >>> data = Data("mine", train, val, test, ("red", "round", "large"), (6,), task=multilabel)
+        >>> data.outputs, data.task.score.name
+        (3, 'mAP')
     """
 
     name: str
     train: Epochs
     val: Epochs
     test: Epochs
-    classes: tuple[str, ...]
-    shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
     note: str = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     task: Task = classification
+    outputs: int = 0
 
-    @property
-    def outputs(self) -> int:
-        """How many outputs a network for the data needs."""
-        return len(self.classes)
+    def __post_init__(self) -> None:
+        if self.outputs < 0 or not (self.outputs or self.classes):
+            raise ValueError(
+                f"{self.name}: how many outputs does a network need? Pass classes=, their names, or outputs=, 1 for a value"
+            )
+        object.__setattr__(self, "outputs", self.outputs or len(self.classes))
 
     @property
     def num_classes(self) -> int:
@@ -64,8 +81,8 @@ class Data:
         """Return the data with the labelled training samples alone, and as many batches an epoch as before."""
         return replace(self, train=self.train.labelled())
 
-    def example(self, count: int = 8) -> Tensor:
-        """Return the inputs (count, C, H, W) of training samples, not augmented."""
+    def example(self, count: int = 8) -> Any:
+        """Return the inputs of training samples, (count, C, H, W), not augmented."""
         return self.train.example(count)
 
     def with_seed(self, seed: int) -> Data:
@@ -92,6 +109,7 @@ class _Named:
     augment: str = "crop-flip"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    task: Task = classification
 
 
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -101,6 +119,18 @@ _SETS = {
         "scikit-learn's 1,797 handwritten digits, 8x8 grey, 10 classes; needs no files",
         lambda *_: digits.read(),
         augment="crop",
+    ),
+    "digits-attributes": _Named(
+        "the digits, 5 labels each: even, above four, prime, loop (0 6 8 9), straight (1 4 7); needs no files",
+        lambda *_: digits.read_attributes(),
+        augment="crop",
+        task=multilabel,
+    ),
+    "diabetes": _Named(
+        "scikit-learn's 442 patients, 10 numbers; the disease's progression, in hundreds; needs no files",
+        lambda *_: diabetes.read(),
+        augment="none",
+        task=regression,
     ),
     "mnist": _Named(
         "MNIST: 70,000 handwritten digits, 28x28 grey, 10 classes; idx files",
@@ -159,11 +189,12 @@ def load(
 
     Args:
         name: one of ``names()``.
-        root: folder that holds the files; the digits need none.
+        root: folder that holds the files; the digits and diabetes need none.
         download: fetch missing files into ``root`` with torchvision, where it knows the set.
         batch_size: samples in a batch, over all processes.
-        labels: keep this many training labels, class-balanced; the other targets become -100.
-        samples: use only this many training samples, class-balanced.
+        labels: keep this many samples' labels in training, as many of every class; the other targets become -100, values
+            NaN. Where a sample has not one class, several labels or values, they are chosen at random.
+        samples: use only this many training samples, chosen likewise.
         val_share: share of train to hold out for validation, where the set has no validation split of its own.
         augment: of training images: default (what suits the set), none, crop, crop-flip or cutout.
         seed: of the order of batches and the augmentation.
@@ -177,10 +208,11 @@ def load(
     source = checked(name, named.read(root, download))
     train, val = _validation(source, val_share, split_seed)
     if samples is not None:
-        train = train.take(balanced(train.targets, samples, generator("samples", split_seed), "samples")[1])
+        train = train.take(balanced(groups(train.targets), samples, generator("samples", split_seed), "samples")[1])
     if labels is not None:
-        rest, _ = balanced(train.targets, labels, generator("labels", split_seed), "labels")
-        train = replace(train, targets=train.targets.index_fill(0, rest, UNLABELLED))
+        rest, _ = balanced(groups(train.targets), labels, generator("labels", split_seed), "labels")
+        nothing = math.nan if train.targets.is_floating_point() else UNLABELLED
+        train = replace(train, targets=train.targets.index_fill(0, rest, nothing))
     mean, std = _normalisation(named, source.train.images)
     make = partial(_loader, mean=mean, std=std, batch_size=batch_size, seed=seed, workers=workers, size=size)
     return Data(
@@ -193,6 +225,8 @@ def load(
         note=source.note,
         mean=tuple(mean),
         std=tuple(std),
+        task=named.task,
+        outputs=len(source.classes) or source.train.targets.shape[-1],
     )
 
 
@@ -200,7 +234,7 @@ def _validation(source: Source, share: float, seed: int) -> tuple[Part, Part]:
     """Train and validation: the official split, or a share held out from train."""
     if source.val is not None:
         return source.train, source.val
-    kept, held = hold_out(source.train.targets, share, generator("val", seed))
+    kept, held = hold_out(groups(source.train.targets), share, generator("val", seed))
     return source.train.take(kept), source.train.take(held)
 
 
@@ -216,6 +250,11 @@ def _loader(
     augment: str = "none",
     shuffle: bool = False,
 ) -> Epochs:
+    if isinstance(part.images, Tensor) and part.images.is_floating_point():
+        if augment != "none":
+            raise ValueError(f"expected augment to be default or none for rows of numbers, got {augment!r}")
+        rows = (part.images - torch.tensor(mean)) / torch.tensor(std)
+        return Rows(rows, part.targets, batch_size=batch_size, shuffle=shuffle, seed=seed)
     if isinstance(part.images, Tensor):
         return Loader(
             part.images,
@@ -241,11 +280,8 @@ def _loader(
     )
 
 
-def _shape(images: Tensor | Encoded, size: int) -> tuple[int, int, int]:
-    if isinstance(images, Encoded):
-        return 3, size, size
-    _, channels, height, width = images.shape
-    return channels, height, width
+def _shape(images: Tensor | Encoded, size: int) -> tuple[int, ...]:
+    return (3, size, size) if isinstance(images, Encoded) else tuple(images.shape[1:])
 
 
 def _normalisation(named: _Named, images: Tensor | Encoded) -> tuple[Sequence[float], Sequence[float]]:
@@ -256,7 +292,10 @@ def _normalisation(named: _Named, images: Tensor | Encoded) -> tuple[Sequence[fl
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of every channel of uint8 ``images``, of pixels scaled to [0, 1]."""
+    """Return mean and standard deviation of every channel of uint8 images, scaled to [0, 1], or of every column of rows."""
+    if images.is_floating_point():
+        deviation, centre = torch.std_mean(images.double(), 0, correction=0)
+        return tuple(centre.tolist()), tuple(deviation.where(deviation > 0, 1.0).tolist())
     levels = torch.arange(256, dtype=torch.float64) / 255
     # A histogram of the 256 levels is exact and needs no float copy of the images.
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()

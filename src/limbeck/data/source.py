@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.data.epochs import classes_in
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -59,7 +61,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Part:
-    """One split: its images, as pixels uint8 (N, C, H, W) or encoded, and their classes int64 (N,)."""
+    """One split: its images, as pixels uint8 (N, C, H, W) or encoded, or rows float32 (N, D); and its targets (N, ...)."""
 
     images: Tensor | Encoded
     targets: Tensor
@@ -75,7 +77,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as read from disk: its official splits and class names, and what the user should know about them."""
+    """A data set as read: its official splits, the names of its classes or labels, and what the user should know of it."""
 
     train: Part
     val: Part | None
@@ -99,12 +101,14 @@ def assemble(name: str, parts: dict[str, Part], classes: tuple[str, ...]) -> Sou
 
 
 def checked(name: str, source: Source) -> Source:
-    """Return ``source`` if no split is empty and every target is one of its classes."""
+    """Return ``source`` if no split is empty and every class is one of those it names."""
     for split, part in (("train", source.train), ("val", source.val), ("test", source.test)):
         if part is None:
             continue
         if not len(part):
             raise ValueError(f"{name}: expected at least one sample in the {split} split, got none")
+        if classes_in(part.targets) is None:
+            continue
         low, high = int(part.targets.min()), int(part.targets.max())
         if low < 0 or high >= len(source.classes):
             raise ValueError(

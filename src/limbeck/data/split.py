@@ -3,6 +3,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from limbeck.data.epochs import classes_in
+
+
+def groups(targets: Tensor) -> Tensor:
+    """Return what samples are chosen by, int64 (N,): their classes; of several labels or values, a single group."""
+    return targets if classes_in(targets) is not None else torch.zeros(len(targets), dtype=torch.int64)
+
 
 def hold_out(
     targets: Tensor, share: float, generator: torch.Generator, name: str = "val_share"

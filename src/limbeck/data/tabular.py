@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.epochs import Batch, Epochs, Piece, generator
-from limbeck.data.sets import UNLABELLED
-from limbeck.data.split import hold_out
+from limbeck.data.epochs import generator
+from limbeck.data.rows import Rows
+from limbeck.data.split import groups, hold_out
 from limbeck.frozen import frozen
 from limbeck.nets.tabular import Encode, Rescale
 from limbeck.task import logits
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 MISSING = ("", "?", "na", "n/a", "nan", "-nan", "null", "none")
 """What stands in a cell that holds nothing."""
@@ -34,7 +31,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows float32 (N, D), and their targets: classes int64 (N,), -100 for none, or values float32 (N, 1)."""
+    """Rows float32 (N, D), and their targets: classes int64 (N,), or values float32 (N, 1)."""
 
     rows: Tensor
     targets: Tensor
@@ -94,43 +91,6 @@ class Tabular:
         return Rescale(mean, std)
 
 
-@final
-class Rows(Epochs):
-    """Batches (rows, targets, ids) of a table; the order of batches and the rest as in `Epochs`.
-
-    Args:
-        table: Rows and targets.
-        answers: Served in place of the targets, (N, ...): a teacher's.
-        batch_size: Rows in a batch, over all processes.
-        shuffle: Permute every view; marks a loader for training.
-        seed: Of the order.
-    """
-
-    def __init__(
-        self, table: Table, answers: Tensor | None = None, *, batch_size: int, shuffle: bool = False, seed: int = 0
-    ) -> None:
-        answers = table.targets if answers is None else answers
-        if not len(table.rows) == len(table.targets) == len(answers):
-            raise ValueError(
-                f"expected a target and an answer for each of {len(table.rows)} rows, got {len(table.targets)} targets and "
-                f"{len(answers)} answers"
-            )
-        # of values no row is without, and Epochs asks for nothing else
-        classes = table.targets if table.targets.ndim == 1 else torch.zeros(len(table), dtype=torch.int64)
-        super().__init__(classes, batch_size=batch_size, shuffle=shuffle, seed=seed)
-        self.rows, self.answers = table.rows, answers
-
-    def to(self, device: torch.device | str) -> Self:
-        """Keep the rows on ``device`` and make batches there; returns the loader itself."""
-        self.rows, self.answers, self.targets = (each.to(device) for each in (self.rows, self.answers, self.targets))
-        return self
-
-    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
-        for pieces in plan:
-            ids = torch.cat([ids for _, ids in pieces]).to(self.rows.device)
-            yield self.rows[ids], self.answers[ids], ids
-
-
 def answered(
     rows: Tensor, teacher: nn.Module, *, batch_size: int, shuffle: bool = True, seed: int = 0, chunk: int = 10_000
 ) -> Rows:
@@ -147,8 +107,7 @@ def answered(
     view = frozen(teacher)
     with torch.no_grad():
         answers = torch.cat([logits(view(part)) for part in torch.split(rows, chunk)])
-    unlabelled = torch.full((len(rows),), UNLABELLED)
-    return Rows(Table(rows, unlabelled), answers, batch_size=batch_size, shuffle=shuffle, seed=seed)
+    return Rows(rows, answers, batch_size=batch_size, shuffle=shuffle, seed=seed)
 
 
 # reading -------------------------------------------------------------------------------------------------------------
@@ -218,7 +177,7 @@ def load(
     columns, rows = _columns(data, kept, {*categorical, *read.categorical})
     classes, targets = _targets(data, read, regression)
     table = Table(rows, targets)
-    split = _Splitter(data, regression, split_seed)
+    split = _Splitter(data, split_seed)
     if read.tests is None:
         train, test = split(table, test_share, "test_share", "test")
     else:
@@ -236,7 +195,6 @@ def load(
 @dataclass(frozen=True)
 class _Splitter:
     data: str
-    regression: bool
     seed: int
 
     def __call__(self, table: Table, share: float, name: str, purpose: str) -> tuple[Table, Table]:
@@ -245,8 +203,7 @@ class _Splitter:
             raise ValueError(f"{name}: expected a share between 0 and 1, got {share}")
         if len(table) < 2:
             raise ValueError(f"{self.data}: expected at least 2 rows to hold some out ({name}), got {len(table)}")
-        groups = table.targets if not self.regression else torch.zeros(len(table), dtype=torch.int64)
-        kept, held = hold_out(groups, share, generator(purpose, self.seed), name)
+        kept, held = hold_out(groups(table.targets), share, generator(purpose, self.seed), name)
         return table.take(kept), table.take(held)
 
 
