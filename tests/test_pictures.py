@@ -1,168 +1,41 @@
-"""The pictures of a report: what is chosen and measured of the networks, and that a page is drawn of files alone."""
+"""The pictures of a report: how exhibits are drawn, and that a page is drawn of files alone."""
 
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
 from limbeck.cli import main
-from limbeck.data.loader import Loader
-from limbeck.engine.observe import choose, confusion, observe
+from limbeck.exhibits import Bars, Gallery, Matrix, Scatter
 from limbeck.report import sections
 from limbeck.report.comparison import pictured
-from limbeck.report.examples import FILE, Examples, read_examples
+from limbeck.report.examples import FILE
 from limbeck.report.history import over_seeds
 from limbeck.report.palette import BASELINE, CSS, DARK, INK, LIGHT, TEACHER, looks
-from limbeck.report.pictures import FEWER, MORE, MOST_CELLS, STRONGEST, attention, busiest, soft_labels, softmax
+from limbeck.report.pictures import (
+    FEWER,
+    MORE,
+    MOST_CELLS,
+    STRONGEST,
+    bars,
+    busiest,
+    gallery,
+    scatter,
+    sigmoid,
+    softmax,
+)
 from limbeck.report.redraw import redraw
 from limbeck.report.table import Candidate
-from limbeck.trace import record
 from pages import read
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
-
-SIDE, CLASSES = 12, 3
-PIXELS = torch.randint(256, (40, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-TARGETS = torch.arange(40) % CLASSES
-LOADER = Loader(PIXELS, TARGETS, batch_size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-
-
-class Conv(nn.Sequential):
-    def __init__(self, channels, seed, classes=CLASSES):
-        torch.manual_seed(seed)
-        super().__init__(
-            nn.Conv2d(3, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, 2 * channels, 3, 2, 1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(2 * channels, classes),
-        )
-
-
-def flat(seed=0, classes=CLASSES):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 8), nn.ReLU(), nn.Linear(8, classes))
-
-
-def some(networks=("teacher", "plain", "kd"), count=4, classes=CLASSES, long=False):
-    draw = np.random.default_rng(0)
-    names = tuple(f"a class with a long name, {index}" if long else str(index) for index in range(classes))
-    return Examples(
-        networks,
-        names,
-        draw.integers(0, 256, (count, 8, 6, 1), dtype=np.uint8),
-        np.arange(count) % classes,
-        tuple(f"{index}: the teacher is right and unsure" for index in range(count)),
-        draw.normal(0, 3, (len(networks), count, classes)).astype(np.float32),
-        (("stage1", "block1"), ("stage2", "block2")),
-        tuple(draw.integers(0, 256, (len(networks), count, side, side), dtype=np.uint8) for side in (8, 4)),
-    )
-
-
-# what is looked at ---------------------------------------------------------------------------------------------------
-
-
-def test_examples_are_chosen_for_what_they_show():
-    targets = torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    teacher = torch.tensor(
-        [[9.0, 0, 0], [0, 1, 0.9], [0, 0, 3], [1, 0.5, 0], [5, 4, 0], [0, 0.1, 0.2], [2.0, 0, 0]]
-    )  # right but in row 4; surest in row 0; margins grow: 5, 1, 3, 6, 2, 0
-    student = torch.tensor([[1.0, 0, 0], [0, 1, 0], [5, 0, 1], [0, 2, 0], [9, 0, 0], [0, 0, 1], [0, 0, 3.0]])
-    # wrong in 2 (sure), 3 and 6; of these 6 has the surer answer but a class that was shown, as 3 has
-    assert choose(teacher, student, targets) == {0: "sure", 5: "unsure", 1: "unsure", 2: "mistaken", 6: "mistaken"}
-    assert choose(-teacher, student, torch.full((7,), 1)) != {}
-    assert choose(torch.eye(3), torch.eye(3), torch.tensor([1, 2, 0])) == {}
-
-
-def test_images_are_those_of_the_data_and_maps_those_of_the_layers():
-    teacher, student = Conv(8, 0), Conv(4, 1)
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    seen = observe(teacher, {"plain": student}, LOADER, classes=("a", "b", "c"))
-    assert seen.networks == ("teacher", "plain")
-    assert seen.notes == ()
-    pixels = PIXELS.permute(0, 2, 3, 1).numpy()
-    rows = [next(row for row in range(40) if (pixels[row] == image).all()) for image in seen.images]
-    assert (TARGETS[rows].numpy() == seen.targets).all()
-    inputs = LOADER.normalise(PIXELS[rows])
-    with torch.no_grad(), record(teacher, [t for t, _ in seen.layers]) as trace:
-        logits = teacher(inputs)
-    assert seen.logits[0] == pytest.approx(logits.numpy(), abs=1e-5)
-    for (path, _), maps in zip(seen.layers, seen.maps, strict=True):
-        squares = trace[path].square().mean(1)
-        shares = 255 * squares / squares.amax((1, 2), keepdim=True)
-        assert np.abs(maps[0].astype(float) - shares.numpy()).max() <= 0.51
-    assert any("a: the teacher is right" in reason for reason in seen.reasons)
-    assert teacher.training
-    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    again = observe(teacher, {"plain": student}, LOADER, classes=("a", "b", "c"))
-    assert (again.logits == seen.logits).all()
-    assert again.reasons == seen.reasons
-
-
-def test_large_images_and_those_of_foreign_loaders_are_made_small_and_bright():
-    inputs = torch.randn(8, 1, 200, 100)
-    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16, CLASSES))
-    targets = net(inputs).argmax(1)
-    seen = observe(net, {"plain": net}, DataLoader(TensorDataset(inputs, targets), batch_size=3))
-    assert seen.images.shape[1:] == (96, 48, 1)
-    assert seen.classes == ("0", "1", "2")
-
-
-@pytest.mark.parametrize(
-    ("teacher", "student", "loader", "note"),
-    [
-        (flat(), flat(1), LOADER, "No attention maps: the networks have no paired layers"),
-        (Conv(4, 0, classes=5), Conv(4, 1), LOADER, "not answer with the same classes: teacher (5,), plain (3,)"),
-        (nn.Linear(4, 3), nn.Linear(4, 3), [(torch.randn(6, 4), torch.zeros(6).long())], "the inputs are no images"),
-        (Conv(4, 0), Conv(4, 1), [(torch.randn(2, 3, 8, 8), torch.full((2,), -100))], "the inputs are no images"),
-    ],
-)
-def test_what_cannot_be_shown_is_said_in_words(teacher, student, loader, note):
-    seen = observe(teacher, {"plain": student}, loader)
-    assert note in seen.notes[0]
-    titles = {
-        section.title
-        for section in sections.example_sections(seen, looks({"plain": "baseline"}) | {"teacher": TEACHER})
-    }
-    assert "What the teacher knows beyond the label" in titles
-
-
-def test_confusions_are_counted_and_unlabelled_samples_are_not():
-    net = Conv(4, 1)
-    targets = torch.where(torch.arange(40) < 10, -100, TARGETS)
-    table = confusion(net, Loader(PIXELS, targets, batch_size=16, mean=(0.5,) * 3, std=(0.2,) * 3))
-    answers = net((PIXELS.float() / 255 - 0.5) / 0.2).argmax(1)
-    naive = np.zeros((CLASSES, CLASSES), int)
-    for target, answer in zip(targets[10:], answers[10:], strict=True):
-        naive[target, answer] += 1
-    assert (table == naive).all()
-    dense = [(torch.randn(2, 3, 8, 8), torch.zeros(2, 8, 8).long())]
-    assert confusion(nn.Conv2d(3, 4, 1), dense) is None
-
-
-def test_examples_are_one_small_file_and_the_same_each_time(tmp_path):
-    examples = some()
-    examples.save(tmp_path / FILE)
-    content = (tmp_path / FILE).read_bytes()
-    found = read_examples(tmp_path / FILE)
-    for name in ("networks", "classes", "reasons", "layers", "notes"):
-        assert getattr(found, name) == getattr(examples, name)
-    assert all((one == other).all() for one, other in zip(found.maps, examples.maps, strict=True))
-    assert (found.logits == examples.logits).all()
-    assert found.confusion is None
-    found.save(tmp_path / FILE)
-    assert (tmp_path / FILE).read_bytes() == content
-    assert read_examples(tmp_path / "none.npz") is None
-
 
 # how it is drawn -----------------------------------------------------------------------------------------------------
 
@@ -174,17 +47,94 @@ def test_soft_labels_are_softmax_of_logits_over_temperature():
         assert mine == pytest.approx(F.softmax(torch.from_numpy(logits) / temperature, -1).numpy(), abs=1e-6)
 
 
+def picture(draw, channels=1):
+    return draw.integers(0, 256, (8, 6, channels), dtype=np.uint8)
+
+
+def soft(classes=3, long=False):
+    draw = np.random.default_rng(0)
+    names = tuple(f"a class with a long name, {index}" if long else str(index) for index in range(classes))
+    return Bars(
+        "soft labels",
+        ("teacher", "plain", "kd"),
+        names,
+        draw.normal(0, 3, (3, 4, classes)).astype(np.float32),
+        np.eye(classes, dtype=np.float32)[np.arange(4) % classes],
+        tuple(picture(draw) for _ in range(4)),
+        tuple(f"{index}: the teacher is right and unsure" for index in range(4)),
+        "softmax",
+    )
+
+
+def looked():
+    draw = np.random.default_rng(0)
+    rows = [(picture(draw), *(picture(draw, 3) for _ in range(3))), (None, *(picture(draw, 3) for _ in range(3)))]
+    labels = tuple(("", f"stage{index}", *2 * (f"block{index}",)) for index in (1, 2))
+    return Gallery("maps", ("", "teacher", "plain", "kd"), tuple(rows), labels=labels, figure="a sample")
+
+
+def many(scale, labels=20, truths=True):
+    draw = np.random.default_rng(1)
+    true = draw.integers(0, 2, (2, labels)).astype(np.float32) if truths else None
+    values = draw.normal(0, 2, (2, 2, labels)).astype(np.float32)
+    return Bars("many", ("teacher", "kd"), tuple(f"l{index}" for index in range(labels)), values, true, scale=scale)
+
+
+LOOKS = looks({"teacher": "teacher", "plain": "baseline", "kd": "distilled"})
+
+
 @pytest.mark.parametrize(("classes", "long"), [(3, False), (40, True)])
 def test_pictures_name_who_and_what_they_show(classes, long):
-    examples = some(classes=classes, long=long)
-    drawn = looks({"teacher": "teacher", "plain": "baseline", "kd": "distilled"})
-    for svg in (soft_labels(examples, drawn, "soft labels"), attention(examples, 1, "attention maps")):
+    for svg in (bars(soft(classes, long), LOOKS, "soft labels"), gallery(looked(), "attention maps")):
         assert svg.count("<image") == (4 if "T = 20" in svg else 1 + 3 * 2)
         assert all(f">{name}<" in svg for name in ("teacher", "plain", "kd"))
         assert 'role="img" aria-label="' in svg
         assert not re.search(r"#1c1f24|font-family: (?!inherit)", svg)
-    assert "var(--series-1" in soft_labels(examples, drawn, "soft labels")
-    assert ">block2<" in attention(examples, 0, "maps")
+    assert "var(--series-1" in bars(soft(classes, long), LOOKS, "soft labels")
+    assert ">block2<" in gallery(looked(), "maps")
+
+
+def test_probabilities_are_drawn_of_the_true_and_the_likeliest_labels():
+    shown = many("sigmoid")
+    svg = bars(shown, LOOKS, "labels")
+    assert ">probability<" in svg
+    assert ">to 100 %<" in svg
+    kept = set(re.findall(r">(l\d+)<", svg))
+    true = {f"l{index}" for index in range(20) if shown.truths[0, index] == 1}
+    assert true <= kept
+    assert set(re.findall(r"font-weight: 700[^<]*>(l\d+)<", svg)) >= true
+    likeliest = int(np.argmax(shown.values[:, 1].max(0)))
+    assert f">l{likeliest}<" in svg
+    assert sigmoid(np.array([0.0, -800.0, 800.0])) == pytest.approx([0.5, 0, 1])
+
+
+def test_values_have_one_scale_that_is_named_and_hold_negative_ones():
+    shown = Bars(
+        "v", ("teacher",), ("a", "b"), np.array([[[-2.0, 6.0]]], np.float32), np.array([[1, np.nan]], np.float32)
+    )
+    assert ">−2 to 6<" in bars(shown, LOOKS, "values")
+    assert ">0 to 1<" in bars(replace(shown, values=np.zeros((1, 1, 2), np.float32), truths=None), LOOKS, "nothing")
+
+
+def test_predictions_are_drawn_over_the_truth_a_panel_each():
+    truths = np.array([1.0, 2, 3], np.float32)
+    values = np.stack([truths, truths + 0.5, truths * np.nan]).astype(np.float32)
+    svg = scatter(Scatter("s", ("teacher", "kd", "broken"), truths, values, label="age, years"), LOOKS, "predictions")
+    assert ">teacher, off by 0<" in svg
+    assert ">kd, off by 0.5<" in svg
+    assert ">true age, years<" in svg
+    alone = scatter(Scatter("s", ("plain",), truths, truths[None]), LOOKS, "one")
+    assert alone.count("off by") == 1
+
+
+def test_captions_stand_beside_few_columns_and_above_many():
+    draw = np.random.default_rng(0)
+    few = Gallery("g", ("input",), ((picture(draw),), (picture(draw, 3),)), ("true 3; teacher 4", "x" * 30))
+    assert {">true 3<", ">teacher 4<"} <= set(re.findall(">[^<>]+<", gallery(few, "few")))
+    wide = Gallery("g", tuple("abcde"), ((picture(draw), None, None, None, picture(draw)),), ("one; two",))
+    svg = gallery(wide, "wide")
+    assert ">one; two<" in svg
+    assert svg.count("<image") == 2
 
 
 def test_a_network_looks_the_same_in_every_figure():
@@ -210,9 +160,10 @@ def test_largest_changes_are_told_in_words():
     assert ">−4.5<" in section.plots[0].svg
     assert ">+2.0<" in section.plots[0].svg
     assert sections.changes_section(plain, {"kd": plain}, ("cat", "dog", "emu"), 2) is None
-    alone = sections.confusion_section(plain.astype(np.int64), ("cat", "dog", "emu"))
+    alone = sections.confusion_section(Matrix("m", ("cat", "dog", "emu"), plain.astype(np.int64), "images"))
     assert alone.sentences[0] == "cat is taken for dog in 6 of 16 held-out images."
-    assert "Nothing" in sections.confusion_section(np.eye(3, dtype=np.int64), ("a", "b", "c")).sentences[0]
+    right = sections.confusion_section(Matrix("m", ("a", "b", "c"), np.eye(3, dtype=np.int64), "pixels"))
+    assert right.sentences == ["Nothing: all held-out pixels are given their class."]
 
 
 def test_of_many_classes_the_busiest_are_drawn():

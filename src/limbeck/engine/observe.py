@@ -1,9 +1,11 @@
-"""Look at a few test images with the trained networks, for the pictures of a report."""
+"""Let a task see what trained networks make of held-out data, for the exhibits of a report."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,75 +16,68 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torch.utils._pytree import tree_map
 
+from limbeck.batches import part, samples
 from limbeck.data import Data
 from limbeck.data.augment import Normalise
 from limbeck.data.epochs import Epochs
 from limbeck.engine.learner import teachers_of
-from limbeck.frozen import Frozen, bare, frozen
+from limbeck.exhibits import Exhibit, Gallery, Note
+from limbeck.frozen import bare, frozen
 from limbeck.layers import Pair, pairs
 from limbeck.method import Method
 from limbeck.methods.at import attention_map
-from limbeck.report.examples import Examples
 from limbeck.report.run import read_result
-from limbeck.task import UNLABELLED, Task
-from limbeck.tasks.classification import classification, cross_entropy
+from limbeck.task import Batch, Task
 from limbeck.trace import record
 
 POOL = 256
-"""Images, spread over the test data, among which the examples are looked for."""
-UNSURE, MISTAKEN = 2, 2
-"""Examples on which the teacher hesitates, and on which the student errs."""
-SIDE, GRID = 96, 28
-"""Most pixels a side that are kept of an image and of an attention map."""
-LAYERS = 4
-"""Most pairs of layers whose attention is shown: the deepest."""
-MOST_CLASSES = 1000
-"""Beyond these a table of confusions is too large to keep, and to look at."""
+"""Samples, spread over the held-out data, among which a task looks for what is telling."""
+CHUNK = 64
+"""Samples that a network is fed at once."""
+GRID = 28
+"""Most pixels a side that are kept of an attention map."""
+LAYERS, LOOKS = 4, 3
+"""Most pairs of layers whose attention is shown, the deepest, and most samples."""
+LOOKED = "Where they look"
+ATTENTION = (
+    "Where a layer is most active: the mean of its squared channels (Zagoruyko & Komodakis 2017), each map up to its own "
+    "maximum. A row is a pair of layers."
+)
 
 
-def examples_of(method: Method, loader: Iterable[Any], classes: Sequence[str] = ()) -> Examples | None:
-    """Return what a trained method's networks make of test images: the one to ship and, if there is one, its teacher.
+def exhibits_of(method: Method, loader: Iterable[Any], classes: Sequence[str] = ()) -> list[Exhibit]:
+    """Return what a trained method's task shows of the network to ship and, if there is one, of its teacher.
 
-    Among several processes all must ask, as each has its share of the test data.
+    Among several processes all must ask, as each has its share of the held-out data.
 
     Args:
         method: The method; of several stages the last.
-        loader: Test batches.
-        classes: Names, in the order of the outputs; by default their numbers.
-
-    Returns:
-        The examples, or None where the task is no classification.
+        loader: Held-out batches.
+        classes: The names of the outputs.
     """
     name, student = next(iter(method.networks().items()))
-    table = confusion(student, loader, method.task)
-    if table is None:
-        return None
-    names = tuple(classes) if len(classes) == len(table) else tuple(map(str, range(len(table))))
     _, teacher = next(teachers_of(method), ("", None))
-    if teacher is None:
-        return replace(_nothing((name,), names), confusion=table)
-    device = next(student.parameters(), torch.empty(0)).device
-    return replace(
-        observe(teacher, {name: student}, loader, method.task, classes=names, device=device), confusion=table
-    )
+    return observe(teacher, {name: student}, loader, method.task, classes=classes, device=_device(student), count=True)
 
 
-def examples_of_runs(
+def exhibits_of_runs(
     runs: Mapping[str, Path],
     make: Callable[[], nn.Module],
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     data: Any,
+    task: Task,
     device: torch.device | str,
-) -> Examples:
-    """Return what a teacher and the students of several runs make of the same test images.
+) -> list[Exhibit]:
+    """Return what a task shows of a teacher and the students of several runs, on the same held-out samples.
 
     Args:
         runs: Finished runs by the names of their students.
         make: Makes the student.
-        teacher: Their teacher.
+        teacher: Their teacher, if there is one.
         data: A `limbeck.data.Data`, or loaders ``(train, val, test)``.
+        task: Their task.
         device: Where the networks run.
     """
     students = {name: make() for name in runs}
@@ -90,180 +85,209 @@ def examples_of_runs(
         shipped = next(iter(read_result(folder)["networks"]))
         students[name].load_state_dict(load_file(folder / f"{shipped}.safetensors"))
     test, classes = (data.test, data.classes) if isinstance(data, Data) else (data[2], ())
-    return observe(teacher, students, test, classes=classes, device=device)
+    return observe(teacher, students, test, task, classes=classes, device=device)
 
 
 @torch.no_grad()
 def observe(
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     students: Mapping[str, nn.Module],
     loader: Iterable[Any],
-    task: Task = classification,
+    task: Task,
     *,
     classes: Sequence[str] = (),
     device: torch.device | str = "cpu",
-) -> Examples:
-    """Let a teacher and its students answer to a few telling images, and see where their layers look.
+    count: bool = False,
+) -> list[Exhibit]:
+    """Return what a task shows of a teacher and its students.
 
-    The examples are the same each time: of 256 images spread over the data, and of those that the teacher gets right, the
-    one that it is surest of, two that it is least sure of, and two that the first student gets wrong, surest of itself.
+    Where the task's ``exhibit`` fails there is a warning, and what it yielded before: a picture is not worth the networks.
 
     Args:
-        teacher: The teacher.
-        students: Of one architecture, by name; the first is the one whose errors are shown.
-        loader: Test batches.
-        task: How they are fed.
-        classes: Names, in the order of the outputs; by default their numbers.
+        teacher: The teacher, if there is one; a `limbeck.Frozen` keeps its own view.
+        students: Of one architecture, by name.
+        loader: Held-out batches.
+        task: How they are fed, and what is shown.
+        classes: The names of the outputs.
         device: Where the networks run; they stay where they are.
-
-    Returns:
-        The examples; with a note, and without images, where there are none to be seen.
+        count: Whether the students' answers to all the data may be counted.
     """
-    names, nets = ("teacher", *students), [Frozen(bare(net)).to(device) for net in (teacher, *students.values())]
-    pool = _pool(loader, task)
-    if pool is None:
-        why = "No examples: the inputs are no images (N, C, H, W) of one size, grey or RGB, with a class each."
-        return _nothing(names, classes, why)
-    inputs, targets = pool
-    logits = [_answers(net, inputs, task, device) for net in nets]
-    if len({each.shape[1:] for each in logits}) > 1 or logits[0].ndim != 2:
-        shapes = ", ".join(f"{name} {tuple(each.shape[1:])}" for name, each in zip(names, logits, strict=True))
-        return _nothing(names, classes, f"No examples: the networks do not answer with the same classes: {shapes}.")
-    chosen = choose(logits[0], logits[1], targets)
-    if not chosen:
-        return _nothing(names, classes, f"No examples: of {len(targets)} held-out images the teacher gets none right.")
-    classes = tuple(classes) or tuple(map(str, range(logits[0].shape[1])))
-    rows = torch.tensor(list(chosen))
-    takes = logits[1].argmax(1)
-    layers, maps = _attention(nets, inputs[rows].to(device), task)
-    return Examples(
-        names,
-        classes,
-        _pixels(inputs[rows], loader),
-        targets[rows].numpy(),
-        tuple(_words(why, classes[targets[row]], names[1], classes[takes[row]]) for row, why in chosen.items()),
-        torch.stack(logits)[:, rows].numpy(),
-        layers,
-        maps,
-        notes=()
-        if maps
-        else ("No attention maps: the networks have no paired layers with feature maps (N, C, H, W).",),
-    )
+    views = {name: _view(net, device) for name, net in students.items()}
+    taught = {} if teacher is None else {"teacher": _view(teacher, device)}
+    seen = Observed(task, {**taught, **views}, loader, device, tuple(classes), views if count else {})
+    shown: list[Exhibit] = []
+    try:
+        for exhibit in task.exhibit(seen):
+            if not isinstance(exhibit, Exhibit):
+                raise TypeError(f"expected exhibits (limbeck.exhibits), got {type(exhibit).__name__}")
+            shown.append(exhibit)
+    except Exception as error:  # noqa: BLE001  # of a task of the user's own, anything
+        warnings.warn(
+            f"the task {task.name!r} cannot show its examples, and the page goes without: {type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+    return shown
 
 
-@torch.no_grad()
-def confusion(net: nn.Module, loader: Iterable[Any], task: Task = classification) -> NDArray[np.int64] | None:
-    """Count how many samples of each class (row) a network takes for each other one (column), over all processes.
-
-    None where the task is no classification of whole inputs, or has more than 1000 classes.
-    """
-    if task.loss is not cross_entropy:
-        return None
-    view, table = frozen(net), None
-    for inputs, target in _classified(loader, task, next(net.parameters(), torch.empty(0)).device):
-        output = task.feed(view, inputs)
-        if table is None:
-            if output.ndim != 2 or output.shape[1] > MOST_CLASSES:
-                return None
-            table = MulticlassConfusionMatrix(output.shape[1], ignore_index=UNLABELLED).to(output.device)
-        table.update(output, target)
-    return None if table is None else table.compute().cpu().numpy().astype(np.int64)
-
-
-def choose(teacher: Tensor, student: Tensor, targets: Tensor) -> dict[int, str]:
-    """Choose telling samples among those that the teacher gets right, of different classes as far as there are.
+@dataclass(frozen=True)
+class Observed:
+    """Trained networks and held-out data: a `limbeck.exhibits.Shown`.
 
     Args:
-        teacher: Logits, (N, K).
-        student: Logits, (N, K).
-        targets: Classes, (N).
-
-    Returns:
-        Rows with why they were chosen, in the order they are shown: "sure" (the teacher), "unsure" (the teacher) and
-        "mistaken" (the student).
+        task: The task.
+        networks: Frozen, by name, the teacher first.
+        loader: Held-out batches.
+        device: Where the networks are.
+        classes: The names of the outputs.
+        counted: Networks whose answers to all the data may be counted.
     """
-    right = teacher.argmax(1) == targets
-    best = teacher.softmax(1).topk(min(2, teacher.shape[1])).values
-    margin = best[:, 0] - best[:, -1]
-    mistaken = right & (student.argmax(1) != targets)
-    certainty = student.softmax(1).amax(1)
-    chosen: dict[int, str] = {}
-    for why, count, where, order in (
-        ("sure", 1, right, -margin),
-        ("mistaken", MISTAKEN, mistaken, -certainty),
-        ("unsure", UNSURE, right, margin),
-    ):
-        rows = [row for row in order.argsort(stable=True).tolist() if where[row] and row not in chosen]
-        seen = {int(targets[row]) for row in chosen}
-        rows.sort(key=lambda row: int(targets[row]) in seen)  # a class that was not shown yet, if there is one
-        chosen |= dict.fromkeys(rows[:count], why)
-    return dict(sorted(chosen.items(), key=lambda item: ("sure", "unsure", "mistaken").index(item[1])))
 
+    task: Task
+    networks: Mapping[str, nn.Module]
+    loader: Iterable[Any]
+    device: torch.device | str = "cpu"
+    classes: tuple[str, ...] = ()
+    counted: Mapping[str, nn.Module] = field(default_factory=dict)
 
-def _words(why: str, target: str, student: str, answer: str) -> str:
-    if why == "mistaken":
-        return f"{target}: the teacher is right, {student} says {answer}"
-    return f"{target}: the teacher is right and {why}"
+    @cached_property
+    def samples(self) -> tuple[Any, Any]:
+        """Inputs and targets of up to 256 samples: spread over data whose order is known, else the first that stack."""
+        if isinstance(self.loader, Epochs):
+            batches = [self.loader.few(POOL)]
+        else:
+            batches = list(_enough(self.loader, self.task))
+        columns = [(self.task.inputs(batch), self.task.target(batch)) for batch in move_data_to_device(batches, "cpu")]
+        widths = [[*_widths(inputs), *_widths(targets)] for inputs, targets in columns]
+        alike = [each for each, width in zip(columns, widths, strict=True) if width == widths[0]]
+        inputs, targets = (part(_joined([each[at] for each in alike]), slice(POOL)) for at in (0, 1))
+        return inputs, targets
 
+    @cached_property
+    def answers(self) -> Mapping[str, Any]:
+        """What each network answers to ``samples``."""
+        inputs, _ = self.samples
+        chunks = [part(inputs, slice(at, at + CHUNK)) for at in range(0, samples(inputs), CHUNK)]
+        return {
+            name: _joined([tree_map(_kept, self.task.feed(net, self._moved(chunk))) for chunk in chunks])
+            for name, net in self.networks.items()
+        }
 
-def _nothing(names: Sequence[str], classes: Sequence[str], *notes: str) -> Examples:
-    nothing = np.zeros((0, 1, 1, 1), np.uint8), np.zeros(0, np.int64), (), np.zeros((len(names), 0, 0), np.float32)
-    return Examples(tuple(names), tuple(classes), *nothing, notes=notes)
+    def batches(self) -> Iterator[Batch]:
+        """Yield all held-out batches where the networks are; among several processes, this one's share."""
+        for batch in self.loader:
+            yield self._moved(batch)
 
+    def pictures(self, inputs: Any, side: int = 96) -> tuple[NDArray[np.uint8], ...] | None:
+        """Return inputs as they would look on a screen; None where they are no images."""
+        images = _images(inputs)
+        return None if images is None else tuple(_pixels(image[None], self.loader, side) for image in images)
 
-def _pool(loader: Iterable[Any], task: Task) -> tuple[Tensor, Tensor] | None:
-    """Return images with their classes, spread over the data where it can be told to; None where there are none."""
-    if isinstance(loader, Epochs):
-        spread = torch.linspace(0, len(loader.ids) - 1, min(POOL, len(loader.ids)), dtype=torch.float64).long()
-        loader, ids = loader.plain(), loader.ids
-        loader.ids = ids[spread]
-    images: list[Tensor] = []
-    classes: list[Tensor] = []
-    for inputs, target in _classified(loader, task, torch.device("cpu")):
-        if not isinstance(inputs, Tensor) or inputs.ndim != 4 or inputs.shape[1] not in (1, 3):
-            return None
-        labelled = target != UNLABELLED
-        images.append(inputs[labelled])
-        classes.append(target[labelled])
-        if sum(map(len, images)) >= POOL:
-            break
-    if len({each.shape[1:] for each in images}) != 1 or not sum(map(len, images)):
-        return None
-    return torch.cat(images)[:POOL], torch.cat(classes)[:POOL]
-
-
-def _classified(loader: Iterable[Any], task: Task, device: torch.device) -> Iterator[tuple[Any, Tensor]]:
-    """Yield inputs and classes as long as a sample has one class."""
-    for batch in loader:
-        moved = move_data_to_device(batch, device)
-        target = task.target(moved)
-        if target.ndim != 1:
+    def attention(self, rows: Sequence[int], captions: Sequence[str]) -> Iterator[Exhibit]:
+        """Yield where the paired layers of the networks look, a figure a sample."""
+        inputs, _ = self.samples
+        spread = sorted({round(place) for place in np.linspace(0, len(rows) - 1, min(LOOKS, len(rows)))})
+        chosen = part(inputs, [rows[place] for place in spread])
+        pictures = self.pictures(chosen)
+        if pictures is None or "teacher" not in self.networks or len(self.networks) < 2:
             return
-        yield task.inputs(moved), target
+        layers, maps = _attention(list(self.networks.values()), self._moved(chosen), self.task)
+        if not layers:
+            why = "the networks have no paired layers with feature maps (N, C, H, W)."
+            yield Note(LOOKED, f"No attention maps: {why}")
+            return
+        students = len(self.networks) - 1
+        for index, place in enumerate(spread):
+            yield Gallery(
+                LOOKED,
+                ("", *self.networks),
+                tuple((None if row else pictures[index], *each[:, index]) for row, each in enumerate(maps)),
+                labels=tuple(("", of_teacher, *students * (of_student,)) for of_teacher, of_student in layers),
+                figure=captions[place],
+                words=ATTENTION,
+            )
+
+    def _moved(self, column: Any) -> Any:
+        return move_data_to_device(column, self.device)
 
 
-def _answers(net: nn.Module, inputs: Tensor, task: Task, device: torch.device | str) -> Tensor:
-    return torch.cat([task.feed(net, chunk.to(device)).float().cpu() for chunk in torch.split(inputs, 64)])
+def _view(net: nn.Module, device: torch.device | str) -> nn.Module:
+    """Return a network as it would be deployed, on a device, fed and read in its own way; it stays where it is."""
+    return frozen(net).again("eval").to(device)
 
 
-def _pixels(inputs: Tensor, loader: Iterable[Any]) -> NDArray[np.uint8]:
-    """Undo the normalisation where it is known, and stretch the values to their own range where it is not."""
-    normalise = getattr(loader, "normalise", None)
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters(), torch.empty(0)).device
+
+
+def _enough(loader: Iterable[Any], task: Task) -> Iterator[Batch]:
+    """Yield batches until there are enough samples."""
+    seen = 0
+    for batch in loader:
+        yield batch
+        seen += samples(task.target(batch))
+        if seen >= POOL:
+            return
+
+
+def _widths(column: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of a column's samples, where they must agree to be stacked."""
+    if isinstance(column, Mapping):
+        return [width for own in column.values() for width in _widths(own)]
+    return [tuple(column.shape[1:])] if isinstance(column, Tensor) else []
+
+
+def _joined(columns: Sequence[Any]) -> Any:
+    """Return the samples of several columns as one."""
+    first = columns[0]
+    if isinstance(first, Mapping):
+        return {name: _joined([each[name] for each in columns]) for name in first}
+    if isinstance(first, Tensor):
+        return torch.cat(list(columns)) if first.ndim else first
+    if isinstance(first, (list, tuple)):
+        return [entry for each in columns for entry in each]
+    return first
+
+
+def _kept(leaf: Any) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return leaf.float().cpu() if leaf.is_floating_point() else leaf.cpu()
+
+
+def _images(inputs: Any) -> list[Tensor] | None:
+    """Return the images (C, H, W), grey or RGB, in inputs: a tensor, a list, or one of a dict's."""
+    columns = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+    for column in columns:
+        if isinstance(column, (Tensor, list, tuple)) and len(column) and all(map(_is_image, column)):
+            return list(column)
+    return None
+
+
+def _is_image(value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.ndim != 3 or value.shape[0] not in (1, 3):
+        return False
+    return value.is_floating_point() or value.dtype == torch.uint8
+
+
+def _pixels(inputs: Tensor, loader: Iterable[Any], side: int) -> NDArray[np.uint8]:
+    """Undo the normalisation of an image (1, C, H, W) where it is known, and stretch the values to their own range else."""
+    normalise, inputs = getattr(loader, "normalise", None), inputs.float()
     if isinstance(normalise, Normalise):
         pixels = (inputs - normalise.shift.cpu()) / normalise.scale.cpu() / 255
     else:
-        low, high = inputs.amin((1, 2, 3), keepdim=True), inputs.amax((1, 2, 3), keepdim=True)
+        low, high = inputs.min(), inputs.max()
         pixels = (inputs - low) / (high - low).clamp_min(1e-6)
     longest = max(pixels.shape[2:])
-    if longest > SIDE:
-        pixels = F.interpolate(pixels, scale_factor=SIDE / longest, mode="area")
-    return (255 * pixels.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).numpy()
+    if longest > side:
+        pixels = F.interpolate(pixels, scale_factor=side / longest, mode="area")
+    shown: NDArray[np.uint8] = (255 * pixels[0].clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
+    return shown
 
 
 def _attention(
-    nets: Sequence[nn.Module], inputs: Tensor, task: Task
+    nets: Sequence[nn.Module], inputs: Any, task: Task
 ) -> tuple[tuple[Pair, ...], tuple[NDArray[np.uint8], ...]]:
-    """Return the pairs (teacher's layer, student's) that have feature maps, and each one's maps, (networks, N, h, w)."""
+    """Return the pairs (teacher's layer, student's) that have feature maps, and each one's maps, (networks, N, h, w, 3)."""
     teacher, *students = nets
     found = [(t, s) for s, t in pairs(students[0], teacher, inputs, task)]
     shown = [_features(teacher, [t for t, _ in found], inputs, task)]
@@ -276,15 +300,18 @@ def _attention(
     return tuple(kept)[-LAYERS:], tuple(kept.values())[-LAYERS:]
 
 
-def _features(net: nn.Module, paths: Sequence[str], inputs: Tensor, task: Task) -> dict[str, Tensor]:
+def _features(net: nn.Module, paths: Sequence[str], inputs: Any, task: Task) -> dict[str, Tensor]:
     with torch.compiler.set_stance("force_eager"), record(bare(net), paths) as trace:
         task.feed(net, inputs)
     return trace
 
 
 def _maps(features: Sequence[Tensor]) -> NDArray[np.uint8]:
-    """Return where each network's layer looks, on the coarsest of their grids, as shares of each map's maximum."""
+    """Return where each network's layer looks, on the coarsest of their grids: shares of each map's maximum, as colours."""
+    from matplotlib import colormaps
+
     height, width = (min(GRID, *(each.shape[axis] for each in features)) for axis in (2, 3))
     maps = torch.stack([F.adaptive_avg_pool2d(attention_map(each), (height, width)) for each in features])
     shares = maps / maps.amax((2, 3), keepdim=True).clamp_min(1e-12)
-    return (255 * shares).round().byte().cpu().numpy()
+    coloured: NDArray[np.uint8] = colormaps["inferno"]((255 * shares).round().byte().cpu().numpy(), bytes=True)[..., :3]
+    return coloured

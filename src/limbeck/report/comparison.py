@@ -10,25 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.exhibits import Exhibit, Matrix
 from limbeck.files import write
 from limbeck.measure import Cost, Judgement, paired
-from limbeck.report.examples import FILE, Examples, read_examples
+from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, strip, tradeoff
-from limbeck.report.history import Row, accuracy_columns, over_seeds, players, read_rows, terms
+from limbeck.report.history import Row, over_seeds, players, read_rows, score_columns, terms
 from limbeck.report.page import Plot, Section, Table, render
 from limbeck.report.palette import Look, looks
-from limbeck.report.run import read_result
-from limbeck.report.sections import changes_section, example_sections
+from limbeck.report.run import read_result, read_score
+from limbeck.report.sections import changes_section, exhibit_sections
 from limbeck.report.table import (
-    HEADER,
-    LEGEND,
     Candidate,
-    accuracy,
+    amount,
+    at_start,
     csv_table,
+    header,
     judgements,
     latex_table,
+    legend,
     markdown_table,
-    points,
+    mean_sd,
     records,
     rows,
 )
@@ -38,14 +40,14 @@ PICTURED = 2
 """Students whose answers are shown beside the plain one's: those that are best by their mean."""
 RESULTS = "results.json"
 CAPTION = (
-    "Left: a point is one seed, a bar the mean, the dashed line the plain student's mean. Right: mean difference to the "
-    "plain student over the same seeds with its 95 % interval; an interval across the dashed line shows nothing."
+    "Left: a point is one seed, a bar the mean, the dashed line the plain student's mean. Right: mean difference to {whom} "
+    "over the same seeds with its 95 % interval; an interval across the dashed line shows nothing."
 )
 COSTS = (
-    "Accuracy on the test data over parameters and over latency (one sample, one CPU thread), mean and standard deviation "
+    "{score} on the test data over parameters and over latency (one sample, one CPU thread), mean and standard deviation "
     "over seeds. Networks of one size stand a little apart."
 )
-CURVES = "Accuracy on the validation data, mean over seeds; the band is one standard deviation."
+CURVES = "{score} on the validation data, mean over seeds; the band is one standard deviation."
 TERMS = "Each term of the loss, raw, mean over seeds; the band is one standard deviation."
 
 
@@ -107,6 +109,7 @@ def write_comparison(
     results = {
         "title": comparison.title,
         "note": comparison.note,
+        "score": asdict(candidates[0].score),
         "facts": dict(facts or {}),
         "rows": [record | cost for record, cost in zip(records(candidates), costs, strict=True)],
         **details,
@@ -135,8 +138,8 @@ def redraw_comparison(folder: str | Path, path: str | Path | None = None) -> Pat
     sections = [
         _section(comparison),
         _learning(runs),
-        *example_sections(runs.examples, runs.looks),
-        _confusions(runs),
+        *exhibit_sections(runs.exhibits, runs.looks),
+        *_confusions(runs),
         _what_was_run(runs, results),
     ]
     page = render(TITLE, [], [section for section in sections if section is not None])
@@ -144,21 +147,21 @@ def redraw_comparison(folder: str | Path, path: str | Path | None = None) -> Pat
 
 
 def pictured(candidates: Sequence[Candidate]) -> list[str]:
-    """Return whose answers a page shows beside the teacher's: the plain student, and the two best others by their mean.
+    """Return whose answers a page shows beside the teacher's: the plain student, and the two best others by their score.
 
     Controls are among them only where nothing else is compared.
     """
     baseline = [candidate.name for candidate in candidates if candidate.role == "baseline"]
-    compared = [candidate for candidate in candidates if candidate.paired and candidate.accuracies]
+    compared = [candidate for candidate in candidates if candidate.paired and candidate.values]
     distilled = [candidate for candidate in compared if candidate.role == "distilled"] or compared
-    best = sorted(distilled, key=lambda candidate: -statistics.fmean(candidate.accuracies))[:PICTURED]
+    best = sorted(distilled, key=lambda one: one.score.gain(0.0, statistics.fmean(one.values)))[:PICTURED]
     return [*baseline, *(candidate.name for candidate in candidates if candidate in best)]
 
 
 def findings(comparison: Comparison) -> list[str]:
     """Say in plain words what each compared network shows, good or bad, and what the teacher costs beside the student."""
     judged = zip(comparison.candidates, judgements(comparison.candidates), strict=True)
-    found = [_finding(candidate.name, judgement) for candidate, judgement in judged if judgement]
+    found = [_finding(candidate, judgement) for candidate, judgement in judged if judgement]
     by_role = {candidate.role: candidate for candidate in reversed(comparison.candidates)}
     teacher, student = by_role.get("teacher"), by_role.get("baseline")
     return [*found, _sizes(teacher, student)] if teacher and student else found
@@ -171,19 +174,17 @@ class _Runs:
     candidates: tuple[Candidate, ...]
     folders: Mapping[str, Sequence[Path]]
     looks: Mapping[str, Look]
-    examples: Examples | None
+    exhibits: Sequence[Exhibit]
 
     @classmethod
     def find(cls, folder: Path, candidates: Sequence[Candidate], folders: Mapping[str, str]) -> _Runs:
         found = {
-            candidate.name: [
-                folder / folders[candidate.name] / f"seed-{seed}" for seed in range(len(candidate.accuracies))
-            ]
+            candidate.name: [folder / folders[candidate.name] / f"seed-{seed}" for seed in range(len(candidate.values))]
             for candidate in candidates
             if candidate.name in folders
         }
         drawn = looks({candidate.name: candidate.role for candidate in candidates})
-        return cls(tuple(candidates), found, drawn, read_examples(folder / FILE))
+        return cls(tuple(candidates), found, drawn, read_exhibits(folder / FILE))
 
     def histories(self) -> dict[str, list[list[Row]]]:
         return {name: [read_rows(run / "metrics.csv") for run in of] for name, of in self.folders.items()}
@@ -191,14 +192,20 @@ class _Runs:
 
 def _comparison(results: Mapping[str, Any]) -> Comparison:
     rows = results["rows"]
-    baseline = next((tuple(row["accuracies"]) for row in rows if row["role"] == "baseline"), ())
+    score = read_score(results)
+    values = {row["name"]: tuple(row["values"] if "values" in row else row["accuracies"]) for row in rows}
+    plain = next((row["name"] for row in rows if row["role"] == "baseline"), "")
     candidates = [
         Candidate(
             row["name"],
             row["role"],
             Cost(**{field.name: row["cost"][field.name] for field in fields(Cost)}),
-            tuple(row["accuracies"]),
-            paired(row["accuracies"], baseline) if row["role"] in ("distilled", "control") else None,
+            values[row["name"]],
+            paired(values[row["name"]], values[row.get("against") or plain])
+            if row["role"] in ("distilled", "control")
+            else None,
+            score,
+            row.get("against") or "",
         )
         for row in rows
     ]
@@ -206,16 +213,18 @@ def _comparison(results: Mapping[str, Any]) -> Comparison:
 
 
 def _section(comparison: Comparison) -> Section:
-    trained = [candidate for candidate in comparison.candidates if candidate.accuracies]
+    name = at_start(comparison.candidates[0].score.name)
+    trained = [candidate for candidate in comparison.candidates if candidate.values]
     plots = []
     if trained:
-        plots.append(Plot(strip(trained, f"Accuracy by seed: {comparison.title}"), CAPTION))
+        whom = "its baseline" if any(candidate.against for candidate in trained) else "the plain student"
+        plots.append(Plot(strip(trained, f"{name} by seed: {comparison.title}"), CAPTION.format(whom=whom)))
     if costly := [each for each in trained if each.cost.parameters and each.cost.latency_ms]:
-        plots.append(Plot(_tradeoff(costly, f"Accuracy over cost: {comparison.title}"), COSTS))
+        plots.append(Plot(_tradeoff(costly, f"{name} over cost: {comparison.title}"), COSTS.format(score=name)))
     return Section(
         comparison.title,
         [comparison.note] * bool(comparison.note) + findings(comparison),
-        Table(HEADER, rows(comparison.candidates), LEGEND),
+        Table(header(comparison.candidates), rows(comparison.candidates), legend(comparison.candidates)),
         plots,
     )
 
@@ -227,51 +236,61 @@ def _tradeoff(candidates: Sequence[Candidate], label: str) -> str:
             Point(
                 each.name,
                 {"parameters": each.cost.parameters, "latency, ms": each.cost.latency_ms},
-                each.accuracies,
+                each.values,
                 drawn[each.name],
             )
             for each in candidates
         ],
         label,
+        candidates[0].score,
     )
 
 
 def _learning(runs: _Runs) -> Section | None:
-    accuracies: list[Line] = []
+    score = runs.candidates[0].score
+    reached: list[Line] = []
     charts: dict[str, list[Line]] = {}
     for name, histories in runs.histories().items():
         first = next((rows for rows in histories if rows), [])
-        for column in list(accuracy_columns(first).values())[:1]:
-            accuracies.append(over_seeds(histories, column, name, runs.looks[name], scale=100))
+        for column in list(score_columns(first, score).values())[:1]:
+            reached.append(over_seeds(histories, column, name, runs.looks[name], scale=score.scale))
         for player in players(first):
             for term in terms(first, player):
                 chart = term if player == players(first)[0] else f"{player}: {term}"
                 column = f"train/{player}/{term}"
                 charts.setdefault(chart, []).append(over_seeds(histories, column, name, runs.looks[name]))
     plots = []
-    if drawn := [each for each in accuracies if each.x]:
-        plots.append(Plot(curves(drawn, "validation accuracy over epochs", y_label="%"), CURVES))
+    if drawn := [each for each in reached if each.x]:
+        chart = curves(drawn, f"validation {score.name} over epochs", y_label=score.unit or score.name)
+        plots.append(Plot(chart, CURVES.format(score=at_start(score.name))))
     if kept := {chart: known for chart, lines in charts.items() if (known := [each for each in lines if each.x])}:
         plots.append(Plot(panels(kept, "losses over epochs, by term"), TERMS))
     return Section("How they learnt", plots=plots) if plots else None
 
 
-def _confusions(runs: _Runs) -> Section | None:
-    """Compare the pictured students by their mean tables, over the seeds of which all have one."""
-    found = {
-        name: [read_examples(run / FILE) for run in runs.folders.get(name, ())] for name in pictured(runs.candidates)
-    }
-    seeds = [
-        [each.confusion for each in of if each is not None and each.confusion is not None]
-        for of in zip(*found.values(), strict=True)
-    ]
-    complete = [tables for tables in seeds if len(tables) == len(found)]
-    if len(found) < 2 or not complete:
-        return None
-    means = dict(zip(found, np.mean(np.array(complete, dtype=np.float64), axis=0), strict=True))
-    classes = next(each.classes for of in found.values() for each in of if each is not None)
-    plain, *others = found
-    return changes_section(means[plain], {name: means[name] for name in others}, classes, len(complete))
+def _confusions(runs: _Runs) -> list[Section]:
+    """Compare the pictured students by the means of their tables, over the seeds of which all have one."""
+    names = pictured(runs.candidates)
+    if len(names) < 2:
+        return []
+    plain, *others = names
+    seeds = list(zip(*([_matrices(run) for run in runs.folders.get(name, ())] for name in names), strict=True))
+    sections = []
+    for what in dict.fromkeys(key for seed in seeds for tables in seed for key in tables):
+        complete = [[tables[what] for tables in seed] for seed in seeds if all(what in tables for tables in seed)]
+        if complete:
+            counts = np.array([[table.counts for table in seed] for seed in complete], dtype=np.float64)
+            means = dict(zip(names, counts.mean(0), strict=True))
+            classes, unit = complete[0][0].labels, complete[0][0].unit
+            changed = {name: means[name] for name in others}
+            sections.append(changes_section(means[plain], changed, classes, len(complete), unit))
+    return [section for section in sections if section is not None]
+
+
+def _matrices(run: Path) -> dict[tuple[str, ...], Matrix]:
+    """Return a run's tables of confusions by title and labels: tables that agree in both can be compared."""
+    exhibits = read_exhibits(run / FILE)
+    return {(each.title, *each.labels): each for each in exhibits if isinstance(each, Matrix)}
 
 
 def _what_was_run(runs: _Runs, results: Mapping[str, Any]) -> Section:
@@ -293,23 +312,21 @@ def _what_was_run(runs: _Runs, results: Mapping[str, Any]) -> Section:
     )
 
 
-def _finding(name: str, judgement: Judgement) -> str:
-    pair = judgement.pair
+def _finding(candidate: Candidate, judgement: Judgement) -> str:
+    name, score, pair = candidate.name, candidate.score, judgement.pair
+    evidence = f"{amount(score, pair.difference)} against {candidate.against or 'the plain student'}"
     if pair.n == 1:
-        return (
-            f"{name}: {points(pair.difference)} points against the plain student in a single seed, which shows nothing."
-        )
-    evidence = f"{points(pair.difference)} points against the plain student over {pair.n} seeds"
+        return f"{name}: {evidence} in a single seed, which shows nothing."
+    evidence += f" over {pair.n} seeds"
     if math.isnan(pair.low):
         return f"{name}: {evidence}, the same in each; a test set too coarse to see how seeds vary shows nothing."
-    interval = f"95 % interval {points(pair.low)} to {points(pair.high)}"
+    interval = f"95 % interval {score.difference(pair.low)} to {score.difference(pair.high)}"
     return f"{name}: {judgement.words}. {evidence}, {interval}."
 
 
 def _sizes(teacher: Candidate, student: Candidate) -> str:
     parameters = teacher.cost.parameters / max(1, student.cost.parameters)
     macs = teacher.cost.macs / max(1, student.cost.macs)
-    return (
-        f"The teacher reaches {accuracy(teacher.accuracies)} % with {parameters:.3g} times the student's "
-        f"parameters and {macs:.3g} times its MACs."
-    )
+    reached = f"{mean_sd(teacher)} {teacher.score.unit or teacher.score.name}"
+    more = f"{parameters:.3g} times the student's parameters and {macs:.3g} times its MACs"
+    return f"The teacher reaches {reached} with {more}."

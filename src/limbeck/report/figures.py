@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.report.palette import BASELINE, CSS, INK, RULE, SOFT, Look, looks, series
 from limbeck.report.table import Candidate, quantity
+from limbeck.task import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,18 +72,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A network in figures of accuracy over cost.
+    """A network in figures of a score over cost.
 
     Args:
         name: Its name.
         costs: By the name of each cost, as ``{"parameters": 2410, "latency, ms": 0.03}``; above 0.
-        accuracies: In [0, 1], one a seed.
+        values: Its score, one a seed.
         look: How it is drawn.
     """
 
     name: str
     costs: Mapping[str, float]
-    accuracies: tuple[float, ...]
+    values: tuple[float, ...]
     look: Look
 
 
@@ -170,14 +171,15 @@ def panels(charts: Mapping[str, Sequence[Line]], label: str, *, x_label: str = "
         return svg(figure, label)
 
 
-def tradeoff(points: Sequence[Point], label: str) -> str:
-    """Draw accuracy over each cost: a network is a point at its mean, with a bar of one standard deviation over seeds.
+def tradeoff(points: Sequence[Point], label: str, score: Score) -> str:
+    """Draw a score over each cost: a network is a point at its mean, with a bar of one standard deviation over seeds.
 
     Points of equal cost stand a little apart; what is written on the axis is the cost itself.
 
     Args:
-        points: Networks that have the same costs, each with an accuracy at least.
+        points: Networks that have the same costs, each with a value at least.
         label: What the figure shows, for readers who cannot see it.
+        score: What the values are.
     """
     from matplotlib.figure import Figure
 
@@ -186,17 +188,17 @@ def tradeoff(points: Sequence[Point], label: str) -> str:
         figure = Figure(figsize=(WIDTH, 1.9 + 0.16 * _legend_rows(list(entries))), layout="constrained")
         charts = figure.subplots(1, len(points[0].costs), sharey=True, squeeze=False)[0]
         for axes, cost in zip(charts, points[0].costs, strict=True):
-            _over_cost(axes, points, cost)
-        charts[0].set_ylabel("accuracy, %")
+            _over_cost(axes, points, cost, score.scale)
+        charts[0].set_ylabel(score.label)
         _legend(figure, entries, lines=False)
         return svg(figure, label)
 
 
 def strip(candidates: Sequence[Candidate], label: str) -> str:
-    """Draw every seed's accuracy as a point, a row a network, beside its difference to the baseline with the interval.
+    """Draw every seed's score as a point, a row a network, beside its difference to the baseline with the interval.
 
     Args:
-        candidates: Of one condition, each with at least one accuracy.
+        candidates: Of one condition, each with at least one value.
         label: What the figure shows, for readers who cannot see it.
     """
     from matplotlib.figure import Figure
@@ -208,7 +210,7 @@ def strip(candidates: Sequence[Candidate], label: str) -> str:
             1, 2 if compared else 1, sharey=True, squeeze=False, width_ratios=(3, 2) if compared else (1,)
         )[0]
         drawn = looks({candidate.name: candidate.role for candidate in candidates})
-        _accuracies(panels[0], candidates, drawn)
+        _values(panels[0], candidates, drawn)
         if compared:
             _differences(panels[1], candidates, drawn)
         panels[0].set_ylim(len(candidates) - 0.6, -0.75)
@@ -249,9 +251,9 @@ def style(salt: str) -> Iterator[None]:
         yield
 
 
-def _accuracies(axes: Axes, candidates: Sequence[Candidate], drawn: Mapping[str, Look]) -> None:
+def _values(axes: Axes, candidates: Sequence[Candidate], drawn: Mapping[str, Look]) -> None:
     for row, candidate in enumerate(candidates):
-        values, look = [100 * accuracy for accuracy in candidate.accuracies], drawn[candidate.name]
+        values, look = [candidate.score.scale * value for value in candidate.values], drawn[candidate.name]
         mean = sum(values) / len(values)
         axes.plot(values, [row] * len(values), "o", color=look.colour, alpha=0.6, **_marker(look, "none"))
         axes.plot([mean, mean], [row - 0.2, row + 0.2], color=look.colour, linewidth=2)
@@ -264,18 +266,18 @@ def _accuracies(axes: Axes, candidates: Sequence[Candidate], drawn: Mapping[str,
             va="center",
             annotation_clip=False,
         )
-    axes.set_xlabel("accuracy, %")
+    axes.set_xlabel(candidates[0].score.label)
 
 
 def _differences(axes: Axes, candidates: Sequence[Candidate], drawn: Mapping[str, Look]) -> None:
     axes.axvline(0, color=BASELINE.colour, linewidth=0.8, linestyle="--")
     for row, candidate in enumerate(candidates):
         if pair := candidate.paired:
-            look = drawn[candidate.name]
+            look, scale = drawn[candidate.name], candidate.score.scale
             if pair.n > 1:
-                axes.plot([100 * pair.low, 100 * pair.high], [row, row], color=look.colour)
-            axes.plot(100 * pair.difference, row, "D", color=look.colour, **_marker(look))
-    axes.set_xlabel("difference, points")
+                axes.plot([scale * pair.low, scale * pair.high], [row, row], color=look.colour)
+            axes.plot(scale * pair.difference, row, "D", color=look.colour, **_marker(look))
+    axes.set_xlabel(f"difference, {candidates[0].score.points}".removesuffix(", "))
 
 
 def _draw(axes: Axes, line: Line, look: Look) -> None:
@@ -286,9 +288,9 @@ def _draw(axes: Axes, line: Line, look: Look) -> None:
     axes.plot(line.x, line.y, look.line, color=look.colour, marker=marker, label=short(line.label))
 
 
-def _over_cost(axes: Axes, points: Sequence[Point], cost: str) -> None:
+def _over_cost(axes: Axes, points: Sequence[Point], cost: str, scale: float) -> None:
     for point, x in zip(points, _apart([point.costs[cost] for point in points]), strict=True):
-        values = [100 * accuracy for accuracy in point.accuracies]
+        values = [scale * value for value in point.values]
         mean = statistics.fmean(values)
         half = statistics.stdev(values) if len(values) > 1 else 0.0
         axes.plot([x, x], [mean - half, mean + half], color=point.look.colour, linewidth=1)

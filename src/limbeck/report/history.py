@@ -10,6 +10,7 @@ from pathlib import Path
 
 from limbeck.report.figures import Line
 from limbeck.report.palette import Look
+from limbeck.task import Score
 
 Row = Mapping[str, str]
 """A line of ``metrics.csv``; empty where the stage does not have the column."""
@@ -44,10 +45,10 @@ def over_seeds(runs: Sequence[Sequence[Row]], column: str, label: str, look: Loo
     )
 
 
-def accuracy_columns(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the columns of accuracies on validation data by their network."""
-    columns = rows[0] if rows else {}
-    return {column.split("/")[1]: column for column in columns if column.endswith("/accuracy")}
+def score_columns(rows: Sequence[Row], score: Score) -> dict[str, str]:
+    """Return the columns of the score on validation data by their network."""
+    measured = [column.split("/", 2) for column in (rows[0] if rows else {}) if column.startswith("val/")]
+    return {network: f"val/{network}/{metric}" for _, network, metric in measured if metric == score.name}
 
 
 def players(rows: Sequence[Row]) -> list[str]:

@@ -1,17 +1,19 @@
-"""Pictures of examples as SVG text: drawn on a canvas of 360 px, as wide as a phone, with y from the top down."""
+"""Pictures of exhibits as SVG text: drawn on a canvas of 360 px, as wide as a phone, with y from the top down."""
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.report.examples import Examples
+from limbeck.exhibits import Bars, Gallery, Scatter
 from limbeck.report.figures import WIDTH, short, style, svg
-from limbeck.report.palette import INK, RULE, SERIES, SOFT, Look
+from limbeck.report.palette import INK, RULE, SERIES, SOFT, Look, another
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,79 +23,135 @@ Floats = NDArray[np.float64]
 
 PIXELS = 360
 TEMPERATURES = (1, 4, 20)
-MOST_BARS = 10
-"""Classes of an example for which there is room."""
+MOST_BARS, MOST_ALONE = 10, 16
+"""Labels of a sample for which there is room: in each of three columns, and in one alone."""
 MOST_CELLS = 20
 """Classes of a table of confusions for which there is room."""
-IMAGE, GAP, LINE = 58, 8, 13
+IMAGE, GAP, LINE, CELL = 58, 8, 13, 60
 SMALL = 7
 MORE, FEWER, STRONGEST = SERIES[1], SERIES[0], 0.5
 """Colours of a table's cells, and the opacity of the strongest: the number in it stays readable."""
 
 
-def soft_labels(examples: Examples, looks: Mapping[str, Look], label: str) -> str:
-    """Draw what each network answers to each example, its logits softened with T = 1, 4 and 20.
+def bars(shown: Bars, looks: Mapping[str, Look], label: str) -> str:
+    """Draw what each network says of each sample: the first one's values are bars, the others' are marks.
 
-    The teacher's probabilities are bars, the students' are marks; a column's bars have one scale, named at its head.
+    Logits of classes are softened with T = 1, 4 and 20, a column each; logits of labels become probabilities. The bars of a
+    column have one scale, named at its head.
 
     Args:
-        examples: At least one, with two networks or more.
+        shown: What is drawn.
         looks: Of each network.
         label: What the figure shows, for readers who cannot see it.
     """
-    shown = [_classes(examples, index) for index in range(len(examples.targets))]
-    names = [[short(examples.classes[column], 12) for column in columns] for columns in shown]
-    upright = max(len(name) for row in names for name in row) > 1
+    kept = [_kept(shown, index) for index in range(shown.values.shape[1])]
+    names = [[short(shown.labels[column], 12) for column in columns] for columns in kept]
+    scales = list(_scales(shown, kept))
+    left = IMAGE + 2 * GAP if shown.images else 0
+    width = (PIXELS - left - (len(scales) - 1) * 1.5 * GAP) / len(scales)
+    upright = any(len(name) * 4.6 + 2 > width / len(row) for row in names for name in row)
     foot = (max(len(name) for row in names for name in row) * 4.6 + 4) if upright else LINE
-    left, head = IMAGE + 2 * GAP, 2.8 * LINE + LINE * ((len(examples.networks) - 1) // 3)
+    head = 2.8 * LINE + LINE * ((len(shown.networks) - 1) // 3)
     top = head + 6
     row_height = LINE + 4 + IMAGE + foot + GAP
-    width = (PIXELS - left - (len(TEMPERATURES) - 1) * 1.5 * GAP) / len(TEMPERATURES)
-    softened = [softmax(examples.logits / temperature) for temperature in TEMPERATURES]
+    drawn = [look_of(name, looks, index) for index, name in enumerate(shown.networks)]
     with style(label):
-        figure, axes = _canvas(top + row_height * len(shown))
-        _key(axes, examples.networks, looks)
-        for column, (temperature, shares) in enumerate(zip(TEMPERATURES, softened, strict=True)):
+        figure, axes = _canvas(top + row_height * len(kept))
+        _key(axes, shown.networks, drawn)
+        for column, scale in enumerate(scales):
             x = left + column * (width + 1.5 * GAP)
-            highest = max(float(shares[:, row][:, classes].max()) for row, classes in enumerate(shown))
-            axes.text(x, head - 3, f"T = {temperature}", fontweight="bold")
-            axes.text(x + width, head - 3, f"to {100 * highest:.0f} %", ha="right", color=SOFT, fontsize=SMALL)
-            for row, classes in enumerate(shown):
-                floor = top + row * row_height + LINE + 4 + IMAGE
-                bars = shares[:, row][:, classes] / highest * (IMAGE - 2)
-                _bars(axes, x, floor, width, bars, [looks[name] for name in examples.networks])
-                _ticks(axes, x, floor, width, names[row], classes.index(int(examples.targets[row])), upright)
-        for row, reason in enumerate(examples.reasons):
-            y = top + row * row_height
-            axes.text(0, y + LINE - 2, short(reason, 70))
-            _image(axes, examples.images[row], 0, y + LINE + 4, IMAGE)
+            axes.text(x, head - 3, scale.name, fontweight="bold")
+            axes.text(x + width, head - 3, scale.ends, ha="right", color=SOFT, fontsize=SMALL)
+            for row, labels in enumerate(kept):
+                bottom = top + row * row_height + LINE + 4 + IMAGE
+                floor = bottom - float(scale.heights(0.0 - scale.low))
+                if scale.half:
+                    axes.plot((x, x + width), 2 * (floor - float(scale.heights(0.5)),), color=SOFT, linewidth=0.4)
+                _bars(axes, x, floor, width, scale.heights(scale.values[:, row][:, labels]), drawn)
+                truths = None if shown.truths is None else shown.truths[row, labels]
+                if truths is not None and not shown.scale:
+                    _levels(axes, x, floor, width, scale.heights(truths))
+                true = [bool(shown.scale) and truths is not None and truths[at] == 1 for at in range(len(labels))]
+                _ticks(axes, x, bottom, width, names[row], true, upright)
+        for row, caption in enumerate(shown.captions):
+            axes.text(0, top + row * row_height + LINE - 2, short(caption, 70))
+        for row, image in enumerate(shown.images):
+            _image(axes, image, 0, top + row * row_height + LINE + 4, IMAGE)
         return svg(figure, label)
 
 
-def attention(examples: Examples, index: int, label: str) -> str:
-    """Draw where the networks look at one example: a row for each pair of layers, a column for each network.
+def gallery(shown: Gallery, label: str) -> str:
+    """Draw rows of pictures; what is said of a row stands beside it where there is room, and above it where not.
 
     Args:
-        examples: With maps.
-        index: Which of them.
+        shown: What is drawn.
         label: What the figure shows, for readers who cannot see it.
     """
-    columns = 1 + len(examples.networks)
+    columns = len(shown.columns)
     side = min(84.0, (PIXELS - (columns - 1) * GAP) / columns)
-    heads = [textwrap.wrap(name, int(side / 6.2))[:2] for name in examples.networks]
-    row_height, top = side + LINE + 4, LINE * max(map(len, heads)) + 2
+    beside = PIXELS - columns * (side + GAP)
+    above = bool(shown.captions) and beside < 120
+    heads = [textwrap.wrap(name, int(side / 6.2))[:2] for name in shown.columns]
+    top = LINE * max(map(len, heads)) + 2
+    known = [picture for row in shown.rows for picture in row if picture is not None]
+    tall = side * max((picture.shape[0] / max(picture.shape[:2]) for picture in known), default=1.0)
+    room = max(tall, 3 * LINE) if shown.captions and not above else tall
+    row_height = (LINE + 6) * above + room + LINE * bool(shown.labels) + 4
     with style(label):
-        figure, axes = _canvas(top + row_height * len(examples.maps))
-        _image(axes, examples.images[index], 0, top, side)
-        for column, head in enumerate(heads, 1):
-            x = column * (side + GAP)
+        figure, axes = _canvas(top + row_height * len(shown.rows))
+        for column, head in enumerate(heads):
             for line, words in enumerate(reversed(head)):
-                axes.text(x, top - 4 - line * LINE, words, fontweight="bold")
-            for row, (maps, (teacher, student)) in enumerate(zip(examples.maps, examples.layers, strict=True)):
-                y = top + row * row_height
-                _map(axes, maps[column - 1, index], x, y, side)
-                layer = short(teacher if column == 1 else student, int(side / 5))
-                axes.text(x, y + side + 10, layer, fontsize=SMALL, color=SOFT)
+                axes.text(column * (side + GAP), top - 4 - line * LINE, words, fontweight="bold")
+        for row, pictures in enumerate(shown.rows):
+            y = top + row * row_height + (LINE + 6) * above
+            if above:
+                axes.text(0, y - 5, short(shown.captions[row], 70))
+            elif shown.captions:
+                for line, words in enumerate(_lines(shown.captions[row], beside)[: int(room / LINE)]):
+                    axes.text(columns * (side + GAP), y + LINE * (line + 1) - 3, words)
+            for column, picture in enumerate(pictures):
+                if picture is not None:
+                    _image(axes, picture, column * (side + GAP), y, side)
+                if shown.labels:
+                    words = short(shown.labels[row][column], int(side / 5))
+                    axes.text(column * (side + GAP), y + tall + 10, words, fontsize=SMALL, color=SOFT)
+        return svg(figure, label)
+
+
+def scatter(shown: Scatter, looks: Mapping[str, Look], label: str) -> str:
+    """Draw each network's values over the true ones, a panel each; on the dashed line both are equal.
+
+    Args:
+        shown: What is drawn.
+        looks: Of each network.
+        label: What the figure shows, for readers who cannot see it.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(shown.networks))
+    rows = math.ceil(len(shown.networks) / columns)
+    known = np.concatenate([shown.truths, shown.values.flatten()])
+    known = known[np.isfinite(known)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    ends = low - 0.04 * ((high - low) or 1), high + 0.04 * ((high - low) or 1)
+    with style(label):
+        figure = Figure(figsize=(WIDTH, 0.3 + rows * WIDTH / columns), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+        for index, (axes, name) in enumerate(zip(grid, shown.networks, strict=False)):
+            own = look_of(name, looks, index)
+            off = float(np.mean(np.abs(shown.values[index] - shown.truths)[np.isfinite(shown.truths)]))
+            axes.plot(ends, ends, "--", color=SOFT, linewidth=0.8)
+            axes.plot(shown.truths, shown.values[index], own.marker, **_mark(own), alpha=0.6)
+            axes.set_title(f"{short(name, 18)}, off by {off:.3g}", loc="left", fontsize=8)
+            axes.set_xlim(ends)
+            axes.set_ylim(ends)
+            axes.set_aspect("equal")
+        for axes in grid[len(shown.networks) :]:
+            axes.set_axis_off()
+        for axes in grid[max(0, len(shown.networks) - columns) : len(shown.networks)]:
+            axes.tick_params(labelbottom=True)
+        figure.supxlabel(f"true {shown.label}", fontsize=8, color=SOFT)
+        figure.supylabel(f"predicted {shown.label}", fontsize=8, color=SOFT)
         return svg(figure, label)
 
 
@@ -115,7 +173,7 @@ def table_of_confusions(table: Floats, classes: Sequence[str], label: str, *, ch
     longest = max(map(len, names))
     left = 16 + longest * 4.8
     foot = LINE + (longest * 4.8 if longest > 2 else LINE)
-    side = (PIXELS - left) / len(kept)
+    side = min(CELL, (PIXELS - left) / len(kept))
     strongest = max(float(np.abs(cells).max()), 1e-9)
     decimals = int(not np.array_equal(cells, cells.round()) and strongest < 100)
     with style(label):
@@ -160,17 +218,84 @@ def softmax(logits: NDArray[np.floating[Any]]) -> Floats:
     return shares
 
 
-def _classes(examples: Examples, index: int) -> list[int]:
-    """The classes of an example that are shown: its own, and those that the networks think of most."""
-    own, shares = int(examples.targets[index]), softmax(examples.logits[:, index] / 4).max(0)
-    others = [column for column in np.argsort(-shares, kind="stable").tolist() if column != own]
-    return sorted([own, *others[: MOST_BARS - 1]])
+@dataclass(frozen=True)
+class _Scale:
+    """A column of bars: its name, the values (networks, samples, labels), and how high they are drawn.
+
+    Args:
+        name: Of the column.
+        values: What is drawn.
+        low: The value at the foot of the bars.
+        high: The value at their top.
+        ends: What both are, in words.
+        half: Whether one half is marked.
+    """
+
+    name: str
+    values: Floats
+    low: float
+    high: float
+    ends: str
+    half: bool = False
+
+    def heights(self, values: Any) -> Floats:
+        """Return values as lengths in pixels."""
+        lengths: Floats = np.asarray(values, dtype=np.float64) / (self.high - self.low) * (IMAGE - 2)
+        return lengths
+
+
+def _scales(shown: Bars, kept: Sequence[Sequence[int]]) -> Iterator[_Scale]:
+    """Yield the columns in which bars are drawn."""
+    if shown.scale == "softmax":
+        for temperature in TEMPERATURES:
+            shares = softmax(shown.values / temperature)
+            highest = max(float(shares[:, row][:, classes].max()) for row, classes in enumerate(kept))
+            yield _Scale(f"T = {temperature}", shares, 0.0, highest, f"to {100 * highest:.0f} %")
+    elif shown.scale == "sigmoid":
+        yield _Scale("probability", sigmoid(shown.values), 0.0, 1.0, "to 100 %", half=True)
+    else:
+        truths = [] if shown.truths is None else [shown.truths.flatten()]
+        known = np.concatenate([np.zeros(1), shown.values.flatten(), *truths])
+        known = known[np.isfinite(known)]
+        low, high = float(known.min()), float(known.max())
+        high = high if high > low else low + 1
+        yield _Scale("", shown.values.astype(np.float64), low, high, f"{low:.3g} to {high:.3g}".replace("-", "−"))
+
+
+def sigmoid(logits: NDArray[np.floating[Any]]) -> Floats:
+    """Return probabilities."""
+    shares: Floats = 0.5 * (1 + np.tanh(logits.astype(np.float64) / 2))
+    return shares
+
+
+def _kept(shown: Bars, index: int) -> list[int]:
+    """The labels of a sample that are shown: those that are true, and those that the networks think of most."""
+    values, most = shown.values[:, index].astype(np.float64), MOST_BARS
+    if shown.scale == "softmax":
+        weight = softmax(values / 4).max(0)
+    elif shown.scale == "sigmoid":
+        weight, most = sigmoid(values).max(0), MOST_ALONE
+    else:
+        weight, most = -np.arange(values.shape[1], dtype=np.float64), MOST_ALONE
+    if shown.scale and shown.truths is not None:
+        weight = weight + (shown.truths[index] == 1)
+    return sorted(np.argsort(-weight, kind="stable")[:most].tolist())
+
+
+def look_of(name: str, looks: Mapping[str, Look], index: int) -> Look:
+    """Return the look of a network, or one of its own where the page has none for it."""
+    return looks[name] if name in looks else another(index)
 
 
 def _off_diagonal(table: Floats) -> Floats:
     cells: Floats = np.array(table, dtype=np.float64)
     np.fill_diagonal(cells, 0)
     return cells
+
+
+def _lines(words: str, width: float) -> list[str]:
+    """Break words into lines of a width in pixels, and after each semicolon."""
+    return [line for piece in words.split("; ") for line in textwrap.wrap(piece, int(width / 5.6))]
 
 
 def _number(value: float, signed: bool, decimals: int) -> str:
@@ -189,10 +314,10 @@ def _canvas(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _key(axes: Axes, networks: Sequence[str], looks: Mapping[str, Look]) -> None:
+def _key(axes: Axes, networks: Sequence[str], looks: Sequence[Look]) -> None:
     """Name the networks above a picture, three a line: the first by its bar, the others by their marks."""
-    for index, name in enumerate(networks):
-        x, y, look = index % 3 * PIXELS / 3, LINE - 5 + LINE * (index // 3), looks[name]
+    for index, (name, look) in enumerate(zip(networks, looks, strict=True)):
+        x, y = index % 3 * PIXELS / 3, LINE - 5 + LINE * (index // 3)
         if index:
             axes.plot(x + 4, y, look.marker, **_mark(look))
         else:
@@ -215,10 +340,21 @@ def _mark(look: Look) -> dict[str, Any]:
     return {"color": look.colour, "markersize": 3, "markeredgewidth": 0}
 
 
-def _ticks(axes: Axes, x: float, floor: float, width: float, names: Sequence[str], own: int, upright: bool) -> None:
+def _levels(axes: Axes, x: float, floor: float, width: float, heights: Floats) -> None:
+    """Draw a short line across each bar; none where the height is not known."""
+    slot = width / len(heights)
+    for index, height in enumerate(heights):
+        if np.isfinite(height):
+            ends = x + (index + 0.04) * slot, x + (index + 0.96) * slot
+            axes.plot(ends, 2 * (floor - float(height),), color=INK, linewidth=1)
+
+
+def _ticks(
+    axes: Axes, x: float, floor: float, width: float, names: Sequence[str], true: Sequence[bool], upright: bool
+) -> None:
     slot = width / len(names)
     for index, name in enumerate(names):
-        bold = {"color": INK, "fontweight": "bold"} if index == own else {"color": SOFT}
+        bold = {"color": INK, "fontweight": "bold"} if true[index] else {"color": SOFT}
         _name_below(axes, x + (index + 0.5) * slot, floor + 2.5, name, upright, **bold)
 
 
@@ -237,13 +373,6 @@ def _image(axes: Axes, pixels: NDArray[np.uint8], x: float, y: float, side: floa
     height, width = (length * side / max(pixels.shape[:2]) for length in pixels.shape[:2])
     rgb = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
     axes.imshow(_enlarged(rgb), extent=(x, x + width, y + height, y), interpolation="none", aspect="auto")
-
-
-def _map(axes: Axes, values: NDArray[np.uint8], x: float, y: float, side: float) -> None:
-    height, width = (length * side / max(values.shape) for length in values.shape)
-    drawn = _enlarged(values[:, :, None])[:, :, 0]
-    extent = (x, x + width, y + height, y)
-    axes.imshow(drawn, extent=extent, interpolation="none", aspect="auto", cmap="inferno", vmin=0, vmax=255)
 
 
 def _enlarged(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

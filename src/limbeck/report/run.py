@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.files import write
-from limbeck.report.examples import FILE, Examples, read_examples
+from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, shares, tradeoff
-from limbeck.report.history import Row, accuracy_columns, line, players, read_rows, stages, terms
+from limbeck.report.history import Row, line, players, read_rows, score_columns, stages, terms
 from limbeck.report.mimic import compression_section, read_compression
 from limbeck.report.page import Plot, Section, Table, render
-from limbeck.report.palette import BASELINE, TEACHER, another
-from limbeck.report.sections import confusion_section, example_sections
-from limbeck.report.table import milliseconds, percent, quantity
+from limbeck.report.palette import BASELINE, TEACHER, Look, another
+from limbeck.report.sections import exhibit_sections
+from limbeck.report.table import UNSAID, at_start, milliseconds, quantity, told
+from limbeck.task import Score
 
 UNPAIRED = (
-    "Single runs beside each other show nothing about their methods: seeds alone make accuracies differ. limbeck compare "
+    "Single runs beside each other show nothing about their methods: seeds alone make scores differ. limbeck compare "
     "trains methods and the plain student over the same seeds, and says what that shows."
 )
 LEAVING = (
@@ -26,8 +27,7 @@ LEAVING = (
     "everybody leaves at the first exit, to 1, nobody before the last. limbeck eval --macs or --accuracy sets it, on the "
     "validation data."
 )
-NETWORK_HEADER = ("network", "params", "MACs", "size", "latency", "accuracy, val", "accuracy, test")
-CAPTION = "MACs and latency are those of one sample; latency on one CPU thread. Accuracy in percent."
+CAPTION = "MACs and latency are those of one sample; latency on one CPU thread."
 SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 FILES = ("student.safetensors", "config.yaml", "metrics.csv", "train.log", "result.json")
 
@@ -44,18 +44,19 @@ def run_report(folder: str | Path, path: str | Path | None = None) -> Path:
     """
     folder = Path(folder)
     result, rows = read_result(folder), read_rows(folder / "metrics.csv")
+    score = read_score(result)
     compression = read_compression(folder)
     sections = [
         None if compression is None else compression_section(compression),
-        _networks(result),
+        _networks(result, score),
         *_exits(result),
-        *_curves(rows),
-        *_examples(read_examples(folder / FILE)),
+        *_curves(rows, score),
+        *exhibit_sections(read_exhibits(folder / FILE), _looks(result)),
         _files(folder),
         _config(folder),
     ]
     title = " · ".join(str(result[name]) for name in ("method", "data") if result.get(name)) or folder.name
-    page = render(title, _sentences(result, rows), [section for section in sections if section is not None])
+    page = render(title, _sentences(result, score, rows), [section for section in sections if section is not None])
     return write(Path(path or folder / "report.html"), page)
 
 
@@ -71,24 +72,30 @@ def runs_report(runs: Mapping[str, Path], path: str | Path) -> Path:
     """
     results = {name: read_result(folder) for name, folder in runs.items()}
     histories = {name: read_rows(folder / "metrics.csv") for name, folder in runs.items()}
-    header = ("run", *NETWORK_HEADER)
-    rows = [(run, *cells) for run, result in results.items() for cells in _network_rows(result)]
-    sections = [
-        Section("What came out", table=Table(header, rows, CAPTION) if rows else None, plots=_runs_tradeoff(results)),
-        Section("How it went", plots=_runs_curves(histories)),
-        *(_config(folder, f"What was run as {name}") for name, folder in runs.items()),
-    ]
-    shown = [section for section in sections if section is not None]
+    scores = {name: read_score(result) for name, result in results.items()}
+    sections = []
+    for score in dict.fromkeys(scores.values()):  # what is judged otherwise cannot stand in one table
+        own = {name: result for name, result in results.items() if scores[name] == score}
+        by = "" if len(own) == len(runs) else f", by {score.name}"
+        rows = [(run, *cells) for run, result in own.items() for cells in _network_rows(result, score)]
+        table = Table(("run", *_network_header(score)), rows, _caption(score)) if rows else None
+        curves_of = _runs_curves({name: histories[name] for name in own}, score)
+        sections += [
+            Section(f"What came out{by}", table=table, plots=_runs_tradeoff(own, score)),
+            Section(f"How it went{by}", plots=curves_of),
+        ]
+    configs = [_config(folder, f"What was run as {name}") for name, folder in runs.items()]
+    shown = [*sections, *(section for section in configs if section is not None)]
     return write(Path(path), render(f"{len(runs)} runs", [UNPAIRED], shown))
 
 
-def _sentences(result: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+def _sentences(result: Mapping[str, Any], score: Score, rows: Sequence[Row]) -> list[str]:
     sentences = []
     for name, network in result.get("networks", {}).items():
-        if "accuracy" in network.get("test", {}):
-            sentences.append(f"The {name} reaches {percent(network['test']['accuracy'])} % on the test data.")
+        if score.name in network.get("test", {}):
+            sentences.append(f"The {name} reaches {told(score, network['test'][score.name])} on the test data.")
     if teacher := result.get("teacher"):
-        sentences.append(f"Its teacher has {percent(teacher['accuracy'])} % on the validation data.")
+        sentences.append(f"Its teacher has {told(score, teacher[score.name])} on the validation data.")
     if not result.get("finished", False):
         sentences.append(f"The run is not finished: {len(rows)} epochs are done, and --resume goes on with it.")
     elif sentences:
@@ -96,13 +103,13 @@ def _sentences(result: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
     return sentences
 
 
-def _networks(result: Mapping[str, Any]) -> Section | None:
-    rows = _network_rows(result)
+def _networks(result: Mapping[str, Any], score: Score) -> Section | None:
+    rows = _network_rows(result, score)
     if not rows:
         return None
     facts = {"Seed": str(result.get("seed")), "Time": f"{result['seconds']:.1f} s"} if "seconds" in result else {}
     versions = {name: str(version) for name, version in result.get("versions", {}).items()}
-    return Section("What came out", table=Table(NETWORK_HEADER, rows, CAPTION), facts=facts | versions)
+    return Section("What came out", table=Table(_network_header(score), rows, _caption(score)), facts=facts | versions)
 
 
 def _exits(result: Mapping[str, Any]) -> list[Section]:
@@ -122,7 +129,16 @@ def _exits(result: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
-def _network_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _network_header(score: Score) -> tuple[str, ...]:
+    return ("network", "params", "MACs", "size", "latency", f"{score.name}, val", f"{score.name}, test")
+
+
+def _caption(score: Score) -> str:
+    unit = "percent" if score.unit == "%" else score.unit
+    return f"{CAPTION} {at_start(score.name)} in {unit}." if unit else CAPTION
+
+
+def _network_rows(result: Mapping[str, Any], score: Score) -> list[tuple[str, ...]]:
     return [
         (
             name,
@@ -130,19 +146,19 @@ def _network_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             quantity(network["macs"]),
             _size(network["bytes"]),
             milliseconds(network["latency_ms"]),
-            *(_percent(network.get(split, {}).get("accuracy")) for split in ("val", "test")),
+            *(_number(score, network.get(split, {}).get(score.name)) for split in ("val", "test")),
         )
         for name, network in result.get("networks", {}).items()
     ]
 
 
-def _curves(rows: Sequence[Row]) -> list[Section]:
+def _curves(rows: Sequence[Row], score: Score) -> list[Section]:
     if not rows:
         return []
     marks, plots = stages(rows), []
-    accuracies = [line(rows, column, name, scale=100) for name, column in accuracy_columns(rows).items()]
-    if drawn := [each for each in accuracies if each.x]:
-        plots.append(Plot(curves(drawn, "validation accuracy", y_label="%", marks=marks), "Accuracy on validation"))
+    reached = [line(rows, column, name, scale=score.scale) for name, column in score_columns(rows, score).items()]
+    if drawn := [each for each in reached if each.x]:
+        plots.append(_validation(drawn, score, marks))
     for player in players(rows):
         losses = [line(rows, f"train/{player}/{term}", term) for term in terms(rows, player)]
         if drawn := [each for each in losses if each.x]:
@@ -176,38 +192,40 @@ def _shares(rows: Sequence[Row]) -> list[Plot]:
     return plots
 
 
-def _examples(examples: Examples | None) -> list[Section]:
-    if examples is None:
-        return []
-    looks = dict(zip(examples.networks, (TEACHER, BASELINE), strict=False))
-    confusions = [] if examples.confusion is None else [confusion_section(examples.confusion, examples.classes)]
-    return [*example_sections(examples, looks), *confusions]
+def _looks(result: Mapping[str, Any]) -> dict[str, Look]:
+    shipped = list(result.get("networks", {}))[:1]
+    return {"teacher": TEACHER, **dict.fromkeys(shipped, BASELINE)}
 
 
-def _runs_tradeoff(results: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
+def _validation(lines: Sequence[Line], score: Score, marks: Mapping[str, float] | None = None) -> Plot:
+    chart = curves(lines, f"validation {score.name}", y_label=score.unit or score.name, marks=marks)
+    return Plot(chart, f"{at_start(score.name)} on validation")
+
+
+def _runs_tradeoff(results: Mapping[str, Mapping[str, Any]], score: Score) -> list[Plot]:
     points = []
     for index, (run, result) in enumerate(results.items()):
         for name, network in list(result.get("networks", {}).items())[:1]:  # the one to ship
-            accuracy = network.get("test", {}).get("accuracy")
+            reached = network.get("test", {}).get(score.name)
             costs = {"parameters": network["parameters"], "latency, ms": network["latency_ms"]}
-            if accuracy is not None and min(costs.values()) > 0:
-                points.append(Point(run if name == "student" else f"{run}, {name}", costs, (accuracy,), another(index)))
-    words = "Accuracy on the test data over parameters and over latency"
-    return [Plot(tradeoff(points, words), words)] if points else []
+            if reached is not None and min(costs.values()) > 0:
+                points.append(Point(run if name == "student" else f"{run}, {name}", costs, (reached,), another(index)))
+    words = f"{at_start(score.name)} on the test data over parameters and over latency"
+    return [Plot(tradeoff(points, words, score), words)] if points else []
 
 
-def _runs_curves(histories: Mapping[str, Sequence[Row]]) -> list[Plot]:
+def _runs_curves(histories: Mapping[str, Sequence[Row]], score: Score) -> list[Plot]:
     charts: dict[str, list[Line]] = {}
-    accuracies = []
+    reached = []
     for index, (run, rows) in enumerate(histories.items()):
-        for column in list(accuracy_columns(rows).values())[:1]:
-            accuracies.append(line(rows, column, run, another(index), scale=100))
+        for column in list(score_columns(rows, score).values())[:1]:
+            reached.append(line(rows, column, run, another(index), scale=score.scale))
         for player in players(rows)[:1]:
             for term in terms(rows, player):
                 charts.setdefault(term, []).append(line(rows, f"train/{player}/{term}", run, another(index)))
     plots = []
-    if drawn := [each for each in accuracies if each.x]:
-        plots.append(Plot(curves(drawn, "validation accuracy", y_label="%"), "Accuracy on validation"))
+    if drawn := [each for each in reached if each.x]:
+        plots.append(_validation(drawn, score))
     if charts:
         plots.append(Plot(panels(charts, "losses by term"), "Each term of the loss, raw"))
     return plots
@@ -229,9 +247,14 @@ def read_result(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def read_score(result: Mapping[str, Any]) -> Score:
+    """Return what judges in a ``result.json`` or ``results.json``."""
+    return Score(**result["score"]) if "score" in result else UNSAID
+
+
 def _size(count: int) -> str:
     return f"{quantity(count)}B" if count >= 1000 else f"{count} B"
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else percent(value)
+def _number(score: Score, value: float | None) -> str:
+    return "–" if value is None else score.number(value)

@@ -8,23 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.measure import Cost, Judgement, Paired, judge, summary
+from limbeck.task import Score
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Role = Literal["teacher", "baseline", "distilled", "control"]
 
-HEADER = ("network", "params", "MACs", "latency", "accuracy", "vs plain student", "p", "verdict")
 NARROW = 6
-"""How many of these columns a terminal of 80 has room for."""
+"""How many columns of a table a terminal of 80 has room for."""
 
-LEGEND = (
-    "Test accuracy in percent, mean ± standard deviation over seeds. Difference to the plain student over the same "
-    "seeds, in percentage points, with the 95 % t interval of each on its own; it covers weights and order of the data, "
-    "not the choice of test images. p: paired t-test, corrected after Holm for all rows at once; below 0.05 a row helps "
-    "or hurts, so an interval without 0 need not be enough. +n seeds: so many more would tell with 80 % probability, if "
-    "the true difference is the one seen; who adds them and looks again is wrong in one table of ten, not of twenty."
-)
+UNSAID = Score("accuracy")
+"""What judged where a file does not say: the files of limbeck before it knew other scores."""
 
 Record = dict[str, Any]
 """A row's numbers by name."""
@@ -38,21 +33,52 @@ class Candidate:
         name: As the reader knows it.
         role: ``"teacher"``, ``"baseline"`` (the plain student), ``"distilled"`` or ``"control"``.
         cost: What it costs.
-        accuracies: In [0, 1], one a seed.
-        paired: Its difference to the baseline over the same seeds; None for the baseline itself and the teacher.
+        values: Its score on the test data, one a seed.
+        paired: Its difference to its baseline over the same seeds; None for the plain student and the teacher.
+        score: What it is judged by, the same for all networks of a comparison.
+        against: Which candidate is its baseline, by name; empty for the plain student.
     """
 
     name: str
     role: Role
     cost: Cost
-    accuracies: tuple[float, ...]
+    values: tuple[float, ...]
     paired: Paired | None = None
+    score: Score = UNSAID
+    against: str = ""
 
 
 def judgements(candidates: Sequence[Candidate]) -> list[Judgement | None]:
     """Judge all candidates at once; None for those that are compared with nothing."""
-    judged = iter(judge([candidate.paired for candidate in candidates if candidate.paired]))
+    pairs = [candidate.paired for candidate in candidates if candidate.paired]
+    judged = iter(judge(pairs, candidates[0].score.best) if pairs else ())
     return [next(judged) if candidate.paired else None for candidate in candidates]
+
+
+def header(candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """Return the names of a comparison's columns."""
+    score = candidates[0].score
+    reached = score.name if score.unit == "%" else score.label
+    versus = "vs baseline" if any(candidate.against for candidate in candidates) else "vs plain student"
+    return ("network", "params", "MACs", "latency", reached, versus, "p", "verdict")
+
+
+def legend(candidates: Sequence[Candidate]) -> str:
+    """Say what the columns of a comparison mean."""
+    score = candidates[0].score
+    units = ("percent", ", in percentage points", "images") if score.unit == "%" else (score.unit, "", "samples")
+    unit, points, samples = units
+    measured = f"{score.name} in {unit}" if unit else score.name
+    less = "" if score.best == "highest" else ", less is better"
+    named = ", or to whom a row names," if any(candidate.against for candidate in candidates) else ""
+    return (
+        f"Test {measured}, mean ± standard deviation over seeds{less}. Difference to the plain student{named} over the "
+        f"same seeds{points}, with the 95 % t interval of each on its own; it covers weights and order of the data, "
+        f"not the choice of test {samples}. p: paired t-test, corrected after Holm for all rows at once; below 0.05 a row "
+        "helps or hurts, so an interval without 0 need not be enough. +n seeds: so many more would tell with 80 % "
+        "probability, if the true difference is the one seen; who adds them and looks again is wrong in one table of ten, "
+        "not of twenty."
+    )
 
 
 def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
@@ -63,7 +89,7 @@ def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
 
     table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = "left"
-    for index, heading in enumerate(HEADER[:NARROW]):
+    for index, heading in enumerate(header(candidates)[:NARROW]):
         table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
     for cells in rows(candidates):
         table.add_row(*map(Text, cells[:NARROW]))  # Text: a name in [brackets] is no markup
@@ -72,53 +98,56 @@ def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
 
 def markdown_table(candidates: Sequence[Candidate]) -> str:
     """Return the comparison as a Markdown table with its legend."""
-    lines = [HEADER, ("---", *["---:"] * (len(HEADER) - 2), "---"), *rows(candidates)]
+    head = header(candidates)
+    lines = [head, ("---", *["---:"] * (len(head) - 2), "---"), *rows(candidates)]
     table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-    return f"{table}\n{LEGEND}\n"
+    return f"{table}\n{legend(candidates)}\n"
 
 
 def latex_table(candidates: Sequence[Candidate]) -> str:
     """Return the comparison as a LaTeX table; it needs the package booktabs."""
-    header, *body = [" & ".join(map(_latex, line)) + r" \\" for line in (HEADER, *rows(candidates))]
-    columns = "l" + "r" * (len(HEADER) - 2) + "l"
+    names = header(candidates)
+    head, *body = [" & ".join(map(_latex, line)) + r" \\" for line in (names, *rows(candidates))]
+    columns = "l" + "r" * (len(names) - 2) + "l"
     lines = [
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        header,
+        head,
         r"\midrule",
         *body,
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    return "\n".join([*lines, r"% \caption{" + _latex(LEGEND) + "}"]) + "\n"
+    return "\n".join([*lines, r"% \caption{" + _latex(legend(candidates)) + "}"]) + "\n"
 
 
 def csv_table(candidates: Sequence[Candidate]) -> str:
-    """Return the comparison's numbers, in full, as CSV: shares of 1, empty where there is none."""
+    """Return the comparison's numbers, in full, as CSV: of percentages shares of 1, empty where there is none."""
     lines = records(candidates)
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, [name for name in lines[0] if name != "accuracies"], extrasaction="ignore")
+    left_out = {"values"} if any(candidate.against for candidate in candidates) else {"values", "against"}
+    table = csv.DictWriter(text, [name for name in lines[0] if name not in left_out], extrasaction="ignore")
     table.writeheader()
     table.writerows(lines)
     return text.getvalue()
 
 
 def records(candidates: Sequence[Candidate]) -> list[Record]:
-    """Return the numbers of each candidate by name, in full: shares of 1, None where there is none."""
+    """Return the numbers of each candidate by name, in full: of percentages shares of 1, None where there is none."""
     return [
         _record(candidate, judgement) for candidate, judgement in zip(candidates, judgements(candidates), strict=True)
     ]
 
 
 def rows(candidates: Sequence[Candidate]) -> list[tuple[str, ...]]:
-    """Return the cells of each candidate, in the order of `HEADER`."""
+    """Return the cells of each candidate, in the order of `header`."""
     return [
         _cells(candidate, judgement) for candidate, judgement in zip(candidates, judgements(candidates), strict=True)
     ]
 
 
 def _record(candidate: Candidate, judgement: Judgement | None) -> Record:
-    of = summary(candidate.accuracies) if candidate.accuracies else None
+    of = summary(candidate.values) if candidate.values else None
     pair = candidate.paired
     return {
         "name": candidate.name,
@@ -126,7 +155,7 @@ def _record(candidate: Candidate, judgement: Judgement | None) -> Record:
         "parameters": candidate.cost.parameters,
         "macs": candidate.cost.macs,
         "latency_ms": candidate.cost.latency_ms,
-        "n": len(candidate.accuracies),
+        "n": len(candidate.values),
         "mean": of and of.mean,
         "sd": of and _known(of.sd),
         "difference": pair and pair.difference,
@@ -137,26 +166,28 @@ def _record(candidate: Candidate, judgement: Judgement | None) -> Record:
         "p_holm": judgement and judgement.p,
         "verdict": judgement and judgement.verdict,
         "more_seeds": judgement and judgement.more,
-        "accuracies": list(candidate.accuracies),
+        "against": candidate.against or None,
+        "values": list(candidate.values),
     }
 
 
 def _cells(candidate: Candidate, judgement: Judgement | None) -> tuple[str, ...]:
     price = candidate.cost
     costs = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
-    reached = (candidate.name, *costs, accuracy(candidate.accuracies))
+    reached = (candidate.name, *costs, mean_sd(candidate))
     if judgement is None:
         return (*reached, "–", "–", "–")
     more = f" (+{judgement.more} seeds)" if judgement.more else ""
-    return (*reached, *_evidence(judgement), judgement.verdict + more)
+    return (*reached, *_evidence(candidate, judgement), judgement.verdict + more)
 
 
-def _evidence(judgement: Judgement) -> tuple[str, str]:
+def _evidence(candidate: Candidate, judgement: Judgement) -> tuple[str, str]:
     """The difference with its interval, and p; neither interval nor p where there is no spread to make them of."""
-    pair = judgement.pair
+    pair, say = judgement.pair, candidate.score.difference
+    against = f" against {candidate.against}" if candidate.against else ""
     if math.isnan(pair.low):
-        return f"{points(pair.difference)} (no interval)", "–"
-    interval = f"{points(pair.difference)} [{points(pair.low)}, {points(pair.high)}]"
+        return f"{say(pair.difference)} (no interval){against}", "–"
+    interval = f"{say(pair.difference)} [{say(pair.low)}, {say(pair.high)}]{against}"
     return interval, "<0.001" if judgement.p < 0.001 else f"{judgement.p:.3f}"
 
 
@@ -193,12 +224,27 @@ def _three_digits(value: float) -> str:
     return f"{value:.{decimals}f}"
 
 
-def accuracy(values: Sequence[float]) -> str:
-    """Return accuracies over seeds in percent: "91.20 ± 0.35", of a single seed "91.20"; "–" where there is none."""
-    if not values:
+def mean_sd(candidate: Candidate) -> str:
+    """Return a score over seeds without its unit: "91.20 ± 0.35", of a single seed "91.20"; "–" where there is none."""
+    if not candidate.values:
         return "–"
-    of = summary(values)
-    return f"{percent(of.mean)} ± {percent(of.sd)}" if of.n > 1 else percent(of.mean)
+    of, number = summary(candidate.values), candidate.score.number
+    return f"{number(of.mean)} ± {number(of.sd)}" if of.n > 1 else number(of.mean)
+
+
+def amount(score: Score, difference: float) -> str:
+    """Return a difference with what it is counted in: "+1.20 points", "−0.12 px", "−0.12 RMSE"."""
+    return f"{score.difference(difference)} {score.points or score.name}"
+
+
+def told(score: Score, value: float) -> str:
+    """Return a value with its unit, or with its name where it has none: "91.20 %", "RMSE 0.1200"."""
+    return score.show(value) if score.unit else f"{score.name} {score.number(value)}"
+
+
+def at_start(name: str) -> str:
+    """Return a score's name as a sentence begins with it: "Accuracy", "mAP"."""
+    return name.capitalize() if name.islower() else name
 
 
 def percent(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,8 @@ from limbeck.report.comparison import Comparison, findings
 from limbeck.report.figures import Line, curves
 from limbeck.report.page import Plot, Section, render
 from limbeck.report.page import Table as PageTable
-from limbeck.report.table import HEADER, LEGEND, Candidate, percent, points, records, rows
+from limbeck.report.table import Candidate, amount, header, legend, records, rows, told
+from limbeck.task import Score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,19 +35,19 @@ class Trial:
     Args:
         options: The method's keyword arguments, those that all trials share too.
         state: ``"complete"``, ``"stopped"`` (early, as it was worse than the median of the others), or ``"diverged"``.
-        accuracies: On the validation data after the last epoch, in [0, 1], one a seed that was trained to the end.
+        values: The score on the validation data after the last epoch, one a seed that was trained to the end.
         epochs: How many were trained, of all seeds together.
     """
 
     options: Mapping[str, Any]
     state: State
-    accuracies: tuple[float, ...]
+    values: tuple[float, ...]
     epochs: int
 
     @property
     def score(self) -> float | None:
         """The mean over seeds; None where they were not all trained to the end."""
-        return statistics.fmean(self.accuracies) if self.state == "complete" else None
+        return statistics.fmean(self.values) if self.state == "complete" else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Tuning:
         importance: The share of the scores' differences that each option explains; empty where that cannot be told.
         samples: How many validation samples a score is counted on.
         comparison: The best options beside the defaults and the plain student, on the test data, with fresh seeds.
-        fresh: The validation accuracies of those trainings, by their names in the comparison, one a seed.
+        fresh: The score of those trainings on the validation data, by their names in the comparison, one a seed.
         looks: After how many trials the test data was looked at.
     """
 
@@ -74,9 +75,14 @@ class Tuning:
     looks: tuple[int, ...]
 
     @property
+    def judged_by(self) -> Score:
+        """What a trial's score is."""
+        return self.comparison.candidates[0].score
+
+    @property
     def best(self) -> Trial:
-        """The trial of the highest score; of equals the first."""
-        return max(self.complete, key=lambda trial: trial.score or 0.0)
+        """The trial of the best score; of equals the first."""
+        return best_of(self.complete, self.judged_by)
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -90,7 +96,7 @@ class Tuning:
 
     def seeds_sd(self) -> tuple[float, int]:
         """Return the standard deviation among trainings that differ in their seed alone, and its degrees of freedom."""
-        groups = [group for group in (*(t.accuracies for t in self.complete), *self.fresh.values()) if len(group) > 1]
+        groups = [group for group in (*(t.values for t in self.complete), *self.fresh.values()) if len(group) > 1]
         freedom = sum(len(group) - 1 for group in groups)
         squares = sum((len(group) - 1) * statistics.variance(group) for group in groups)
         return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
@@ -103,11 +109,16 @@ class Tuning:
         from scipy import stats
 
         sd, freedom = self.seeds_sd()
-        scores = [statistics.fmean(trial.accuracies) for trial in self.complete]
+        scores = [statistics.fmean(trial.values) for trial in self.complete]
         if len(scores) < 2 or not sd > 0:
             return math.nan
-        ratio = statistics.variance(scores) * len(self.best.accuracies) / sd**2
+        ratio = statistics.variance(scores) * len(self.best.values) / sd**2
         return float(stats.f.sf(ratio, len(scores) - 1, freedom))
+
+
+def best_of(complete: Sequence[Trial], score: Score) -> Trial:
+    """Return the best of trials that have a score; of equals the first."""
+    return max(complete, key=lambda trial: score.gain(trial.score or 0.0, 0.0))
 
 
 def tuning_findings(tuning: Tuning) -> list[str]:
@@ -145,6 +156,7 @@ def write_tuning(tuning: Tuning, folder: str | Path, *, facts: Mapping[str, str]
         "method": tuning.method,
         "options": tuning.options,
         "score": tuning.best.score,
+        "judged_by": asdict(tuning.judged_by),
         "samples": tuning.samples,
         "importance": tuning.importance,
         "findings": said,
@@ -163,44 +175,48 @@ def words(options: Mapping[str, Any]) -> str:
 
 
 def _of_search(tuning: Tuning) -> list[str]:
-    best, found = tuning.best, []
+    best, score, found = tuning.best, tuning.judged_by, []
     states = [trial.state for trial in tuning.trials]
     ends = {"stopped early": states.count("stopped"), "diverged": states.count("diverged")}
     left_out = ", ".join(f"{count} {end}" for end, count in ends.items() if count)
     found.append(
         f"Best of {_count(len(states), 'trial')}{f' ({left_out})' if left_out else ''}: {words(_searched(tuning, best))}, "
-        f"{percent(best.score or 0)} % on {tuning.samples:,} validation samples."
+        f"{told(score, best.score or 0)} on {tuning.samples:,} validation samples."
     )
     sd, _ = tuning.seeds_sd()
     spread = statistics.stdev(scores) if len(scores := [trial.score or 0.0 for trial in tuning.complete]) > 1 else 0.0
     if not tuning.chance() < LEVEL:  # nan too
-        known = "" if math.isnan(sd) else f": their scores vary by {points(spread)[1:]} points (standard deviation), "
+        seeds = score.difference(sd).lstrip("+")
+        known = (
+            f": their scores vary by {_spread(score, spread)} (standard deviation), and trainings that differ in their "
+            f"seed alone by {seeds}"
+        )
         found.append(
             "Which options are best is not shown"
-            + (f"{known}and trainings that differ in their seed alone by {points(sd)[1:]}" if known else "")
+            + ("" if math.isnan(sd) else known)
             + ". More seeds a trial, or more validation samples, might tell."
         )
     fresh = tuning.fresh.get(_tuned(tuning).name, ())
-    if fresh and (again := statistics.fmean(fresh)) < (best.score or 0):
+    if fresh and score.gain(again := statistics.fmean(fresh), best.score or 0) < 0:
         found.append(
-            f"With fresh seeds the best options reach {percent(again)} % on the validation data and not "
-            f"{percent(best.score or 0)} %: the best of several scores is luck in part."
+            f"With fresh seeds the best options reach {score.show(again)} on the validation data and not "
+            f"{score.show(best.score or 0)}: the best of several scores is luck in part."
         )
     return found
 
 
 def _of_test(tuning: Tuning) -> list[str]:
-    tuned, default = _tuned(tuning), _default(tuning)
+    tuned, default, score = _tuned(tuning), _default(tuning), tuning.judged_by
     found = findings(tuning.comparison)
     if tuned is default:
         found.insert(0, "The defaults are the best that was found.")
     else:
-        pair = paired(tuned.accuracies, default.accuracies)
-        interval = "" if math.isnan(pair.low) else f", 95 % interval {points(pair.low)} to {points(pair.high)}"
+        pair, say = paired(tuned.values, default.values), score.difference
+        interval = "" if math.isnan(pair.low) else f", 95 % interval {say(pair.low)} to {say(pair.high)}"
         found.insert(
             0,
-            f"Tuning: {judge([pair])[0].words}. {points(pair.difference)} points on the test data against the defaults "
-            f"over {_count(pair.n, 'seed')}{interval}.",
+            f"Tuning: {judge([pair], score.best)[0].words}. {amount(score, pair.difference)} on the test data against the "
+            f"defaults over {_count(pair.n, 'seed')}{interval}.",
         )
     if len(tuning.looks) > 1:
         found.append(
@@ -215,9 +231,8 @@ def _tuned(tuning: Tuning) -> Candidate:
 
 
 def _default(tuning: Tuning) -> Candidate:
-    """Return the method with its defaults: what comes after the plain student."""
-    roles = [candidate.role for candidate in tuning.comparison.candidates]
-    return tuning.comparison.candidates[roles.index("baseline") + 1]
+    """Return the method with its defaults."""
+    return next(one for one in tuning.comparison.candidates if one.name == f"{tuning.method}, defaults")
 
 
 def _searched(tuning: Tuning, trial: Trial) -> dict[str, Any]:
@@ -225,12 +240,13 @@ def _searched(tuning: Tuning, trial: Trial) -> dict[str, Any]:
 
 
 def _title(tuning: Tuning) -> str:
-    seeds = len(tuning.best.accuracies)
+    seeds = len(tuning.best.values)
     return f"{tuning.method}: {_count(len(tuning.trials), 'trial')} of {_count(seeds, 'seed')}, scored on validation"
 
 
 def _header(tuning: Tuning) -> tuple[str, ...]:
-    return ("trial", *tuning.searched, "score, %", "end")
+    score = tuning.judged_by
+    return ("trial", *tuning.searched, "score, %" if score.unit == "%" else score.label, "end")
 
 
 def _rows(tuning: Tuning) -> list[tuple[str, ...]]:
@@ -242,38 +258,52 @@ def _rows(tuning: Tuning) -> list[tuple[str, ...]]:
 
 def _end(tuning: Tuning, trial: Trial) -> tuple[str, str]:
     if trial.score is not None:
-        return percent(trial.score), "best" if trial is tuning.best else ""
+        return tuning.judged_by.number(trial.score), "best" if trial is tuning.best else ""
     return "–", f"{'stopped after' if trial.state == 'stopped' else 'diverged in'} {_count(trial.epochs, 'epoch')}"
 
 
 def _sections(tuning: Tuning, facts: Mapping[str, str]) -> list[Section]:
-    error = math.sqrt((best := tuning.best.score or 0) * (1 - best) / tuning.samples)
-    caption = (
-        f"A score is the accuracy on {tuning.samples:,} validation samples after the last epoch, mean over the seeds of a "
-        f"trial; which samples these are makes a standard error of {points(error)[1:]} points. Trials below the median of "
-        "the others were stopped early."
-    )
+    compared = tuning.comparison.candidates
     sections = [
-        Section("On the test data", table=PageTable(HEADER, rows(tuning.comparison.candidates), LEGEND)),
-        Section("Trials", table=PageTable(_header(tuning), _rows(tuning), caption), plots=[_history(tuning)]),
+        Section("On the test data", table=PageTable(header(compared), rows(compared), legend(compared))),
+        Section("Trials", table=PageTable(_header(tuning), _rows(tuning), _caption(tuning)), plots=[_history(tuning)]),
     ]
     if tuning.importance:
         shares = [(name, f"{100 * share:.0f} %") for name, share in tuning.importance.items()]
-        legend = (
+        meaning = (
             f"The share of the differences between good and other scores of {len(tuning.complete)} trials that goes with "
             "each option alone (PED-ANOVA): of fewer than 50 a rough guess."
         )
-        sections.append(Section("Which option matters", table=PageTable(("option", "importance"), shares, legend)))
+        sections.append(Section("Which option matters", table=PageTable(("option", "importance"), shares, meaning)))
     return [*sections, Section("What was run", facts=facts)]
 
 
+def _caption(tuning: Tuning) -> str:
+    score, best = tuning.judged_by, tuning.best.score or 0
+    error = ""
+    if score.unit == "%":  # of a share, at least about
+        deviation = _spread(score, math.sqrt(best * (1 - best) / tuning.samples))
+        error = f"; which samples these are makes a standard error of {deviation}"
+    worse = "below" if score.best == "highest" else "above"
+    return (
+        f"A score is the {score.name} on {tuning.samples:,} validation samples after the last epoch, mean over the seeds "
+        f"of a trial{error}. Trials {worse} the median of the others were stopped early."
+    )
+
+
 def _history(tuning: Tuning) -> Plot:
+    score, best = tuning.judged_by, max if tuning.judged_by.best == "highest" else min
     numbered = [(float(number), trial.score) for number, trial in enumerate(tuning.trials, 1)]
-    known = [(number, 100 * score) for number, score in numbered if score is not None]
-    numbers, scores = zip(*known, strict=True)
-    so_far = tuple(max(scores[: index + 1]) for index in range(len(scores)))
-    lines = [Line("score", numbers, scores), Line("best so far", numbers, so_far)]
-    return Plot(curves(lines, "scores of the trials", y_label="%", x_label="trial"), "Score of each complete trial")
+    known = [(number, score.scale * value) for number, value in numbered if value is not None]
+    numbers, values = zip(*known, strict=True)
+    so_far = tuple(best(values[: index + 1]) for index in range(len(values)))
+    lines = [Line("score", numbers, values), Line("best so far", numbers, so_far)]
+    chart = curves(lines, "scores of the trials", y_label=score.unit or score.name, x_label="trial")
+    return Plot(chart, "Score of each complete trial")
+
+
+def _spread(score: Score, deviation: float) -> str:
+    return amount(score, deviation).lstrip("+")
 
 
 def _count(number: int, what: str) -> str:
