@@ -16,7 +16,8 @@ from limbeck.cli.table import add
 from limbeck.measure import Account
 from limbeck.measure.accounts import depth, in_turn, weights
 from limbeck.measure.cost import macs_of
-from limbeck.report.accounts import HEADER, markdown_table, records
+from limbeck.report.accounts import header, markdown_table, records
+from limbeck.tasks.classification import classification
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -59,16 +60,17 @@ def test_networks_are_timed_in_turn():
     assert all(time > 0 for time in times)
 
 
-TEACHER = Account("teacher", 34, 2_000_000, 90_000_000, 12.0, 0.9)
-STUDENT = Account("a|b", 18, 1_000_000, 30_000_000, 3.0, 0.875)
+TEACHER = Account("teacher", 34, 2_000_000, 90_000_000, 12.0, 0.9, classification.score)
+STUDENT = Account("a|b", 18, 1_000_000, 30_000_000, 3.0, 0.875, classification.score)
 
 
 def test_ratios_are_the_teachers_over_the_networks():
     teacher, student = records([TEACHER, STUDENT])
     assert {teacher[name] for name in ("speed_up", "fewer_multiplications", "compression")} == {1.0}
     assert (student["speed_up"], student["fewer_multiplications"], student["compression"]) == (4.0, 3.0, 2.0)
-    header, _, _, row, *_ = markdown_table([TEACHER, STUDENT]).splitlines()
-    assert header == f"| {' | '.join(HEADER)} |"
+    named, _, _, row, *_, legend = markdown_table([TEACHER, STUDENT]).splitlines()
+    assert named == f"| {' | '.join(header([TEACHER]))} |"
+    assert legend.endswith("Test accuracy in percent.")
     assert row == r"| a\|b | 18 | 1.00 M | 30.0 M | 87.50 | 4.00× | 3.00× | 2.00× | 3.00 ms |"
 
 
@@ -109,7 +111,7 @@ def test_the_command_shows_a_row_for_each(run):
     assert rows[1]["compression"] == pytest.approx(rows[0]["parameters"] / (64 * 8 + 8 + 8 * 10 + 10))
     data = limbeck.data.load("digits")
     plain = zoo.network("mlp-8@plain/student.safetensors", 10, data.shape)
-    assert rows[1]["accuracy"] == pytest.approx(limbeck.evaluate(plain, data.test)["accuracy"])
+    assert rows[1]["value"] == pytest.approx(limbeck.evaluate(plain, data.test)["accuracy"])
     assert rows[2]["speed_up"] > 0
     shown = run(TABLE)
     assert max(map(len, shown.splitlines())) <= 80

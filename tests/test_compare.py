@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_killed_half_way_and_resumed_gives_the_same_table(unbroken, tmp_path, pr
 
     resumed = run(tmp_path)
     assert tables(tmp_path) == tables(unbroken[0])
-    assert [c.accuracies for c in resumed.candidates] == [c.accuracies for c in unbroken[1].candidates]  # bitwise
+    assert [c.values for c in resumed.candidates] == [c.values for c in unbroken[1].candidates]  # bitwise
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_the_same_call_goes_on(unbroken, tmp_path, monkeypatch):
@@ -127,8 +128,7 @@ def test_what_is_finished_is_read_and_not_trained_again(unbroken, monkeypatch):
     assert (
         again.candidates[1:]
         == tuple(  # all but latency, which is measured
-            Candidate(c.name, c.role, a.cost, c.accuracies, c.paired)
-            for c, a in zip(comparison.candidates[1:], again.candidates[1:], strict=True)
+            replace(c, cost=a.cost) for c, a in zip(comparison.candidates[1:], again.candidates[1:], strict=True)
         )
     )
 
@@ -137,7 +137,7 @@ def test_a_method_that_diverges_has_no_row_and_the_others_go_on(tmp_path):
     steep = Entry("rkd", {"distance": 1e30})
     found = run(tmp_path, [steep, "kd"], clip=None)
     assert [candidate.name for candidate in found.candidates] == ["teacher", "plain", "kd"]
-    assert [len(candidate.accuracies) for candidate in found.candidates[1:]] == [SEEDS, SEEDS]
+    assert [len(candidate.values) for candidate in found.candidates[1:]] == [SEEDS, SEEDS]
     assert "rkd, distance=1e+30 diverged with seed 0 and has no row: 'student/" in found.note
     assert found.note in (tmp_path / "report.html").read_text().replace("&#x27;", "'").replace("&#39;", "'")
     with pytest.raises(FloatingPointError, match="student/"):
@@ -160,7 +160,7 @@ def test_every_run_has_the_same_budget_weights_and_order(unbroken):
 
 def test_a_run_is_what_fit_gives_with_its_seed(unbroken):
     """Paired runs are no invention of the comparison: plain on the labelled samples, kd on all, the seed everywhere."""
-    found = {candidate.name: candidate.accuracies[1] for candidate in unbroken[1].candidates[1:]}
+    found = {candidate.name: candidate.values[1] for candidate in unbroken[1].candidates[1:]}
     for name, data, make in (
         ("plain", DATA.labelled(), limbeck.plain),
         ("kd, temperature=2.0", DATA, partial(limbeck.kd, teacher=make_teacher(), temperature=2.0)),
@@ -175,7 +175,7 @@ def test_the_folder_holds_every_form_of_the_table(unbroken):
     folder, comparison = unbroken
     results = json.loads((folder / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["teacher", *NAMES]
-    assert [tuple(row["accuracies"]) for row in results["rows"]] == [c.accuracies for c in comparison.candidates]
+    assert [tuple(row["values"]) for row in results["rows"]] == [c.values for c in comparison.candidates]
     assert results["epochs"] == dict.fromkeys(NAMES, EPOCHS)
     with (folder / "table.csv").open() as file:
         assert [float(row["mean"]) for row in csv.DictReader(file)] == [row["mean"] for row in results["rows"]]
@@ -195,7 +195,7 @@ def test_peers_and_methods_without_a_teacher_and_other_teachers():
         "untrained": "control",
         "kd": "distilled",
     }
-    reached = {candidate.name: candidate.accuracies for candidate in comparison.candidates}
+    reached = {candidate.name: candidate.values for candidate in comparison.candidates}
     assert reached["untrained"] != reached["kd"]
 
 
@@ -209,7 +209,7 @@ def test_loaders_of_ones_own():
     options = {"epochs": 1, "seeds": 2, "progress": False, "accelerator": "cpu"}
     plain_again = Entry("plain", name="plain, again")
     found = compare([plain_again], student, None, loaders(), **options).candidates
-    assert found[0].accuracies == found[1].accuracies
+    assert found[0].values == found[1].values
     with pytest.raises(ValueError, match="generator of its own"):
         compare([plain_again], student, None, loaders(generator=torch.Generator()), **options)
     with pytest.raises(TypeError, match="test data"):

@@ -14,7 +14,7 @@ def test_the_demo_compares_trains_and_reports(tmp_path, capsys):
         roles = [candidate.role for candidate in comparison.candidates]
         assert roles[:2] == ["teacher", "baseline"]
         assert "distilled" in roles
-        assert all(len(candidate.accuracies) == 2 for candidate in comparison.candidates[1:])
+        assert all(len(candidate.values) == 2 for candidate in comparison.candidates[1:])
         assert comparison.title in shown
     assert "control" in [candidate.role for candidate in with_labels.candidates]
 

@@ -9,6 +9,7 @@ import torch
 
 import limbeck
 from limbeck.cli import main
+from limbeck.cli.case import Case
 from limbeck.cli.networks import with_networks
 from limbeck.cli.words import entries_of
 from limbeck.comparison import Entry, compare
@@ -19,6 +20,7 @@ from limbeck.tuning import tune
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # few samples, few epochs
 
 DATA = limbeck.data.load("digits", samples=200, labels=100, batch_size=100)
+CASE = Case("digits", DATA, DATA.task, DATA.outputs, DATA.example())
 COHORT = ["takd:assistants=mlp-24:alpha=0.5", "dml:peers=[mlp-8,mlp-12]", "kd:teacher=mlp-32@random"]
 
 
@@ -35,7 +37,7 @@ def make_teacher():
 
 
 def of_words(*words):
-    return [with_networks(entry, DATA, seed=0) for each in words for entry in entries_of(each)]
+    return [with_networks(entry, CASE, seed=0) for each in words for entry in entries_of(each)]
 
 
 def interrupt_after(batches):
@@ -58,7 +60,7 @@ def test_networks_of_an_entry_are_made_anew_of_each_seed_and_the_same_when_it_go
     def outcomes(seed):
         """As a process of its own would have them."""
         runs, entries = Runs(student, make_teacher(), DATA, tmp_path, how), of_words(*COHORT)
-        return [runs.outcome(entry, seed, 2, lambda *_: None).accuracy for entry in entries]
+        return [runs.outcome(entry, seed, 2, lambda *_: None).value for entry in entries]
 
     def by_hand(seed):
         teacher = make_teacher()

@@ -108,10 +108,41 @@ def test_cost_of_named_inputs():
     assert limbeck.cost(Named(), {"pixel_values": torch.randn(3, 4)}).macs == 8
 
 
+def test_cost_of_ragged_inputs_is_of_the_first_and_64_are_the_list_again_and_again():
+    seen = []
+
+    class Each(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, images, names):
+            seen.append((len(images), names[-1]))
+            return [self.fc(image) for image in images]
+
+    example = {"images": [torch.randn(5, 4), torch.randn(1, 4), torch.randn(2, 4)], "names": ["a", "b", "c"]}
+    task = limbeck.Task(output=lambda out: out)
+    assert limbeck.cost(Each(), example, task, seconds=1e-6).macs == 5 * 8
+    assert set(seen) == {(1, "a")}
+    seen.clear()
+    limbeck.measure.batch_latency_ms(Each(), example, task, seconds=1e-6)
+    assert set(seen) == {(64, "a")}
+    with pytest.raises(ValueError, match=r"cannot be counted: its columns have the lengths \[1, 3\]"):
+        limbeck.cost(Each(), example | {"names": ["a"]}, task)
+
+
+def test_cost_of_a_teacher_is_on_what_its_own_view_feeds_it():
+    view = limbeck.Frozen(
+        nn.Conv2d(1, 1, 1, bias=False), inputs=nn.Upsample(scale_factor=2), output=lambda out: out["scores"]
+    )
+    view.net.register_forward_hook(lambda net, given, out: {"scores": out})
+    assert limbeck.cost(view, torch.zeros(1, 1, 3, 3)).macs == 36
+
+
 def test_cost_needs_time_and_a_sample():
     with pytest.raises(ValueError, match="seconds must be positive, got 0"):
         limbeck.cost(COUNTED, EXAMPLE, seconds=0)
-    with pytest.raises(ValueError, match=r"a sample at least, got shape \(0, 3, 6, 6\)"):
+    with pytest.raises(ValueError, match=r"a sample at least, got a tensor of shape \(0, 3, 6, 6\)"):
         limbeck.cost(COUNTED, EXAMPLE[:0])
 
 

@@ -137,3 +137,10 @@ def test_a_run_shows_accuracy_over_compute(tmp_path: Path, reports: None) -> Non
     assert "What leaving early saves: early-exit" in page
     assert "leaving when sure" in page
     assert "MACs, k" not in page  # 712 of them
+
+
+def test_values_and_several_labels_are_no_classes() -> None:
+    x = torch.randn(4, 6)
+    for target in (torch.randn(4, 3), torch.ones(4, 3).long(), torch.randn(4)):
+        with pytest.raises(ValueError, match="expected a class for each of 4 samples"):
+            exit_profile(network(), [(x, target)])

@@ -172,9 +172,11 @@ def test_of_many_classes_those_that_matter_are_shown():
     own[7] = float("nan")
     its = [share if i < 15 else share / 2 for i, share in enumerate(own)]
     record = {
-        "data": "many",
         "samples": 4 * (count - 1),
         "classes": [f"class {i}" for i in range(count)],
+        "title": "many",
+        "score": {"name": "accuracy", "unit": "%", "best": "highest"},
+        "metrics": ["accuracy", "loss"],
         "network": role(per_class=own, confusion=matrix),
         "agreement": 0.5,
         "divergence": 0.1,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from limbeck.measure import gradient_cosine, sign_agreement
-from limbeck.task import cross_entropy
+from limbeck.tasks.classification import cross_entropy
 
 
 def linear(*rows, bias=None):

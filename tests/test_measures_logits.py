@@ -1,11 +1,11 @@
-"""What a classifier's answers say: agreement, divergence, calibration, confusion."""
+"""What answers say: agreement, divergence, calibration, confusion of a classifier's, and how far any are apart."""
 
 import math
 
 import pytest
 import torch
 
-from limbeck.measure import agreement, calibration, confusion, divergence, per_class
+from limbeck.measure import agreement, answer_difference, calibration, confusion, divergence, per_class
 
 STUDENT = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 0.5], [3.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 TEACHER = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.5, 1.0], [0.1, 0.0, 0.0], [-1.0, -2.0, -3.0]])
@@ -86,6 +86,25 @@ def test_two_networks_must_answer_alike(measure):
         measure(STUDENT[:0], TEACHER[:0])
     with pytest.raises(ValueError, match=r"logits \(N, K\).*got shape \(4, 3, 2, 2\)"):
         measure(torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"got shape \(4, 1\): one value a sample.*answer_difference"):
+        measure(STUDENT[:, :1], TEACHER[:, :1])
+
+
+def test_the_difference_of_answers_by_hand():
+    student, teacher = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 4.0], [3.0, 1.0]])
+    assert answer_difference(student, teacher) == pytest.approx(math.sqrt((4 + 9) / 4))
+    assert answer_difference(student.half(), 300 + student.half()) == 300  # 300² is beyond float16
+    images = torch.zeros(2, 3, 4, 4)
+    assert answer_difference(images, images + 0.5) == 0.5
+
+
+def test_what_has_no_difference():
+    with pytest.raises(ValueError, match=r"answer_difference.*\(4, 3\) and \(4, 1\)"):
+        answer_difference(STUDENT, TEACHER[:, :1])
+    with pytest.raises(ValueError, match="an answer at least"):
+        answer_difference(STUDENT[:0], TEACHER[:0])
+    with pytest.raises(TypeError, match="got a list of 1 of the teacher"):
+        answer_difference(STUDENT, [TEACHER])
 
 
 @pytest.mark.parametrize("measure", [calibration, confusion, per_class])
@@ -98,6 +117,8 @@ def test_two_networks_must_answer_alike(measure):
         (STUDENT, torch.tensor([0, 1, -1, 2]), "got -1 to 2"),
         (STUDENT, torch.full((4,), -100), "every target is -100"),
         (STUDENT[0], TARGETS, r"got shape \(3,\)"),
+        (STUDENT[:, :1], torch.zeros(4), r"got shape \(4, 1\): one value a sample"),  # regression
+        (STUDENT, torch.ones(4, 3).long(), r"a class for each of 4 samples, got .* \(4, 3\)"),  # several labels
     ],
 )
 def test_what_cannot_be_measured(measure, logits, targets, message):

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
-from limbeck.measure import agreement, outputs, robustness, side_by_side
+from limbeck.measure import agreement, answer_difference, outputs, robustness, side_by_side
+from limbeck.tasks.regression import regression
 
 
 def network(width, seed):
@@ -138,6 +139,51 @@ def test_networks_stay_as_they_were(measure, student, teacher):
 
 def test_a_frozen_network_is_as_good(student):
     assert torch.equal(outputs(limbeck.Frozen(student), LOADER).logits, outputs(student, LOADER).logits)
+
+
+def test_a_teacher_is_seen_as_its_own_view_sees_the_data(student):
+    larger = nn.Sequential(nn.Upsample(scale_factor=2), nn.AvgPool2d(2), *student)
+    view = limbeck.Frozen(larger, inputs=lambda x: 2 * x, output=lambda out: 3 * out, classes=[2, 0])
+    beside = side_by_side(nn.Sequential(student, nn.Linear(3, 2)), view, LOADER, [("0.2", "4")])
+    expected = 3 * copy.deepcopy(larger).eval()(2 * INPUTS)[:, [2, 0]]
+    torch.testing.assert_close(beside.teacher.logits, expected.detach())
+    assert beside.cka["0.2", "4"] < 0.999  # of the doubled inputs
+
+
+def test_values_are_measured_by_their_task(student, teacher):
+    loader = [(inputs, inputs.flatten(1)[:, :3]) for inputs, _ in LOADER]
+    beside = side_by_side(student, teacher, loader, [PAIR], regression)
+    assert beside.student.metrics(regression) == pytest.approx(limbeck.evaluate(student, loader, regression), abs=1e-5)
+    apart = (answers(student) - answers(teacher)).square().mean().sqrt().item()
+    assert answer_difference(beside.student.logits, beside.teacher.logits) == pytest.approx(apart)
+    noisy = robustness(student, loader, [0.1, 3.0], task=regression)
+    assert noisy[0.1]["RMSE"] < noisy[3.0]["RMSE"]
+
+
+class Lists(nn.Module):
+    """A detector's kind: a list of answers, each of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 1)
+
+    def forward(self, images):
+        maps = [self.conv(image[None]) for image in images]
+        return [{"boxes": one.flatten(2)[0].T} for one in maps]
+
+
+def test_ragged_answers_are_kept_a_sample_an_entry():
+    loader = [([torch.randn(2, 2, 3), torch.randn(2, 1, 2)], [0, 1]), ([torch.randn(2, 4, 4)], [2])]
+    seen = outputs(Lists(), loader, limbeck.Task(output=lambda out: out))
+    assert [len(one["boxes"]) for one in seen.logits] == [6, 2, 16]
+    assert seen.targets == [0, 1, 2]
+    assert limbeck.cost(Lists(), loader[0][0], limbeck.Task(output=lambda out: out)).macs == 2 * 4 * 6
+
+
+def test_answers_that_do_not_fit_together_are_refused(student):
+    loader = [(torch.zeros(2, 3), TARGETS[:2]), (torch.zeros(2, 4), TARGETS[:2])]
+    with pytest.raises(ValueError, match=r"shape \(3,\) and \(4,\) cannot be kept together.*limbeck.evaluate"):
+        outputs(nn.Identity(), loader)
 
 
 def test_nothing_to_measure(student, teacher):

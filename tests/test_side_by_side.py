@@ -40,7 +40,7 @@ def run(run_dir=None, **changed):
 
 @pytest.fixture(scope="module")
 def alone():
-    return [candidate.accuracies for candidate in run().candidates]
+    return [candidate.values for candidate in run().candidates]
 
 
 def other_process(folder, file):
@@ -88,14 +88,14 @@ def sessions(folder):
 @pytest.mark.parametrize("other", ["kd/seed-0/result.json"], indirect=True)
 def test_two_processes_make_every_run_once_and_both_return_the_table_of_one(other, tmp_path, alone):
     found = run(tmp_path)
-    assert [candidate.accuracies for candidate in found.candidates] == alone
+    assert [candidate.values for candidate in found.candidates] == alone
     other.join(60)
     assert other.exitcode == 0
     assert sessions(tmp_path) == [1] * RUNS
     took = (tmp_path / "other.txt").read_text().split()
     assert took[0] == "plain/seed-0"
     assert len(took) < RUNS
-    assert [tuple(row["accuracies"]) for row in json.loads((tmp_path / "other.json").read_text())] == alone
+    assert [tuple(row["values"]) for row in json.loads((tmp_path / "other.json").read_text())] == alone
 
 
 @pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
@@ -112,7 +112,7 @@ def test_the_run_of_a_killed_process_is_gone_on_with_by_the_others(other, tmp_pa
     monkeypatch.setattr(comparison, "time", SimpleNamespace(sleep=kill))
     found = run(tmp_path)
     assert len(waited) == 1
-    assert [candidate.accuracies for candidate in found.candidates] == alone
+    assert [candidate.values for candidate in found.candidates] == alone
     assert sessions(tmp_path) == [1, 1, 2, 1]  # kd, kd; plain with seed 0 was gone on with
     with (tmp_path / "table.csv").open() as file:
         assert [float(row["mean"]) for row in csv.DictReader(file)] == [
@@ -146,7 +146,7 @@ def test_the_command_gives_the_same_table_in_two_processes(tmp_path, monkeypatch
     assert "kd: -" in capfd.readouterr().out.replace("−", "-").replace("+", "-")
     assert main([*words.split(), "one"]) == 0
     one, two = (json.loads(Path(name, "results.json").read_text())["rows"] for name in ("one", "two"))
-    assert [row["accuracies"] for row in one] == [row["accuracies"] for row in two]
+    assert [row["values"] for row in one] == [row["values"] for row in two]
 
 
 @pytest.mark.parametrize("options", [["--jobs", "0"], ["--jobs", "2", "--devices", "2"]])

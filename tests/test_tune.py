@@ -18,6 +18,7 @@ from scipy import stats
 import limbeck
 from limbeck import tuning
 from limbeck.cli import main
+from limbeck.cli.case import Case
 from limbeck.cli.tune import _with_pairs
 from limbeck.cli.words import entries_of, search_of
 from limbeck.data import Data
@@ -220,8 +221,8 @@ def test_a_few_choices_are_all_tried_once(tmp_path, no_training):
 
 def test_several_seeds_a_trial_and_options_that_all_share(tmp_path, search_alone):
     trials = search_alone(tmp_path, "ls", {"smoothing": [0.1, 0.3]}, trials=2, seeds=2, epochs=1)
-    assert [len(trial.accuracies) for trial in trials] == [2, 2]
-    assert all(trial.accuracies[0] != trial.accuracies[1] for trial in trials)
+    assert [len(trial.values) for trial in trials] == [2, 2]
+    assert all(trial.values[0] != trial.values[1] for trial in trials)
     shared = search_alone(
         tmp_path / "b", search={"temperature": [1.0, 4.0]}, options={"alpha": 0.5}, trials=2, epochs=1
     )
@@ -232,7 +233,7 @@ def test_a_bad_trial_is_stopped_early(tmp_path, search_alone, monkeypatch):
     monkeypatch.setattr(tuning, "UNPRUNED_TRIALS", 1)
     good, bad = search_alone(tmp_path, "ls", {"smoothing": [0.1, 0.999]}, trials=2, epochs=4)
     assert good.state == "complete"
-    assert (bad.state, bad.score, bad.accuracies, bad.epochs) == ("stopped", None, (), 2)  # after a third: 1.3 epochs
+    assert (bad.state, bad.score, bad.values, bad.epochs) == ("stopped", None, (), 2)  # after a third: 1.3 epochs
     assert not list(tmp_path.glob("trials/ls-smoothing=0.999/*/result.json"))
 
 
@@ -267,7 +268,7 @@ def test_a_second_look_at_the_test_data_is_told(found, tmp_path, no_training, mo
     no_training(tmp_path, trials=3)
     monkeypatch.setattr(tuning, "_conclude", CONCLUDE)
     monkeypatch.setattr(tuning, "compare", lambda *args, **options: found[1].comparison)
-    monkeypatch.setattr(tuning, "_validated", lambda run: 0.5)
+    monkeypatch.setattr(tuning, "_validated", lambda *_: 0.5)
     assert run(tmp_path, trials=3).looks == (3,)
     assert run(tmp_path, trials=3).looks == (3,)
     again = run(tmp_path, trials=20)
@@ -362,7 +363,7 @@ def test_a_journal_that_a_crash_cut_short_is_mended(tmp_path, no_training):
 
 
 def a_tuning(groups, fresh=((0.8, 0.8),), **changed):
-    """A search with these accuracies, one group a trial."""
+    """A search with these scores, one group a trial."""
     price = cost(student(), DATA.example())
     trials = tuple(Trial({"alpha": index / 10}, "complete", tuple(group), EPOCHS) for index, group in enumerate(groups))
     plain, tuned = (0.80, 0.81, 0.79), (0.84, 0.85, 0.835)
@@ -488,10 +489,11 @@ def test_layers_that_pair_by_themselves_are_choices():
     nets = [limbeck.zoo.network("mlp-16-16", 10, DATA.shape), limbeck.zoo.network("mlp-32-32", 10, DATA.shape)]
     found = [list(pair) for pair in limbeck.pairs(*nets, DATA.example())]
     assert len(found) == 2
-    words = list(_with_pairs(["layers=pairs", "layer=pairs", "alpha=0:1"], *nets, DATA))
+    case = Case("digits", DATA, DATA.task, DATA.outputs, DATA.example())
+    words = list(_with_pairs(["layers=pairs", "layer=pairs", "alpha=0:1"], *nets, case))
     assert search_of(words) == {"layers": [[found[0]], [found[1]], found], "layer": found, "alpha": Range(0, 1)}
     with pytest.raises(ValueError, match="layers=pairs needs a teacher"):
-        list(_with_pairs(["layers=pairs"], nets[0], None, DATA))
+        list(_with_pairs(["layers=pairs"], nets[0], None, case))
 
 
 def test_the_command_searches_and_says_how_to_train_the_best(tmp_path, monkeypatch, capsys):

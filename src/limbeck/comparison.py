@@ -20,13 +20,14 @@ from torch import nn
 
 from limbeck.data import Data
 from limbeck.engine.assemble import find
-from limbeck.engine.fit import Precision
+from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
 from limbeck.files import hold
 from limbeck.method import Make
 from limbeck.report.comparison import Comparison, write_comparison
 from limbeck.runs import BASELINE, LOCK, Outcome, Runs
 from limbeck.runs import Entry as Entry
+from limbeck.task import Task
 
 Match = Literal["epochs", "compute"]
 
@@ -55,6 +56,7 @@ def compare(
     teacher: nn.Module | None,
     data: Any,
     *,
+    task: Task | None = None,
     epochs: int,
     seeds: int = 3,
     match: Match = "epochs",
@@ -71,7 +73,9 @@ def compare(
 ) -> Comparison:
     """Train a student by several methods, and by none, over the same seeds; say what that shows.
 
-    The plain student is always among them. What nobody teaches (``plain``, ``ls``) trains on the labelled samples alone,
+    The plain student is always among them, and what the others are compared with unless an `Entry` names another baseline.
+    A method with players beside the student, as a critic, is compared with the same method without its teacher, where it
+    can do without; that is added. What nobody teaches (``plain``, ``ls``) trains on the labelled samples alone,
     and takes as many steps as the others. Every seed gives all of them the same initial weights and order of the data.
 
     In ``run_dir`` each run has a folder, ``METHOD/seed-0``, and beside them are ``report.html``, ``table.md``,
@@ -86,7 +90,8 @@ def compare(
     The verdict on each method is that of a paired t-test, corrected for their number (`limbeck.measure.judge`); where it
     cannot tell, it estimates how many more seeds would (`limbeck.measure.seeds_needed`).
 
-    A method that diverges with one of the seeds has no row, and the comparison's note says so; the others go on.
+    A method that diverges with one of the seeds, or whose score is then no number, has no row, and the comparison's note
+    says so; the others go on.
 
     Args:
         entries: Methods by name, or with options as `Entry`; `grid` makes those of a grid.
@@ -94,6 +99,8 @@ def compare(
         teacher: The network to learn from; None where no method needs one. Methods of peers get a second student,
             unless their `Entry` has others.
         data: A `limbeck.data.Data`, or loaders ``(train, val, test)`` without generators of their own, as for `fit`.
+        task: How networks are fed, and by which score they are judged: ``limbeck.multilabel``, or one of your own. By
+            default the data's; loaders are taken for classification.
         epochs: Of each run, all its stages together.
         seeds: How many, from 0 on.
         match: What is equal: ``"epochs"``, so that every run has as many steps as plain; or ``"compute"``, so that every
@@ -111,13 +118,13 @@ def compare(
         progress: Show a progress bar; by default where standard error is a terminal.
 
     Returns:
-        The teacher, the plain student and every entry, with the accuracies on the test data by seed.
+        The teacher, the plain student and every entry, with the score on the test data by seed.
 
     Raises:
-        ValueError, TypeError: An entry that cannot be assembled, before anything is trained; a student that is not made
-            anew, or not of the seed; runs in ``run_dir`` that are not of this comparison; a method with more stages than
-            epochs; runs on several devices each while another process makes them.
-        FloatingPointError: The plain student diverged, or every method.
+        ValueError, TypeError: An entry that cannot be assembled, before anything is trained; a baseline that is no entry; a
+            student that is not made anew, or not of the seed; runs in ``run_dir`` that are not of this comparison; a method
+            with more stages than epochs; runs on several devices each while another process makes them.
+        FloatingPointError: The plain student diverged, or another baseline, or every method.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
 
     Example:
@@ -153,15 +160,17 @@ def compare(
             "accumulate": accumulate,
             "clip": clip,
         },
+        task=task or task_of(data),
     )
+    listed = runs.with_baselines(listed)
     runs.check(listed, epochs if match == "epochs" else None)
     budget = {entry.name: epochs for entry in listed}
     with _together(run_dir, devices), progress_bar(progress) as bar:
-        task = bar.add_task("timing", total=None)
+        shown = bar.add_task("timing", total=None)
         if match == "compute":
             budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
-        bar.update(task, total=seeds * sum(budget.values()))
-        outcomes, diverged = _all_outcomes(runs, listed, seeds, budget, match, bar, task)
+        bar.update(shown, total=seeds * sum(budget.values()))
+        outcomes, diverged = _all_outcomes(runs, listed, seeds, budget, match, bar, shown)
     listed = [entry for entry in listed if entry.name in outcomes]
     comparison = Comparison(
         f"{runs.data_name}: {epochs} epochs, {seeds} {'seed' if seeds == 1 else 'seeds'}",
@@ -203,6 +212,8 @@ def _all_outcomes(
     """Return the outcomes of each entry by seed, whichever process trains them, and what is said of those that diverge."""
     found: dict[tuple[str, int], Outcome] = {}
     diverged: dict[str, str] = {}
+    baselines = {BASELINE, *(entry.baseline for entry in entries)}
+    others = sum(entry.name not in baselines for entry in entries)
     left, done = [(entry, seed) for seed in range(seeds) for entry in entries], 0  # what fails fails in the first seed
     while left:
         elsewhere = []
@@ -213,7 +224,7 @@ def _all_outcomes(
             try:
                 outcome = runs.outcome(entry, seed, budget[entry.name], partial(_tick, bar, task, done, runs.batches))
             except FloatingPointError as error:  # the others are not to wait for somebody to see it
-                if entry.name == BASELINE or len(diverged) == len(entries) - 2:
+                if entry.name in baselines or len(diverged) == others - 1:
                     raise
                 diverged[entry.name] = f"{entry.name} diverged with seed {seed} and has no row: {error}."
                 continue
@@ -261,6 +272,11 @@ def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
     folders = [entry.folder for entry in listed]
     if twice := [entry.name for entry in listed if folders.count(entry.folder) > 1]:
         raise ValueError(f"two entries have the same name, {twice[0]!r}: give one another, Entry(..., name=...)")
+    names = [entry.name for entry in listed]
+    if lost := [entry for entry in listed if entry.baseline and entry.baseline not in set(names) - {entry.name}]:
+        raise ValueError(
+            f"{lost[0].name} is to be compared with {lost[0].baseline!r}, which is no other entry's name: there are {names}"
+        )
     if len(listed) == 1:
         raise ValueError("there is nothing to compare with the plain student: name a method")
     return listed

@@ -101,4 +101,4 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
 def _network(name: str, data: Data, seed: int | None = None) -> nn.Module:
     if seed is not None:
         torch.manual_seed(seed)
-    return zoo.network(name, data.num_classes, data.shape)
+    return zoo.network(name, data.outputs, data.shape)

@@ -7,12 +7,13 @@ import csv
 import hashlib
 import inspect
 import json
+import math
 import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,15 +27,18 @@ from limbeck.engine.assemble import assemble, find
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned
 from limbeck.engine.learner import Row, Schedule
-from limbeck.engine.observe import examples_of_runs
+from limbeck.engine.observe import exhibits_of_runs
 from limbeck.engine.run import Run
 from limbeck.files import hold, write
-from limbeck.frozen import Frozen, bare
+from limbeck.frozen import frozen
 from limbeck.measure import cost, paired
+from limbeck.measure.accounts import as_fed
 from limbeck.method import Make, Method
 from limbeck.report.comparison import pictured
-from limbeck.report.examples import FILE
+from limbeck.report.examples import FILE, write_exhibits
 from limbeck.report.table import Candidate, Role
+from limbeck.task import Score, Task
+from limbeck.tasks.classification import classification
 
 BASELINE = "plain"
 LOCK = ".lock"
@@ -55,10 +59,13 @@ class Entry:
         method: Its name: ``limbeck list methods`` shows all.
         options: Its keyword arguments, ``{"temperature": 2.0}``. ``peers`` and ``assistants`` are functions that make a
             network each, with weights drawn from torch's generator: every run calls them anew, after the student. Of
-            a network itself every run trains a copy.
+            a network itself every run trains a copy. ``{"teacher": None}`` is the method without its teacher, where it can
+            do without.
         name: What the table calls it; by default the method with its options.
         teacher: Another teacher than the comparison's, as an untrained one for a control.
         control: Whether it is there to rule something out, and not to win.
+        baseline: The name of the entry that it is compared with. By default plain; and where a method has players beside
+            the student (a critic) and can do without a teacher, the same without one, which then runs too.
     """
 
     method: str
@@ -66,6 +73,7 @@ class Entry:
     name: str = ""
     teacher: nn.Module | None = None
     control: bool = False
+    baseline: str = ""
 
     def __post_init__(self) -> None:
         words = {option: _word(value) if option in NAMED else value for option, value in self.options.items()}
@@ -75,7 +83,13 @@ class Entry:
     @property
     def labels_alone(self) -> bool:
         """Whether nobody teaches, so that there is nothing to learn from samples without a label."""
-        return bool(sys.modules[find(self.method).__module__].PAPER.teacher == "nobody")
+        nobody = ("nobody", "frozen network") if self.untaught else ("nobody",)
+        return sys.modules[find(self.method).__module__].PAPER.teacher in nobody
+
+    @property
+    def untaught(self) -> bool:
+        """Whether it is the method without its teacher."""
+        return "teacher" in self.options and self.options["teacher"] is None
 
     @property
     def folder(self) -> str:
@@ -86,9 +100,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to."""
+    """What a run came to: the score of the network to ship, and what that took."""
 
-    accuracy: float
+    value: float
     steps: int
     seconds: float
 
@@ -104,6 +118,7 @@ class Runs:
         folder: Where each run has its own; nothing is written without one.
         training: How, as `fit` takes it.
         split: What the networks are measured on. With ``"val"`` the test data is not touched.
+        task: How networks are fed and judged.
     """
 
     student: Callable[[], nn.Module]
@@ -112,6 +127,7 @@ class Runs:
     folder: Path | None
     training: Mapping[str, Any]
     split: Literal["val", "test"] = "test"
+    task: Task = classification
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, Data):
@@ -121,7 +137,13 @@ class Runs:
             "optimizer": _describe_optimizer(self.training["optimizer"]),
             "schedule": _describe_schedule(self.training["schedule"]),
             "data": self._describe_data(),
+            "task": f"{self.task.name}, judged by the {self.score.best} {self.score.label}",
         }
+
+    @property
+    def score(self) -> Score:
+        """What judges."""
+        return self.task.score
 
     @property
     def batches(self) -> int:
@@ -132,6 +154,29 @@ class Runs:
     def data_name(self) -> str:
         """What the table says."""
         return self.data.name if isinstance(self.data, Data) else "data"
+
+    def with_baselines(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return the entries, plain first, with the baselines that they need and nobody listed."""
+        plain, *others = entries
+        needed: list[Entry] = []
+        paired_up = []
+        for entry in others:
+            if not entry.baseline and self._plays_apart(entry):
+                options = {**entry.options, "teacher": None}
+                there = (one for one in (*others, *needed) if (one.method, one.options) == (entry.method, options))
+                alone = next(there, Entry(entry.method, options, f"{entry.name}, no teacher", control=True))
+                needed += [] if alone in (*others, *needed) else [alone]
+                entry = replace(entry, baseline=alone.name)
+            paired_up.append(entry)
+        return [plain, *needed, *paired_up]
+
+    def _plays_apart(self, entry: Entry) -> bool:
+        """Whether plain is no measure of a method's teacher, since players beside the student make another game of it."""
+        teacher = inspect.signature(find(entry.method)).parameters.get("teacher")
+        if teacher is None or teacher.default is not None or entry.untaught:
+            return False
+        method = self._assemble(entry, 0)
+        return isinstance(method, Method) and len(method.players()) > 1
 
     def check(self, entries: Sequence[Entry], epochs: int | None = None) -> None:
         """Assemble everything once: what cannot be trained is found before anything is.
@@ -165,11 +210,15 @@ class Runs:
             tell: Is told what each epoch measured, and after how many batches; what it raises ends the training.
 
         Raises:
+            FloatingPointError: The training diverged, or its score is no number.
             KeyboardInterrupt: Ctrl-C, after a checkpoint.
         """
         folder = None if self.folder is None else self.folder / entry.folder / f"seed-{seed}"
         with self._take(folder) as mine:
-            return self._outcome(folder, entry, seed, epochs, tell) if mine else None
+            outcome = self._outcome(folder, entry, seed, epochs, tell) if mine else None
+        if outcome is not None and not math.isfinite(outcome.value):
+            raise FloatingPointError(f"its {self.score.name} on the {self.split} data is {outcome.value}")
+        return outcome
 
     def _take(self, folder: Path | None) -> AbstractContextManager[bool]:
         """Take a run, unless another process has; the processes of several devices make each together."""
@@ -179,7 +228,7 @@ class Runs:
 
     def _outcome(self, folder: Path | None, entry: Entry, seed: int, epochs: int, tell: Tell) -> Outcome:
         settings = self.settings(entry, seed, epochs)
-        if folder is not None and (kept := _kept(Run(folder), settings, self.split)):
+        if folder is not None and (kept := _kept(Run(folder), settings, self.split, self.score.name)):
             return kept
         result = fit(
             self._assemble(entry, seed),
@@ -196,8 +245,8 @@ class Runs:
         )
         if not result.finished:
             raise KeyboardInterrupt(f"stopped in {entry.name}, seed {seed}: the same call goes on from there")
-        accuracy = result.metrics[f"{self.split}/{next(iter(result.networks))}/accuracy"]
-        return Outcome(accuracy, int(result.history[-1]["step"]), round(result.seconds, 3))
+        value = result.metrics[f"{self.split}/{next(iter(result.networks))}/{self.score.name}"]
+        return Outcome(value, int(result.history[-1]["step"]), round(result.seconds, 3))
 
     def in_stages(self, entry: Entry) -> bool:
         """Whether it trains something else before the student that is measured."""
@@ -218,31 +267,36 @@ class Runs:
 
     def candidates(self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]]) -> Iterator[Candidate]:
         """Yield the rows of the table."""
-        student = self._student(0)
-        example = example_of(self.data, student)
-        price = cost(student, example)
+        student, task = self._student(0), self.task
+        example = example_of(self.data, student, task)
+        price = cost(student, example, task)
         if self.teacher is not None:
             test = self.data.test if isinstance(self.data, Data) else self.data[2]
             device = Fabric(accelerator=self.training["accelerator"], devices=1).device
-            accuracy = evaluate(Frozen(bare(self.teacher)).to(device).net, test)["accuracy"]  # a view moves alone
-            yield Candidate("teacher", "teacher", cost(self.teacher, example), (accuracy,))
-        reached = {name: tuple(outcome.accuracy for outcome in of) for name, of in outcomes.items()}
+            teacher = frozen(self.teacher).again("eval")
+            own = cost(*as_fed(teacher, example, task))
+            value = evaluate(teacher.to(device), test, task)[self.score.name]  # a view moves alone
+            yield Candidate("teacher", "teacher", own, (value,), score=self.score)
+        reached = {name: tuple(outcome.value for outcome in of) for name, of in outcomes.items()}
         for entry in entries:
             mine = reached[entry.name]
             if entry.name == BASELINE:
-                yield Candidate(BASELINE, "baseline", price, mine)
-            else:
-                role: Role = "control" if entry.control or entry.labels_alone else "distilled"
-                yield Candidate(entry.name, role, price, mine, paired(mine, reached[BASELINE]))
+                yield Candidate(BASELINE, "baseline", price, mine, score=self.score)
+                continue
+            role: Role = "control" if entry.control or entry.labels_alone else "distilled"
+            pair = paired(mine, reached[entry.baseline or BASELINE])
+            against = entry.baseline if entry.baseline != BASELINE else ""
+            yield Candidate(entry.name, role, price, mine, pair, self.score, against)
 
     def keep_examples(self, entries: Sequence[Entry], candidates: Sequence[Candidate]) -> None:
-        """Keep what the teacher and the best students of the first seed make of a few test images, for the report."""
-        if self.folder is None or self.teacher is None:
+        """Keep what the teacher and the best students of the first seed make of a few test samples, for the report."""
+        if self.folder is None:
             return
         shown = pictured(candidates)
         runs = {entry.name: self.folder / entry.folder / "seed-0" for entry in entries if entry.name in shown}
         device = Fabric(accelerator=self.training["accelerator"], devices=1).device
-        examples_of_runs(runs, self.student, self.teacher, self.data, device).save(self.folder / FILE)
+        if exhibits := exhibits_of_runs(runs, self.student, self.teacher, self.data, self.task, device):
+            write_exhibits(exhibits, self.folder / FILE)
 
     def _student(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -250,8 +304,8 @@ class Runs:
 
     def _assemble(self, entry: Entry, seed: int) -> Trainable:
         student, teacher, options = self._given(entry, seed)
-        example = example_of(self.data, student)
-        return assemble(entry.method, student, teacher, example, options, labels_of(self.data), self.student)
+        example = example_of(self.data, student, self.task)
+        return assemble(entry.method, student, teacher, example, options, labels_of(self.data), self.student, self.task)
 
     def _given(self, entry: Entry, seed: int) -> tuple[nn.Module, nn.Module | list[nn.Module] | None, dict[str, Any]]:
         """Make what a run is given: its student, who teaches, and its options, of which peers teach."""
@@ -261,6 +315,9 @@ class Runs:
         if "peers" in parameters:
             others = self.student if entry.teacher is None else entry.teacher
             return student, options.pop("peers") if "peers" in options else _made("peers", others), options
+        if entry.untaught:
+            del options["teacher"]
+            return student, None, options
         if entry.teacher is not None:
             return student, entry.teacher, options
         return student, self.teacher if "teacher" in parameters else None, options
@@ -303,7 +360,7 @@ class Runs:
         if not isinstance(self.data, Data):
             return {"batches": self.batches}
         loaders = [self.data.train, self.data.val, *([self.data.test] if self.split == "test" else [])]
-        labels = _digest(*(_bytes(loader.targets) for loader in loaders))
+        labels = _digest(*(_bytes(loader.ids if loader.targets is None else loader.targets) for loader in loaders))
         return {
             "name": self.data.name,
             "batches": self.batches,
@@ -381,10 +438,12 @@ def _word(given: Any) -> str:
     """Call networks, or what makes them, by a name for the table, and so for a folder: alike in every process."""
     if isinstance(given, (list, tuple)):
         return f"[{', '.join(map(_word, given))}]"
-    return given if isinstance(given, str) else str(getattr(given, "__name__", type(given).__name__))
+    if given is None or isinstance(given, str):
+        return str(given)
+    return str(getattr(given, "__name__", type(given).__name__))
 
 
-def _kept(run: Run, settings: Mapping[str, Any], split: str) -> Outcome | None:
+def _kept(run: Run, settings: Mapping[str, Any], split: str, score: str) -> Outcome | None:
     """Read a finished run.
 
     Raises:
@@ -400,7 +459,7 @@ def _kept(run: Run, settings: Mapping[str, Any], split: str) -> Outcome | None:
     shipped = next(iter(result["networks"].values()))
     with (run.folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)][-1]
-    return Outcome(shipped[split]["accuracy"], steps, result["seconds"])
+    return Outcome(shipped[split][score], steps, result["seconds"])
 
 
 def _typical(history: Sequence[Row]) -> float:

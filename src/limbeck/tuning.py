@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import Progress, TaskID
-from torch import nn
+from torch import Tensor, nn
 
+from limbeck.batches import samples as samples_of
 from limbeck.comparison import compare, progress_bar
 from limbeck.data import Data, Epochs
-from limbeck.data.epochs import seed_of
+from limbeck.data.epochs import known, seed_of
 from limbeck.engine.assemble import GIVEN, find
-from limbeck.engine.fit import Precision
+from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
 from limbeck.files import hold
 from limbeck.method import Make
-from limbeck.report.tuning import State, Trial, write_tuning
+from limbeck.report.tuning import State, Trial, best_of, write_tuning
 from limbeck.report.tuning import Tuning as Tuning
 from limbeck.runs import BASELINE, LOCK, NETWORKS, Entry, Runs
-from limbeck.tasks.classification import classification
+from limbeck.task import Task
 
 if TYPE_CHECKING:
     import optuna
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 SEARCH_SEEDS = 10_000
 """Where the seeds of a search begin: those of the comparison after it, from 0 on, are fresh."""
 LEAST_SAMPLES = 100
-"""Validation samples below which a score says little: its standard error is 3 points at an accuracy of 90 %."""
+"""Validation samples below which a share says little: its standard error is 3 points at 90 %."""
 UNPRUNED_TRIALS = 5
 """Trials that are trained to the end before any is stopped early; Optuna's default."""
 UNPRUNED_SHARE = 1 / 3
@@ -83,6 +84,7 @@ def tune(
     data: Any,
     search: Search,
     *,
+    task: Task | None = None,
     epochs: int,
     run_dir: str | os.PathLike[str],
     trials: int = 20,
@@ -102,11 +104,11 @@ def tune(
 
     A trial trains the student with options that Optuna's TPE suggests (Bergstra et al. 2011; Optuna's defaults, seeded).
     The first trial has the method's defaults, if these are in the search. A search of choices alone, of no more
-    combinations than trials, tries each once. A trial's score is the validation accuracy *after the last epoch*, as that
-    network is what a training leaves; the best epoch's would reward noise. All trials share their seeds, and so initial
-    weights and order of the data. A trial whose best accuracy so far is below the median of the others at that epoch is
-    stopped, after the first 5 trials and the first third of its epochs; a method of stages is not, as its first ones show
-    nothing yet. A training that diverges scores 0.
+    combinations than trials, tries each once. A trial's score is that on the validation data *after the last epoch*, as
+    that network is what a training leaves; the best epoch's would reward noise. All trials share their seeds, and so
+    initial weights and order of the data. A trial whose best score so far is worse than the median of the others at that
+    epoch is stopped, after the first 5 trials and the first third of its epochs; a method of stages is not, as its first
+    ones show nothing yet. A trial that diverges has no score, and is not made again.
 
     Afterwards the best options are trained with fresh seeds, beside the defaults and the plain student, by
     `limbeck.compare`; only that touches the test data. Decide on the number of trials beforehand: who looks at the test
@@ -120,10 +122,11 @@ def tune(
         method: Its name: ``limbeck list methods`` shows all.
         student: As for `compare`.
         teacher: As for `compare`.
-        data: As for `compare`, with at least 100 validation samples.
+        data: As for `compare`; where scores are percentages, with at least 100 validation samples.
         search: A `Range` or a list of choices for each option: ``{"temperature": Range(1, 20, log=True),
             "alpha": Range(0.1, 1)}``. `limbeck.pairs` finds layers to choose among:
             ``{"layers": [[pair] for pair in pairs]}``.
+        task: As for `compare`.
         epochs: Of each training, all its stages together.
         run_dir: The folder of the search.
         trials: How many, in all; 20 is ours, of which TPE draws the first 10 at random.
@@ -150,7 +153,8 @@ def tune(
     if trials < 1 or seeds < 1 or final_seeds < 1:
         raise ValueError(f"trials, seeds and final_seeds must be at least 1, got {trials}, {seeds} and {final_seeds}")
     _check_search(method, search, options or {})
-    samples = _check_validation(data)
+    task = task or task_of(data)
+    samples = _check_validation(data, task)
     folder = Path(run_dir)
     training: dict[str, Any] = {
         "optimizer": optimizer,
@@ -160,7 +164,8 @@ def tune(
         "accumulate": accumulate,
         "clip": clip,
     }
-    runs = Runs(student, teacher, data, folder / "trials", {**training, "devices": 1, "strategy": "auto"}, split="val")
+    alone = {**training, "devices": 1, "strategy": "auto"}
+    runs = Runs(student, teacher, data, folder / "trials", alone, "val", task)
     with _quiet():
         under_way = _Search(runs, method, options or {}, search, epochs, seeds, seed)
     runs.check([Entry(method, {**(options or {}), **corner}) for corner in _corners(search)])
@@ -202,16 +207,16 @@ class _Search:
         study = optuna.create_study(
             study_name=f"limbeck tune {self.method}",
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
-            direction="maximize",
+            direction="maximize" if self.runs.score.best == "highest" else "minimize",
             pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, math.ceil(UNPRUNED_SHARE * self.epochs)),
             load_if_exists=True,
         )
         mine, was = self._settings(), study.user_attrs.get("search")
         if was is None:
             study.set_user_attr("search", mine)
-        elif other := [name for name in mine if was.get(name) != mine[name]]:
+        elif other := [name for name in mine if name in was and was[name] != mine[name]]:
             raise ValueError(
-                f"the search in {folder} has another {other[0]}: {was.get(other[0])}, and not {mine[other[0]]}. "
+                f"the search in {folder} has another {other[0]}: {was[other[0]]}, and not {mine[other[0]]}. "
                 "Go on with the same settings, or take another run_dir"
             )
         return study
@@ -237,8 +242,8 @@ class _Search:
         stopped = frozen.state.name == "PRUNED"
         state: State = "stopped" if stopped else "diverged" if "diverged" in frozen.user_attrs else "complete"
         epochs = self.seeds * self.epochs if state == "complete" else max(frozen.intermediate_values, default=0)
-        accuracies = tuple(frozen.user_attrs.get("accuracies", ()))
-        return Trial({**self.options, **self._values(frozen.params)}, state, accuracies, epochs)
+        values = frozen.user_attrs.get("values") or frozen.user_attrs.get("accuracies", ())  # of an older search
+        return Trial({**self.options, **self._values(frozen.params)}, state, tuple(values), epochs)
 
     def _plan(self, trials: int) -> tuple[list[dict[str, Any]], bool]:
         """Return what is tried first, the defaults, and whether that is all: every combination, if there are few."""
@@ -293,18 +298,17 @@ class _Search:
         """Train a trial's seeds, one after the other."""
         import optuna
 
-        accuracies: list[float] = []
+        values: list[float] = []
         reported = set(study.get_trials()[trial.number].intermediate_values)
 
         def report(metrics: Mapping[str, float], step: int) -> None:
             """Tell Optuna how good the seeds are so far."""
-            now = next(
-                value for name, value in metrics.items() if name.startswith("val/") and name.endswith("/accuracy")
-            )
-            epoch = len(accuracies) * self.epochs + step // self.runs.batches
+            ending = f"/{self.runs.score.name}"
+            now = next(value for name, value in metrics.items() if name.startswith("val/") and name.endswith(ending))
+            epoch = len(values) * self.epochs + step // self.runs.batches
             advance(epoch)
             if epoch not in reported:  # again, where a process died between this line and its checkpoint
-                trial.report(fmean([*accuracies, now]), epoch)
+                trial.report(fmean([*values, now]), epoch)
             if prunes and trial.should_prune():
                 raise optuna.TrialPruned(f"worse than the median of the others after {epoch} epochs")
 
@@ -314,14 +318,14 @@ class _Search:
                 outcome = self.runs.outcome(entry, seed, self.epochs, report)
                 if outcome is None:
                     raise ValueError(f"another process trains {entry.name} in {self.runs.folder}")
-                accuracies.append(outcome.accuracy)
-                trial.set_user_attr("accuracies", accuracies)
-            study.tell(trial, fmean(accuracies))
+                values.append(outcome.value)
+                trial.set_user_attr("values", values)
+            study.tell(trial, fmean(values))
         except optuna.TrialPruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         except FloatingPointError as error:
             trial.set_user_attr("diverged", str(error))
-            study.tell(trial, 0.0)
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def _entry(self, values: Mapping[str, Any]) -> Entry:
         return Entry(self.method, {**self.options, **values})
@@ -338,10 +342,11 @@ class _Search:
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials that need not be made again."""
+    """Return the trials that need not be made again: of those that failed, the ones that diverged."""
     from optuna.trial import TrialState
 
-    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    ended = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+    return [trial for trial in ended if trial.state != TrialState.FAIL or "diverged" in trial.user_attrs]
 
 
 def _conclude(
@@ -361,7 +366,7 @@ def _conclude(
         raise FloatingPointError(
             f"all {len(trials)} trials diverged: lower the learning rate, clip gradients, or search smaller weights"
         )
-    best = max(complete, key=lambda trial: trial.score or 0.0)
+    best = best_of(complete, under_way.runs.score)
     looks = study.user_attrs.get("looks", [])
     if len(trials) not in looks:
         study.set_user_attr("looks", looks := [*looks, len(trials)])
@@ -375,6 +380,7 @@ def _conclude(
         runs.student,
         runs.teacher,
         data,
+        task=runs.task,
         epochs=under_way.epochs,
         seeds=final_seeds,
         run_dir=place,
@@ -389,7 +395,9 @@ def _conclude(
         samples,
         comparison,
         {
-            entry.name: tuple(_validated(place / entry.folder / f"seed-{seed}") for seed in range(final_seeds))
+            entry.name: tuple(
+                _validated(place / entry.folder / f"seed-{seed}", runs.score.name) for seed in range(final_seeds)
+            )
             for entry in (Entry(BASELINE), *entries)
         },
         tuple(looks),
@@ -413,19 +421,19 @@ def _importance(study: optuna.Study, complete: Sequence[Trial]) -> dict[str, flo
     return dict(get_param_importances(study, evaluator=PedAnovaImportanceEvaluator()))
 
 
-def _validated(run: Path) -> float:
-    """Read a finished run's accuracy on the validation data."""
+def _validated(run: Path, score: str) -> float:
+    """Read a finished run's score on the validation data."""
     networks = json.loads((run / "result.json").read_text(encoding="utf-8"))["networks"]
-    return float(next(iter(networks.values()))["val"]["accuracy"])
+    return float(next(iter(networks.values()))["val"][score])
 
 
 def _check_search(method: str, search: Search, options: Mapping[str, Any]) -> None:
     """Raise an error for a search that cannot be, before the method is asked what it thinks of it."""
-    known = [name for name in inspect.signature(find(method)).parameters if name not in GIVEN]
-    if not known:
+    own = [name for name in inspect.signature(find(method)).parameters if name not in GIVEN]
+    if not own:
         raise ValueError(f"{method} has no options to search")
     if not search:
-        raise ValueError(f"there is nothing to search: name options of {method}, which has {', '.join(known)}")
+        raise ValueError(f"there is nothing to search: name options of {method}, which has {', '.join(own)}")
     for name, values in search.items():
         if name in options:
             raise ValueError(f"{name} is fixed, at {options[name]!r}, and searched: it can be one of the two")
@@ -439,7 +447,7 @@ def _check_search(method: str, search: Search, options: Mapping[str, Any]) -> No
             raise ValueError(f"{name} needs at least two choices, all different, got {list(values)}")
 
 
-def _check_validation(data: Any) -> int:
+def _check_validation(data: Any, task: Task) -> int:
     """Return how many labelled validation samples there are.
 
     Raises:
@@ -450,16 +458,21 @@ def _check_validation(data: Any) -> int:
         raise ValueError(
             "a search is scored on validation data: pass a limbeck.data.Data, or loaders (train, val, test)"
         )
-    targets = (
-        [val.targets[val.ids.to(val.targets.device)]] if isinstance(val, Epochs) else map(classification.target, val)
-    )
-    samples = sum(int((each >= 0).sum()) for each in targets)
-    if samples < LEAST_SAMPLES:
+    held = val.targets if isinstance(val, Epochs) else None
+    targets = map(task.target, val) if held is None else [held[val.ids.to(held.device)]]
+    samples = sum(map(_labelled, targets))
+    least = LEAST_SAMPLES if task.score.unit == "%" else 2
+    if samples < least:
         raise ValueError(
-            f"a search needs at least {LEAST_SAMPLES} validation samples to be more than luck, got {samples}: hold out "
+            f"a search needs at least {least} validation samples to be more than luck, got {samples}: hold out "
             "more (val_share, --val-share)"
         )
     return samples
+
+
+def _labelled(target: Any) -> int:
+    """Return how many samples have a label, of pixels or several labels one at least."""
+    return int(known(target).sum()) if isinstance(target, Tensor) else samples_of(target)
 
 
 def _corners(search: Search) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ from limbeck.measure.evidence import summary as summary
 from limbeck.measure.knowledge import gradient_cosine as gradient_cosine
 from limbeck.measure.knowledge import sign_agreement as sign_agreement
 from limbeck.measure.logits import agreement as agreement
+from limbeck.measure.logits import answer_difference as answer_difference
 from limbeck.measure.logits import calibration as calibration
 from limbeck.measure.logits import confusion as confusion
 from limbeck.measure.logits import divergence as divergence

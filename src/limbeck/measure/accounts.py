@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from limbeck.data import Data
+from limbeck.data import Data, Epochs
 from limbeck.engine.evaluate import evaluate
-from limbeck.frozen import Frozen, bare
+from limbeck.engine.loaders import splits
+from limbeck.frozen import Frozen, frozen
 from limbeck.measure.cost import latency_ms, macs_of
-from limbeck.task import Task
+from limbeck.task import Score, Task
 from limbeck.tasks.classification import classification
 
 LAYERS = frozenset({"ConvolutionBackward0", "AddmmBackward0", "MmBackward0"})
@@ -36,7 +38,8 @@ class Account:
         parameters: Weights and biases of convolutions and linear layers; those of norms are not counted.
         multiplications: Of one sample, in the same; pooling, norms and activations are free.
         latency_ms: Median time of one sample on one CPU thread, in milliseconds.
-        accuracy: Top-1 on the test data, in [0, 1].
+        value: The score on the test data.
+        score: What that is.
     """
 
     name: str
@@ -44,19 +47,26 @@ class Account:
     parameters: int
     multiplications: int
     latency_ms: float
-    accuracy: float
+    value: float
+    score: Score
 
 
 @torch.no_grad()
-def accounts(nets: Mapping[str, nn.Module], data: Data, *, seconds: float = 0.5) -> list[Account]:
-    """Return what each of some classifiers takes and reaches: what the teacher's student saves is the ratio of the two.
+def accounts(
+    nets: Mapping[str, nn.Module], data: Any, task: Task | None = None, *, seconds: float = 0.5
+) -> list[Account]:
+    """Return what each of some networks takes and reaches: what the teacher's student saves is the ratio of the two.
 
-    Accuracy is measured on an accelerator if there is one, costs on the CPU, in eval mode; networks are left as they were.
+    The score is measured on an accelerator if there is one, costs on the CPU, in eval mode; networks are left as they were.
 
     Args:
         nets: By name.
-        data: Its test split is used.
+        data: A `limbeck.data.Data`, or loaders ``(train, val, test)``: the test data is used.
+        task: How networks are fed and judged; by default as the data say.
         seconds: Spent on timing each network, a fifth at a time, in turn with the others.
+
+    Raises:
+        ValueError: There are no test data.
 
     Example:
         >>> import limbeck
@@ -65,17 +75,27 @@ def accounts(nets: Mapping[str, nn.Module], data: Data, *, seconds: float = 0.5)
         >>> [(one.layers, one.parameters) for one in accounts(nets, data, seconds=0.01)]
         [(3, 8970), (2, 1210)]
     """
-    views = {name: Frozen(bare(net)).to("cpu") for name, net in nets.items()}
-    sample = data.example(1).cpu()
-    times = in_turn([partial(view, sample) for view in views.values()], torch.device("cpu"), seconds)
-    counts = [(depth(view.net, sample), weights(view.net), macs_of(view.net, sample)) for view in views.values()]
+    task, loaders = task or (data.task if isinstance(data, Data) else classification), splits(data, seed=0)
+    if (test := loaders.test) is None:
+        raise ValueError("there are no test data: pass a limbeck.data.Data, or loaders (train, val, test)")
+    views = {name: frozen(net).again("eval").to("cpu") for name, net in nets.items()}
+    sample = move_data_to_device(task.inputs(loaders.few(1)), torch.device("cpu"))
+    asked = [as_fed(view, sample, task) for view in views.values()]
+    times = in_turn([partial(own.feed, net, inputs) for net, inputs, own in asked], torch.device("cpu"), seconds)
+    counts = [(depth(*each), weights(each[0]), macs_of(*each)) for each in asked]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    test = data.to(device).test
-    reached = [evaluate(view.to(device), test)["accuracy"] for view in views.values()]
+    if isinstance(test, Epochs):
+        test.to(device)
+    reached = [evaluate(view.to(device), test, task)[task.score.name] for view in views.values()]
     return [
-        Account(name, *count, latency_ms=time, accuracy=accuracy)
-        for name, count, time, accuracy in zip(views, counts, times, reached, strict=True)
+        Account(name, *count, latency_ms=time, value=value, score=task.score)
+        for name, count, time, value in zip(views, counts, times, reached, strict=True)
     ]
+
+
+def as_fed(view: Frozen, inputs: Any, task: Task) -> tuple[nn.Module, Any, Task]:
+    """Return a network with the inputs and the task of its own view, where it has one: to see what it costs by itself."""
+    return view.net, view.inputs(inputs), replace(task, output=view.output or task.output)
 
 
 def weights(net: nn.Module) -> int:

@@ -4,21 +4,24 @@ import logging
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.frozen import Frozen, bare
+from limbeck.batches import part, samples
+from limbeck.frozen import Frozen, bare, frozen
 from limbeck.task import Task
 from limbeck.tasks.classification import classification
+from limbeck.trace import describe
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
@@ -60,23 +63,24 @@ def cost(net: nn.Module, example: Any, task: Task = classification, seconds: flo
     operation for it.
 
     Args:
-        net: The network.
-        example: A batch of inputs, a tensor or a dict of tensors; its first sample is used.
+        net: The network; of a teacher with a view of its own (`limbeck.Frozen`), on what the view feeds it.
+        example: A batch of inputs, a column as `limbeck.batches` knows them: a tensor, a list with a sample an entry where
+            samples are ragged, or a dict of these; its first sample is used.
         task: How inputs are fed.
         seconds: Spent on the time at least; 0.02 is ours, so that every run can afford it. A network that needs longer
             runs twice.
 
     Raises:
-        ValueError: The example is empty, or ``seconds`` is not positive.
+        ValueError: The example is empty, its samples cannot be counted, or ``seconds`` is not positive.
     """
-    view, device = _in_eval_mode(net)
-    sample = _samples(example, 1, device)
-    latency = latency_ms(partial(task.feed, view, sample), device, seconds)
+    device = place_of(net)
+    plain, sample, task = as_fed(frozen(net).again("eval"), _samples(example, 1, device), task)
+    latency = latency_ms(partial(task.feed, plain, sample), device, seconds)
     return Cost(
-        parameters=sum(parameter.numel() for parameter in view.parameters()),
-        macs=macs_of(view, sample, task),
-        bytes=_bytes(view),
-        activation_bytes=_activation_bytes(view, sample, device, task),  # after a run: kernels keep their workspaces
+        parameters=sum(parameter.numel() for parameter in plain.parameters()),
+        macs=macs_of(plain, sample, task),
+        bytes=_bytes(plain),
+        activation_bytes=_activation_bytes(plain, sample, device, task),  # after a run: kernels keep their workspaces
         latency_ms=latency,
     )
 
@@ -88,33 +92,34 @@ def batch_latency_ms(net: nn.Module, example: Any, task: Task = classification, 
     Apart from `cost`, since it is what takes long: throughput is 64,000 over it, in samples a second.
 
     Args:
-        net: The network.
-        example: A batch of inputs, a tensor or a dict of tensors, whose samples fill the batch of 64.
+        net: As for `cost`.
+        example: A batch of inputs, as for `cost`, whose samples fill the batch of 64.
         task: How inputs are fed.
         seconds: As for `cost`.
 
     Raises:
-        ValueError: The example is empty, or ``seconds`` is not positive.
+        ValueError: As for `cost`.
     """
-    view, device = _in_eval_mode(net)
-    return latency_ms(partial(task.feed, view, _samples(example, BATCH, device)), device, seconds)
+    device = place_of(net)
+    plain, batch, task = as_fed(frozen(net).again("eval"), _samples(example, BATCH, device), task)
+    return latency_ms(partial(task.feed, plain, batch), device, seconds)
 
 
-def _in_eval_mode(net: nn.Module) -> tuple[nn.Module, torch.device]:
-    """Return a view of a network, with its weights and a mode of its own, and where it is."""
-    view = Frozen(bare(net)).net
-    return view, next(view.parameters(), torch.empty(0)).device
+def as_fed(view: Frozen, inputs: Any, task: Task) -> tuple[nn.Module, Any, Task]:
+    """Return the network itself, with the inputs and the task that its view gives it."""
+    return view.net, view.inputs(inputs), replace(task, output=view.output or task.output)
 
 
 def _samples(example: Any, count: int, device: torch.device) -> Any:
     """Return the first ``count`` samples, from the start again where there are fewer."""
-    if isinstance(example, Mapping):
-        return {name: _samples(value, count, device) for name, value in example.items()}
-    if not isinstance(example, Tensor):
-        return example
-    if len(example) == 0:
-        raise ValueError(f"example must hold a sample at least, got shape {tuple(example.shape)}")
-    return example[torch.arange(count, device=example.device) % len(example)].to(device)
+    if not (there := samples(example)):
+        raise ValueError(f"example must hold a sample at least, got {describe(example)}")
+    return move_data_to_device(part(example, [row % there for row in range(count)]), device)
+
+
+def place_of(net: nn.Module) -> torch.device:
+    """Return the device that a network's parameters are on; that of new tensors where it has none."""
+    return next(bare(net).parameters(), torch.empty(0)).device
 
 
 def macs_of(net: nn.Module, sample: Any, task: Task = classification) -> int:

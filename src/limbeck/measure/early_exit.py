@@ -15,6 +15,7 @@ from limbeck.distributed import place
 from limbeck.engine.evaluate import batches
 from limbeck.frozen import Frozen
 from limbeck.measure.cost import macs_of
+from limbeck.measure.logits import check_classes
 from limbeck.nets.exits import EarlyExit
 from limbeck.task import UNLABELLED, Task
 from limbeck.tasks.classification import classification
@@ -60,7 +61,7 @@ class ExitProfile:
 
 
 def exit_profile(net: EarlyExit, loader: Iterable[Any], task: Task = classification) -> ExitProfile:
-    """Return what each exit reaches, what all of them do together, and accuracy over compute.
+    """Return what each exit of a classifier reaches, what all of them do together, and accuracy over compute.
 
     The data is passed once, through the whole network. Among several processes all must ask: it is that of all their data.
 
@@ -70,7 +71,7 @@ def exit_profile(net: EarlyExit, loader: Iterable[Any], task: Task = classificat
         task: How batches are fed.
 
     Raises:
-        ValueError: No labelled sample.
+        ValueError: No labelled sample, or targets that are not one class a sample.
     """
     confidence, right, price = _seen(net, loader, task)
     taken = _taken(confidence, net.thresholds.cpu())
@@ -96,7 +97,7 @@ def exit_curve(net: EarlyExit, loader: Iterable[Any], task: Task = classificatio
         task: How batches are fed.
 
     Raises:
-        ValueError: No labelled sample.
+        ValueError: No labelled sample, or targets that are not one class a sample.
     """
     return _curve(*_seen(net, loader, task))
 
@@ -174,6 +175,7 @@ def _seen(net: EarlyExit, loader: Iterable[Any], task: Task) -> tuple[Tensor, Te
         inputs, target = task.inputs(batch), task.target(batch)
         price = _prices(view, inputs[:1]) if price is None else price
         said = torch.stack(view.all_exits(inputs), 1)
+        check_classes(said[:, -1], target)
         known = target != UNLABELLED
         confidence.append(said.softmax(-1).amax(-1)[known])
         right.append((said.argmax(-1) == target[:, None])[known])

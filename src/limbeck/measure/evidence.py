@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Literal
 
 Verdict = Literal["helps", "hurts", "cannot tell"]
+Best = Literal["highest", "lowest"]
 
 LEVEL = 0.05
 """How often a verdict other than "cannot tell" may be wrong where there is no difference."""
@@ -58,18 +59,20 @@ class Judgement:
         pair: The comparison.
         p: Its p-value after Holm's correction.
         comparisons: Among how many it was made.
+        best: Whether more or less of the metric is better.
     """
 
     pair: Paired
     p: float
     comparisons: int = 1
+    best: Best = "highest"
 
     @property
     def verdict(self) -> Verdict:
         """What is shown at the 5 % level: "helps", "hurts", or nothing."""
         if self.p >= LEVEL:
             return "cannot tell"
-        return "helps" if self.pair.difference > 0 else "hurts"
+        return "helps" if (self.pair.difference > 0) == (self.best == "highest") else "hurts"
 
     @cached_property
     def more(self) -> int | None:
@@ -116,8 +119,8 @@ def paired(treated: Sequence[float], baseline: Sequence[float]) -> Paired:
     """Compare two trainings seed by seed: the mean of treated − baseline, with its t interval and t-test.
 
     Pairing removes what both owe to the seed (initial weights, order of the data), which is often more than the
-    effect itself. Accuracies are counts: a few seeds may give the very same difference, which says that the test set is
-    too coarse to see how much they vary, and not that they do not. Then there is no interval.
+    effect itself. A share of right answers is a count: a few seeds may give the very same difference, which says that the
+    test set is too coarse to see how much they vary, and not that they do not. Then there is no interval.
 
     Args:
         treated: A metric over seeds.
@@ -126,7 +129,8 @@ def paired(treated: Sequence[float], baseline: Sequence[float]) -> Paired:
     if len(treated) != len(baseline):
         raise ValueError(f"expected the same seeds in both, got {len(treated)} treated and {len(baseline)} baseline")
     of = summary([after - before for after, before in zip(treated, baseline, strict=True)])
-    if of.n == 1 or of.sd < 1e-6:  # shares in float32: equal differences of counts differ in their last bits
+    largest = max(map(abs, [*treated, *baseline]))
+    if of.n == 1 or of.sd <= 1e-6 * largest:  # in float32, equal differences of counts differ in their last bits
         return Paired(of.mean, of.sd, math.nan, math.nan, of.n, 1.0)
     from scipy import special
 
@@ -134,16 +138,17 @@ def paired(treated: Sequence[float], baseline: Sequence[float]) -> Paired:
     return Paired(of.mean, of.sd, of.low, of.high, of.n, p)
 
 
-def judge(pairs: Sequence[Paired]) -> list[Judgement]:
+def judge(pairs: Sequence[Paired], best: Best = "highest") -> list[Judgement]:
     """Judge comparisons that are made at once: each p-value corrected after Holm, so that one in twenty such *tables*, and
     not one in twenty of their rows, claims a difference where there is none. However many there are, and however
     they depend on each other (all on the same baseline, say).
 
     Args:
         pairs: The comparisons.
+        best: Whether more or less of their metric is better.
     """
     corrected = holm([pair.p for pair in pairs])
-    return [Judgement(pair, p, len(pairs)) for pair, p in zip(pairs, corrected, strict=True)]
+    return [Judgement(pair, p, len(pairs), best) for pair, p in zip(pairs, corrected, strict=True)]
 
 
 def holm(p: Sequence[float]) -> list[float]:

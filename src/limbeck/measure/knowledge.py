@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.evaluate import batches
-from limbeck.frozen import Frozen, bare, frozen
+from limbeck.frozen import frozen
 from limbeck.layers import Pair
+from limbeck.measure.networks import beside
 from limbeck.numerics import same_shape, unit_rows
 from limbeck.task import Task
 from limbeck.tasks.classification import classification
@@ -43,7 +44,7 @@ def sign_agreement(
         ValueError: The loader gave no batch, a layer does not exist, or layers of a pair differ in shape: neurons of
             networks of different widths belong together only through a method's connector, which the student leaves behind.
     """
-    views = frozen(student), _beside(student, teacher)
+    views = frozen(student), beside(student, teacher)
     agreeing, count = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0)
     for batch in batches(loader, student):
         inputs = task.inputs(batch)
@@ -70,7 +71,7 @@ def gradient_cosine(
 
     Args:
         student: Any network.
-        teacher: Another, of the same inputs and classes.
+        teacher: Another, of the same inputs and outputs.
         loader: Batches ``(inputs, targets)`` of held-out data.
         task: How batches are fed, and the loss.
 
@@ -78,7 +79,7 @@ def gradient_cosine(
         ValueError: The loader gave no batch.
         TypeError: The inputs are not one tensor of real numbers.
     """
-    views = frozen(student), _beside(student, teacher)
+    views = frozen(student), beside(student, teacher)
     total, count, seen = 0.0, 0, False
     for batch in batches(loader, student):
         seen, target = True, task.target(batch)
@@ -89,11 +90,6 @@ def gradient_cosine(
     if not seen:
         raise ValueError("nothing was measured: the loader gave no batch")
     return total / count if count else math.nan
-
-
-def _beside(student: nn.Module, teacher: nn.Module) -> Frozen:
-    """The teacher where the student is; a view moves alone."""
-    return Frozen(bare(teacher)).to(next(bare(student).parameters(), torch.empty(0)).device)
 
 
 def _input_gradient(net: nn.Module, inputs: Any, target: Tensor, task: Task) -> Tensor:

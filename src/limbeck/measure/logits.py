@@ -1,15 +1,53 @@
-"""What a classifier's answers say: pure functions of logits (N, K) and targets (N), where -100 is "no label"."""
+"""What answers say: pure functions of a classifier's logits (N, K) and targets (N), where -100 is "no label".
+
+They tell one class a sample apart; `answer_difference` is of any task's answers.
+"""
 
 from __future__ import annotations
 
 import math
 
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
 from limbeck.methods.kd import soft_target
 from limbeck.numerics import full_precision, same_shape
 from limbeck.task import UNLABELLED
+from limbeck.trace import describe
+
+
+def answer_difference(student: Tensor, teacher: Tensor) -> float:
+    """Return the root mean square of s − t over all values of two networks' answers, in the answers' unit.
+
+    It is how far a student is from its teacher where answers are values, as in regression; labels play no part. Of logits
+    it says little, since a softmax does not see what is added to all: see `divergence`.
+
+    Args:
+        student: Answers, (N, ...).
+        teacher: Answers, of the same shape.
+
+    Raises:
+        TypeError: Answers that are not one tensor, as a detector's.
+        ValueError: Other shapes, or no value.
+
+    Example:
+        >>> import torch
+        >>> answer_difference(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]))
+        1.4142135381698608
+    """
+    for side, answer in (("student", student), ("teacher", teacher)):
+        if not isinstance(answer, Tensor):
+            raise TypeError(f"expected answers that are one tensor, got {describe(answer)} of the {side}")
+    same_shape("answer_difference", student, teacher)
+    if not student.numel():
+        raise ValueError(f"expected an answer at least, got shape {tuple(student.shape)}")
+    return float(_root_mean_square(student, teacher))
+
+
+@full_precision
+def _root_mean_square(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.mse_loss(student, teacher).sqrt()
 
 
 def agreement(student: Tensor, teacher: Tensor) -> float:
@@ -112,15 +150,29 @@ def _check_pair(measure: str, student: Tensor, teacher: Tensor) -> None:
 def _check_logits(logits: Tensor) -> None:
     if logits.ndim != 2 or len(logits) == 0:
         raise ValueError(f"expected a classifier's logits (N, K) of a sample at least, got shape {tuple(logits.shape)}")
+    if logits.shape[1] == 1:
+        raise ValueError(
+            f"expected a classifier's logits (N, K), got shape {tuple(logits.shape)}: one value a sample tells no classes "
+            "apart, and limbeck.measure.answer_difference compares values"
+        )
 
 
-def _labelled(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Check, and drop what has no label."""
+def check_classes(logits: Tensor, targets: Tensor) -> None:
+    """Raise where there is not one class a sample: several labels, values.
+
+    Raises:
+        ValueError: In words.
+    """
     _check_logits(logits)
     if targets.shape != logits.shape[:1] or targets.is_floating_point():
         raise ValueError(
             f"expected a class for each of {len(logits)} samples, got targets {targets.dtype} {tuple(targets.shape)}"
         )
+
+
+def _labelled(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Check, and drop what has no label."""
+    check_classes(logits, targets)
     known = targets != UNLABELLED
     logits, targets = logits[known], targets[known]
     if len(targets) == 0:

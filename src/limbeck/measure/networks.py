@@ -1,19 +1,21 @@
-"""What networks answer on held-out data, in one pass over it: what `limbeck.measure`'s functions of logits are given."""
+"""What networks answer on held-out data, in one pass over it: what `limbeck.measure`'s functions of answers are given."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.engine.evaluate import Measurement, batches
-from limbeck.frozen import Frozen, bare, frozen
+from limbeck.frozen import Frozen, frozen
 from limbeck.layers import Pair
 from limbeck.measure.cka import MinibatchCKA
+from limbeck.measure.cost import place_of
 from limbeck.task import Task
 from limbeck.tasks.classification import classification
 from limbeck.trace import describe
@@ -21,18 +23,19 @@ from limbeck.trace import describe
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a classifier answered, sample by sample, in the order of the loader.
+    """What a network answered, sample by sample, in the order of the loader.
 
     Args:
-        logits: (N, K), where the network is.
-        targets: Classes, int64 (N); -100 is "no label".
+        logits: The answers, where the network is: a classifier's logits (N, K), values (N, M), any tensor (N, ...), or a
+            list with a sample an entry, as a detector's.
+        targets: A classifier's classes, int64 (N), where -100 is "no label"; else as the task finds them.
     """
 
-    logits: Tensor
-    targets: Tensor
+    logits: Any
+    targets: Any
 
     def metrics(self, task: Task = classification) -> dict[str, float]:
-        """Return what `limbeck.evaluate` would: top-1 ``accuracy`` in [0, 1] and the mean ``loss``."""
+        """Return what `limbeck.evaluate` would: in classification ``accuracy``, in [0, 1], and the mean ``loss``."""
         measurement = Measurement(task)
         measurement.add(self.logits, self.targets)
         return measurement.compute()
@@ -55,22 +58,22 @@ class SideBySide:
 
 @torch.no_grad()
 def outputs(net: nn.Module, loader: Iterable[Any], task: Task = classification) -> Outputs:
-    """Run a classifier over held-out data and keep its logits, N × K numbers.
+    """Run a network over held-out data and keep its answers: of a classifier logits, N × K numbers.
 
     It runs in eval mode and without gradients, where its parameters are, and is left as it was.
 
     Args:
-        net: Any classifier.
+        net: Any network.
         loader: Batches ``(inputs, targets)``.
-        task: How batches are fed.
+        task: How batches are fed, and where the answer is.
 
     Raises:
-        ValueError: The loader gave no batch.
+        ValueError: The loader gave no batch, or answers of one batch and the next differ in shape.
 
     Example:
         >>> import limbeck
         >>> data = limbeck.data.load("digits")
-        >>> net = limbeck.zoo.network("mlp-32", data.num_classes, data.shape)
+        >>> net = limbeck.zoo.network("mlp-32", data.outputs, data.shape)
         >>> answers = outputs(net, data.test)
         >>> 0 <= limbeck.measure.calibration(answers.logits, answers.targets) <= 1
         True
@@ -88,22 +91,22 @@ def side_by_side(
     pairs: Sequence[Pair] = (),
     task: Task = classification,
 ) -> SideBySide:
-    """Run two classifiers on the same batches, each once, and compare layers of theirs on the way.
+    """Run two networks on the same batches, each once, and compare layers of theirs on the way.
 
     Both run in eval mode and without gradients, where the student's parameters are, and are left as they were.
 
     Args:
-        student: Any classifier.
+        student: Any network.
         teacher: Another.
         loader: Batches ``(inputs, targets)``, in any order: both see the same ones.
         pairs: Layers to compare, (student's path, teacher's path); `limbeck.pairs` finds those that belong together.
-        task: How batches are fed.
+        task: How batches are fed, and where the answer is.
 
     Raises:
-        ValueError: The loader gave no batch, or a layer does not exist.
+        ValueError: The loader gave no batch, answers of one batch and the next differ in shape, or a layer does not exist.
     """
-    device = next(bare(student).parameters(), torch.empty(0)).device
-    views = frozen(student), Frozen(bare(teacher)).to(device)  # a view moves alone
+    device = place_of(student)
+    views = frozen(student), beside(student, teacher)
     alike = {pair: MinibatchCKA().to(device) for pair in pairs}
     of_student, of_teacher = [], []
     for batch in batches(loader, student):
@@ -134,14 +137,14 @@ def robustness(
     generators as they were. Nothing is clipped. The network runs once for each σ.
 
     Args:
-        net: Any classifier.
+        net: Any network.
         loader: Batches ``(inputs, targets)``.
         deviations: Each a σ, in units of the network's inputs: of data that is normalised, in its standard deviations.
         seed: Of ε.
         task: How batches are fed.
 
     Returns:
-        For each σ, ``accuracy`` in [0, 1] and ``loss``.
+        For each σ, each metric of the task: in classification ``accuracy``, in [0, 1], and ``loss``.
 
     Raises:
         ValueError: A σ is negative or not finite, or the loader gave no batch.
@@ -167,8 +170,28 @@ def _sides(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
     return [layer for layer, _ in pairs], [layer for _, layer in pairs]
 
 
-def _joined(seen: Sequence[tuple[Tensor, Tensor]]) -> Outputs:
+def _joined(seen: Sequence[tuple[Any, Any]]) -> Outputs:
     if not seen:
         raise ValueError("nothing was measured: the loader gave no batch")
-    logits, targets = zip(*seen, strict=True)
-    return Outputs(torch.cat(logits), torch.cat(targets))
+    answers, targets = zip(*seen, strict=True)
+    return Outputs(_together(answers), _together(targets))
+
+
+def _together(columns: Sequence[Any]) -> Any:
+    """Return the samples of several batches as one column, see `limbeck.batches`."""
+    first = columns[0]
+    if isinstance(first, Mapping):
+        return {name: _together([column[name] for column in columns]) for name in first}
+    if not isinstance(first, Tensor):
+        return list(chain.from_iterable(columns))
+    if shapes := {tuple(column.shape[1:]) for column in columns} - {tuple(first.shape[1:])}:
+        raise ValueError(
+            f"samples of shape {tuple(first.shape[1:])} and {shapes.pop()} cannot be kept together: serve all of one shape "
+            "(padded texts, images of one size), or measure batch by batch with limbeck.evaluate"
+        )
+    return torch.cat(list(columns))
+
+
+def beside(student: nn.Module, teacher: nn.Module) -> Frozen:
+    """Return a teacher as it sees the data, where the student is."""
+    return frozen(teacher).again("eval").to(place_of(student))  # a view moves alone
