@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import limbeck
 from limbeck import zoo
 from limbeck.nets.sections import sections
 
@@ -150,3 +151,21 @@ def test_an_input_that_is_given_by_name() -> None:
 def test_what_cannot_be_cut(net: nn.Module, after: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sections(net, after)
+
+
+def test_exits_need_one_tensor_and_logits_alone() -> None:
+    class Said(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.fc = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, image: Tensor) -> dict[str, Tensor]:
+            return {"scores": self.fc(self.second(self.first(image).relu()).relu())}
+
+    task = limbeck.Task(output=lambda out: out["scores"])
+    with pytest.raises(
+        TypeError, match=r"the network with a dict with \['scores'\]: give one that returns its logits alone"
+    ):
+        limbeck.with_exits(Said(), torch.zeros(2, 4), ["first"], task)
+    with pytest.raises(TypeError, match=r"one tensor on, \(N, ...\), and is given a dict with \['image'\]"):
+        limbeck.with_exits(Said(), {"image": torch.zeros(2, 4)}, ["first"], task)

@@ -16,8 +16,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from inspect import Parameter, Signature
 from itertools import chain, dropwhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from limbeck.batches import part, tensors
 from limbeck.data import Data
 from limbeck.engine.evaluate import Measurement, batches
 from limbeck.engine.run import packed
@@ -37,8 +39,8 @@ from limbeck.frozen import Frozen, bare
 from limbeck.measure.cost import latency_ms
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.exits import AllExits, EarlyExit
-from limbeck.report.table import milliseconds, percent, quantity
-from limbeck.task import Task
+from limbeck.report.table import milliseconds, quantity
+from limbeck.task import Score, Task
 from limbeck.tasks.classification import classification
 from limbeck.trace import describe
 
@@ -54,13 +56,15 @@ FILES: dict[Format, str] = {
     "int8": "student.int8.onnx",
 }
 EXTRA = ("onnx", "onnxruntime", "onnxscript")
-BATCH = ({0: Dim("batch")},)
+BATCH = Dim("batch")
 TORCH = str(Path(torch.__file__).parent)
 SECONDS = 0.2
 """For how long a latency is measured; its median counts."""
+SAFETENSORS = "its weights ship, formats=['safetensors'] (--formats safetensors)"
+"""What is left where there can be no graph."""
 
-Answer = Callable[[Tensor], Tensor]
-"""What an artefact is once it has been loaded: from inputs to logits."""
+Answer = Callable[[Any], Any]
+"""What an artefact is once it has been loaded: from inputs to the answer."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,15 @@ class Artefact:
     Args:
         format: What it is.
         file: Its name in the folder.
-        accuracy: On the test data, in [0, 1].
+        value: The task's score on the test data.
         bytes: Size of the file.
         latency_ms: Median time of one sample on one thread, in milliseconds.
-        difference: Largest absolute difference of an output to the network's, over the test data.
+        difference: Largest absolute difference of an answer to the network's, over the test data.
     """
 
     format: Format
     file: str
-    accuracy: float
+    value: float
     bytes: int
     latency_ms: float
     difference: float
@@ -90,11 +94,12 @@ class Exported:
 
     Args:
         folder: Where the files are.
-        about: What the files say of themselves: ``network``, ``limbeck`` (the version), ``input_shape``, and where known
-            ``data``, ``classes``, ``mean`` and ``std``.
+        about: What the files say of themselves: ``network``, ``limbeck`` (the version), ``input_shape`` (of inputs by name,
+            a shape each), and where known ``data``, ``classes``, ``mean`` and ``std``.
         samples: Test samples.
         tolerance: Largest difference that was allowed.
-        accuracy: Of the network itself.
+        score: What is measured; ``export.json`` has values under its name.
+        value: The score of the network itself.
         latency_ms: Of the network itself, run by PyTorch.
         artefacts: The files that are there.
         failures: Why others are not, by format.
@@ -104,14 +109,21 @@ class Exported:
     about: Mapping[str, Any]
     samples: int
     tolerance: float
-    accuracy: float
+    score: Score
+    value: float
     latency_ms: float
     artefacts: tuple[Artefact, ...]
     failures: Mapping[Format, str]
 
     def json(self) -> str:
-        """Return all of it as JSON."""
-        return json.dumps({**asdict(self), "folder": str(self.folder)}, indent=2, ensure_ascii=False)
+        """Return all of it as JSON, where values have the score's name."""
+        told = asdict(self) | {"folder": str(self.folder)}
+        told["artefacts"] = [self._said(one) for one in told["artefacts"]]
+        del told["score"]
+        return json.dumps(self._said(told), indent=2, ensure_ascii=False)
+
+    def _said(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.score.name if key == "value" else key: value for key, value in told.items()}
 
 
 class ExportError(RuntimeError):
@@ -134,7 +146,7 @@ def export(
     formats: Sequence[Format] = FORMATS,
     tolerance: float = 1e-4,
     name: str = "",
-    task: Task = classification,
+    task: Task | None = None,
     progress: bool | None = None,
 ) -> Exported:
     """Write a network as files that ship, and prove that they answer as it does.
@@ -143,12 +155,17 @@ def export(
     ``torch.export.load``, ``onnx`` a graph for every ONNX runtime: both are the network in eval mode, from ``input``
     (N, ...), normalised as the data are, to ``logits``, for any N. ``int8`` is that graph with 8-bit weights.
 
+    Graphs give the task's answer, one tensor, whatever else the network returns; where it is no distribution, as in
+    regression, it is called ``output`` instead of ``logits``. Where a network is fed a dict, a graph's inputs have the
+    names of its entries: ``input_ids`` and ``attention_mask``, say, (N, L), for any L too. Only tensors enter graphs and
+    only one leaves them: a detector, whose images and boxes are lists, ships as safetensors.
+
     Of a network with exits (`limbeck.EarlyExit`) the graphs have no branches: every exit runs for every sample, which saves
     no compute. ``logits`` is what the first exit says that is sure, by the network's thresholds, as the network itself
     answers; a second output, ``exits`` (N, M, K), is what all of them say. Compute is saved by the network in PyTorch.
 
-    Every file is loaded again, ONNX by onnxruntime, and run over the whole test data beside the network; where an output
-    differs by more than ``tolerance``, there is no file. ``int8`` differs by design: its accuracy is to be looked at. The
+    Every file is loaded again, ONNX by onnxruntime, and run over the whole test data beside the network; where an answer
+    differs by more than ``tolerance``, there is no file. ``int8`` differs by design: its score is to be looked at. The
     network runs on the CPU, in eval mode; the one given is left as it is. ``export.json`` tells what is told here.
 
     int8 is onnxruntime's dynamic quantisation: weights once, activations at every run, with a scale for the whole batch,
@@ -159,20 +176,21 @@ def export(
     faster, and onnxruntime's authors advise static quantisation for them (issue 12854).
 
     Args:
-        net: The network.
-        data: A `limbeck.data.Data`, whose test split is used, or a loader of batches ``(inputs, targets)``, one tensor
-            of inputs each.
+        net: The network. Of a teacher with a view of its own (`limbeck.Frozen`) the graphs take what the view feeds it, and
+            give the answer as the view reads it.
+        data: A `limbeck.data.Data`, whose test split is used, or a loader of batches: ``(inputs, targets)``, or dicts.
         folder: Where the files go.
         formats: Which: out of ``"safetensors"``, ``"torch_export"``, ``"onnx"``, ``"int8"``.
-        tolerance: Largest absolute difference of an output that is allowed; 1e-4 is ours, some ten times what float32
+        tolerance: Largest absolute difference of an answer that is allowed; 1e-4 is ours, some ten times what float32
             leaves of logits about 10 in another order of summation.
         name: What the files call the network; by default its class.
-        task: Where the logits are in what the network returns, and how it is measured.
+        task: What of a batch the network is fed, where the answer is in what it returns, and what is measured; by default
+            the data's own, and classification for a loader.
         progress: Show a progress bar; by default where standard error is a terminal.
 
     Raises:
         ValueError: An unknown format, a negative tolerance, or no test data.
-        TypeError: Inputs that are no tensor, or outputs in which no logits are found.
+        TypeError: Inputs that the network does not take, or outputs in which no answer is found.
         RuntimeError: ``limbeck[export]`` is not installed.
         ExportError: Some formats failed: a graph that cannot be traced, with the line of the network where, or one that
             differs. The others are written.
@@ -180,7 +198,7 @@ def export(
     Example:
         >>> import tempfile, limbeck
         >>> data = limbeck.data.load("digits")
-        >>> net = limbeck.zoo.network("mlp-32", data.num_classes, data.shape)
+        >>> net = limbeck.zoo.network("mlp-32", data.outputs, data.shape)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     exported = limbeck.export(net, data, folder, formats=["safetensors"])
         >>> [(one.file, one.difference) for one in exported.artefacts]
@@ -188,12 +206,13 @@ def export(
     """
     wanted = _checked(formats, tolerance)
     loader = data.test if isinstance(data, Data) else data
-    plain = Frozen(bare(getattr(net, "_orig_mod", net))).net.cpu()  # _orig_mod is what torch.compile wraps
+    task = task or (data.task if isinstance(data, Data) else classification)
+    plain, task = _plain(net, task)
     served = batches(loader, plain)
     if (first := next(served, None)) is None:
         raise ValueError("data gave no batch, and there is nothing to compare on")
-    example = _example(first, task)
-    task.feed(plain, example)  # raises where no logits are found, before anything is made
+    example = part(task.inputs(first), [0, -1])  # two: of a single one torch.export would keep the number
+    task.feed(plain, example)  # raises where no answer is found, before anything is made
     about = _about(name or type(plain).__name__, data, example)
     with TemporaryDirectory() as scratch, _bar(progress) as bar:
         drafts = _Drafts(plain, task, example, about, Path(scratch))
@@ -202,25 +221,26 @@ def export(
             bar.update(line, description=format)
             drafts.make(format)
         bar.update(line, description="comparing", total=_length(loader))
-        own = _Score(task)
-        scores = {format: _Score(task) for format in drafts.answers}
+        own = _Comparison(task)
+        compared = {format: _Comparison(task) for format in drafts.answers}
         for batch in chain([first], served):
-            _compare(drafts, batch, own, scores)
+            _compare(drafts, batch, own, compared)
             bar.advance(line)
-        for format, score in scores.items():
+        for format, comparison in compared.items():
             with drafts.noting(format):
                 if format == "int8":
                     drafts.need_onnx()
-                score.judge(sys.float_info.max if format == "int8" else tolerance)
+                comparison.judge(sys.float_info.max if format == "int8" else tolerance)
         exported = Exported(
             folder=Path(folder),
             about=about,
             samples=own.measurement.samples,
             tolerance=tolerance,
-            accuracy=own.accuracy,
+            score=task.score,
+            value=own.value,
             latency_ms=_latency_ms(partial(task.feed, plain), example),
             artefacts=tuple(
-                _artefact(drafts, format, scores[format]) for format in drafts.answers if format in formats
+                _artefact(drafts, format, compared[format]) for format in drafts.answers if format in formats
             ),
             failures={format: _reason(error) for format, error in drafts.failures.items() if format in formats},
         )
@@ -233,7 +253,7 @@ def export(
 class _Drafts:
     """The files while they are made, and what they answer once they have been loaded again."""
 
-    def __init__(self, net: nn.Module, task: Task, example: Tensor, about: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, net: nn.Module, task: Task, example: Any, about: Mapping[str, Any], folder: Path) -> None:
         self.net, self.task, self.example, self.folder = net, task, example, folder
         # these formats know text alone
         self.about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
@@ -271,7 +291,8 @@ class _Drafts:
             return _session(self.path(format), threads)
         if format == "torch_export":
             program = torch.export.load(self.path(format)).module()
-            return program if not isinstance(self.net, EarlyExit) else lambda inputs: program(inputs)[0]
+            exits = isinstance(self.net, EarlyExit)
+            return lambda inputs: _call(program, inputs)[0] if exits else _call(program, inputs)
         from safetensors.torch import load_file
 
         net = copy.deepcopy(self.net)
@@ -286,19 +307,23 @@ class _Drafts:
     @cached_property
     def program(self) -> ExportedProgram:
         """The network as torch.export follows it, for any number of samples."""
-        graph = self._graph()
+        graph, (args, kwargs) = self._graph(), _arguments(self.example)
         with redirect_stderr(io.StringIO()):  # where torch prints half a graph before it raises
-            return torch.export.export(graph, (self.example,), dynamic_shapes=BATCH, strict=False)
+            return torch.export.export(graph, args, kwargs, dynamic_shapes=_axes(self.example), strict=False)
 
     def _graph(self) -> nn.Module:
-        """Return what is exported: the network, of which the logits alone are seen, or every exit."""
+        """Return what is exported: the network, of which the answer alone is seen, or every exit."""
+        _check_inputs(self.example)
         if isinstance(self.net, EarlyExit):
             return AllExits(self.net)
-        raw = self.net(self.example)
-        if (
-            isinstance(self.net, Ensemble) or self.task.output(raw) is not raw
-        ):  # an ensemble takes what its members take
-            return _Logits(self.net, self.task)
+        raw = _call(self.net, self.example)
+        answer = self.task.output(raw)
+        if not isinstance(answer, Tensor):
+            raise TypeError(f"a graph gives one tensor, and the answer is {describe(answer)}: {SAFETENSORS}")
+        if isinstance(self.example, Mapping):
+            return _AnswerByName(self.net, self.task, list(self.example))
+        if isinstance(self.net, Ensemble) or answer is not raw:  # an ensemble takes what its members take
+            return _Answer(self.net, self.task)
         return self.net
 
     def _safetensors(self, path: Path) -> None:
@@ -308,14 +333,15 @@ class _Drafts:
         torch.export.save(self.program, path, extra_files={"limbeck.json": json.dumps(self.about)})
 
     def _onnx(self, path: Path) -> None:
+        answer = "output" if self.task.outcomes is None else "logits"
         try:
             graph = torch.onnx.export(
                 self.program,
                 dynamo=True,
                 verbose=False,
-                input_names=["input"],
-                output_names=["logits", "exits"] if isinstance(self.net, EarlyExit) else ["logits"],
-                dynamic_shapes=BATCH,  # once more, for the name of the axis
+                input_names=list(_named(self.example)),
+                output_names=[answer, "exits"] if isinstance(self.net, EarlyExit) else [answer],
+                dynamic_shapes=_axes(self.example),  # once more, for the name of the axis
             )
         except torch.onnx.OnnxExporterError as error:
             raise RuntimeError(_untranslated(self.program, error)) from error
@@ -340,35 +366,53 @@ class _Drafts:
         quantize_dynamic(model, path, weight_type=QuantType.QUInt8, nodes_to_exclude=grouped)
 
 
-class _Logits(nn.Module):
-    """A network of which the logits alone are seen."""
+class _Answer(nn.Module):
+    """A network of which the answer alone is seen."""
 
     def __init__(self, net: nn.Module, task: Task) -> None:
         super().__init__()
         self.net, self.task = net, task
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Any) -> Any:
         return self.task.feed(self.net, inputs)
 
 
-class _Score:
+class _AnswerByName(nn.Module):
+    """The same of a network that is fed a dict: it takes the entries by their names."""
+
+    def __init__(self, net: nn.Module, task: Task, names: Sequence[str]) -> None:
+        super().__init__()
+        self.net = net
+
+        def forward(**inputs: Tensor) -> Any:
+            return task.feed(net, inputs)
+
+        # torch.export reads the names here; programs whose inputs are **inputs do not run (torch 2.14)
+        forward.__signature__ = Signature([Parameter(name, Parameter.KEYWORD_ONLY) for name in names])  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+class _Comparison:
     """How good answers are, and how far from those of the network."""
 
     def __init__(self, task: Task) -> None:
-        self.measurement, self.difference, self.largest = Measurement(task), 0.0, 0.0
+        self.task, self.measurement, self.difference, self.largest = task, Measurement(task), 0.0, 0.0
 
     @property
-    def accuracy(self) -> float:
-        """Top-1, in [0, 1]."""
-        return self.measurement.compute()["accuracy"]
+    def value(self) -> float:
+        """The task's score."""
+        return self.measurement.compute()[self.task.score.name]
 
-    def add(self, output: Tensor, expected: Tensor, target: Tensor) -> None:
+    def add(self, answer: Any, expected: Any, target: Any) -> None:
         """Count a batch."""
-        if output.shape != expected.shape:
-            raise ValueError(f"gives outputs of shape {tuple(output.shape)}, the network {tuple(expected.shape)}")
-        self.measurement.add(output, target)
-        self.difference = _larger(self.difference, output - expected)
-        self.largest = _larger(self.largest, expected)
+        given, wanted = tensors(answer), tensors(expected)
+        shapes, right = ([tuple(tensor.shape) for tensor in side] for side in (given, wanted))
+        if shapes != right:
+            raise ValueError(f"gives outputs of shape {_some(shapes)}, the network {_some(right)}")
+        self.measurement.add(answer, target)
+        for mine, its in zip(given, wanted, strict=True):
+            self.difference = _larger(self.difference, mine - its)
+            self.largest = _larger(self.largest, its)
 
     def judge(self, tolerance: float) -> None:
         """Raise where the answers are too far off."""
@@ -380,12 +424,16 @@ class _Score:
             )
 
 
+def _some(shapes: Sequence[tuple[int, ...]]) -> str:
+    return ", ".join(map(str, shapes[:4])) + (", ..." if len(shapes) > 4 else "")
+
+
 def _larger(before: float, values: Tensor) -> float:
     """Return the largest magnitude so far; a NaN stays one, which Python's max would lose."""
     return float(torch.cat([values.abs().flatten(), torch.tensor([before])]).max())
 
 
-def _compare(drafts: _Drafts, batch: Any, own: _Score, scores: Mapping[Format, _Score]) -> None:
+def _compare(drafts: _Drafts, batch: Any, own: _Comparison, compared: Mapping[Format, _Comparison]) -> None:
     """Let the network and all that was made of it answer one batch."""
     task = drafts.task
     inputs, target = task.inputs(batch), task.target(batch)
@@ -393,17 +441,17 @@ def _compare(drafts: _Drafts, batch: Any, own: _Score, scores: Mapping[Format, _
     own.add(expected, expected, target)
     for format, answer in list(drafts.answers.items()):
         with drafts.noting(format):
-            scores[format].add(answer(inputs), expected, target)
+            compared[format].add(answer(inputs), expected, target)
 
 
-def _artefact(drafts: _Drafts, format: Format, score: _Score) -> Artefact:
+def _artefact(drafts: _Drafts, format: Format, comparison: _Comparison) -> Artefact:
     return Artefact(
         format=format,
         file=FILES[format],
-        accuracy=score.accuracy,
+        value=comparison.value,
         bytes=drafts.path(format).stat().st_size,
         latency_ms=_latency_ms(drafts.load(format, threads=1), drafts.example),
-        difference=score.difference,
+        difference=comparison.difference,
     )
 
 
@@ -437,20 +485,60 @@ def _checked(formats: Sequence[Format], tolerance: float) -> list[Format]:
     return [format for format in FORMATS if format in formats or (format == "onnx" and "int8" in formats)]
 
 
-def _example(batch: Any, task: Task) -> Tensor:
-    """Return two inputs: of a single one torch.export would keep the number."""
-    inputs = task.inputs(batch)
-    if not isinstance(inputs, Tensor):
+def _plain(net: nn.Module, task: Task) -> tuple[nn.Module, Task]:
+    """Return the network itself, on the CPU and in eval mode, and the task that feeds and reads it as its view does."""
+    plain = Frozen(bare(getattr(net, "_orig_mod", net))).net.cpu()  # _orig_mod is what torch.compile wraps
+    if not isinstance(net, Frozen):
+        return plain, task
+    output = net.output or task.output
+    return plain, replace(
+        task,
+        inputs=lambda batch: net.inputs(task.inputs(batch)),
+        output=lambda raw: net.translate(output(raw)),
+    )
+
+
+def _check_inputs(example: Any) -> None:
+    """Refuse what no graph takes."""
+    named = _named(example)
+    others = [f"{name!r} is {describe(value)}" for name, value in named.items() if not isinstance(value, Tensor)]
+    if others:
         raise TypeError(
-            f"expected batches whose inputs are one tensor (N, ...), got {describe(inputs)}; a network of several inputs "
-            "is beyond this export: call torch.export.export yourself"
+            f"a graph takes tensors (N, ...), one or a dict of them, and here {', '.join(others)}. Leave out what the "
+            f"network does not need, limbeck.Task(inputs=lambda batch: ...); else {SAFETENSORS}"
         )
-    return torch.cat([inputs[:1], inputs[-1:]])
 
 
-def _about(name: str, data: object, example: Tensor) -> dict[str, Any]:
+def _named(inputs: Any) -> Mapping[str, Any]:
+    """Return inputs by their names in a graph."""
+    return inputs if isinstance(inputs, Mapping) else {"input": inputs}
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return how a network is given its inputs, as `limbeck.Task.feed` does."""
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+
+
+def _call(net: Callable[..., Any], inputs: Any) -> Any:
+    args, kwargs = _arguments(inputs)
+    return net(*args, **kwargs)
+
+
+def _axes(example: Any) -> Any:
+    """Return which axes of a graph's inputs may have any length: that of samples, and the next of tokens, (N, L)."""
+    if not isinstance(example, Mapping):
+        return ({0: BATCH},)
+    return {
+        name: {0: BATCH, 1: Dim.AUTO} if value.ndim == 2 and not value.is_floating_point() else {0: BATCH}
+        for name, value in example.items()
+    }
+
+
+def _about(name: str, data: object, example: Any) -> dict[str, Any]:
     """Return what a file says of itself."""
-    known = {"network": name, "limbeck": importlib.metadata.version("limbeck"), "input_shape": list(example.shape[1:])}
+    shapes = {key: list(value.shape[1:]) for key, value in _named(example).items() if isinstance(value, Tensor)}
+    known: dict[str, Any] = {"network": name, "limbeck": importlib.metadata.version("limbeck")}
+    known["input_shape"] = shapes if isinstance(example, Mapping) else shapes.get("input")
     if isinstance(data, Data):
         known |= {"data": data.name, "classes": data.classes, "mean": data.mean, "std": data.std}
     return {key: value for key, value in known.items() if value}
@@ -492,11 +580,14 @@ def _session(path: Path, threads: int) -> Answer:
     options = SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: torch.from_numpy(session.run(["logits"], {"input": inputs.numpy()})[0])
+    first = [session.get_outputs()[0].name]
+    return lambda inputs: torch.from_numpy(
+        session.run(first, {name: value.numpy() for name, value in _named(inputs).items()})[0]
+    )
 
 
-def _latency_ms(answer: Answer, example: Tensor) -> float:
-    return latency_ms(partial(answer, example[:1]), example.device, SECONDS)
+def _latency_ms(answer: Answer, example: Any) -> float:
+    return latency_ms(partial(answer, part(example, slice(0, 1))), torch.device("cpu"), SECONDS)
 
 
 def _reason(error: Exception) -> str:
@@ -544,10 +635,11 @@ def console_table(exported: Exported) -> Table:
     data = exported.about.get("data")
     title = f"{exported.about['network']}, {exported.samples:,} test samples" + (f" of {data}" if data else "")
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("artefact", "accuracy", "size", "latency", "max difference"):
+    score = exported.score
+    for heading in ("artefact", score.name, "size", "latency", "max difference"):
         table.add_column(heading, justify="right" if heading != "artefact" else "left")
-    table.add_row("the network itself", f"{percent(exported.accuracy)} %", "–", milliseconds(exported.latency_ms), "–")
+    table.add_row("the network itself", score.show(exported.value), "–", milliseconds(exported.latency_ms), "–")
     for one in exported.artefacts:
         size, latency = f"{quantity(one.bytes)}B", milliseconds(one.latency_ms)
-        table.add_row(Text(one.file), f"{percent(one.accuracy)} %", size, latency, f"{one.difference:.1e}")
+        table.add_row(Text(one.file), score.show(one.value), size, latency, f"{one.difference:.1e}")
     return table
