@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck import Distill, Frozen, S, T, on
+from limbeck import Distill, Frozen, S, T, Task, classification, kd, matched, on, play
 from limbeck.frozen import as_teachers, bare, frozen
 
 MODES = ["eval", "batch_stats", "train"]
@@ -196,3 +196,90 @@ def test_what_cannot_be_copied_is_named():
 def test_what_is_no_network():
     with pytest.raises(TypeError, match=r"expected a network to teach, got list: limbeck\.SklearnTeacher"):
         Frozen([nn.Linear(2, 2)])
+
+
+class Worded(nn.Module):
+    """Takes what the student does not, and answers as it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, pixels, scale):
+        return {"note": "words", "scores": scale * self.fc(pixels), "aux": pixels}
+
+
+def view(net, **more):
+    return Frozen(
+        net,
+        inputs=lambda x: {"pixels": x / 2, "scale": 3.0},
+        output=lambda out: out["scores"],
+        classes=[4, 0, 2],
+        **more,
+    )
+
+
+def test_a_teacher_is_fed_and_read_in_its_own_way():
+    torch.manual_seed(0)
+    net, x = Worded(), torch.randn(6, 4)
+    teacher = view(net)
+    expected = (3 * net.fc(x / 2)).detach()[:, [4, 0, 2]]
+    assert torch.equal(classification.feed(teacher, x), expected)
+    trace = classification.look(teacher, x, ["fc:in", ":aux"])
+    assert torch.equal(trace[""], expected)
+    assert torch.equal(trace["fc:in"], x / 2)
+    assert torch.equal(trace[":aux"], x / 2)  # what is recorded is the network's own
+    student = nn.Linear(4, 3)
+    method = kd(student, teacher, temperature=1.0, alpha=1.0)
+    logs = play(method, (x, torch.zeros(6, dtype=torch.long)), {"student": torch.optim.SGD(student.parameters(), 0.1)})
+    assert logs["student/soft"] > 0
+
+
+def test_its_output_stands_in_for_the_tasks():
+    task = Task(output=lambda out: out[1])
+    net = nn.Linear(4, 3)
+    x = torch.randn(2, 4)
+    assert torch.equal(task.feed(Frozen(net, output=lambda out: out), x), net(x).detach())
+    with pytest.raises(IndexError):
+        task.feed(Frozen(nn.Sequential(net, nn.Flatten(0))), x[:0])
+
+
+def test_another_view_of_the_same_weights():
+    torch.manual_seed(0)
+    net, x = Worded(), torch.randn(6, 4)
+    teacher = view(net, mode="batch_stats")
+    again = teacher.again()
+    assert again is not teacher
+    assert (again.mode, teacher.again("eval").mode) == ("batch_stats", "eval")
+    assert again.net.fc.weight.data_ptr() == net.fc.weight.data_ptr()
+    assert torch.equal(classification.feed(again, x), classification.feed(teacher, x))
+    again.to(torch.float64)
+    assert teacher.net.fc.weight.dtype == torch.float32  # it moves alone
+    assert torch.equal(classification.feed(copy.deepcopy(teacher), x), classification.feed(teacher, x))
+
+
+@pytest.mark.parametrize("classes", [{0: 2, 1: 0}, {1: 0, 0: 2}, [2, 0], (2, 0)])
+def test_a_teacher_of_other_classes(classes):
+    x = torch.eye(3)
+    teacher = Frozen(nn.Identity(), classes=classes)
+    assert torch.equal(classification.feed(teacher, x), x[:, [2, 0]])
+    assert torch.equal(teacher.translate(x[None]), x[None][..., [2, 0]])  # the last axis, of pixels too
+
+
+def test_classes_that_make_no_sense():
+    with pytest.raises(ValueError, match=r"a teacher's output for each output of the student, 0 to 1, got \[0, 2\]"):
+        Frozen(nn.Identity(), classes={0: 1, 2: 0})
+    for classes in ([], [0, -1]):
+        with pytest.raises(ValueError, match="classes must be outputs of the teacher, from 0 on"):
+            Frozen(nn.Identity(), classes=classes)
+    with pytest.raises(ValueError, match="classes names the teacher's output 3, but it has 3"):
+        classification.feed(Frozen(nn.Identity(), classes=[0, 3]), torch.eye(3))
+
+
+def test_classes_by_name():
+    assert matched(["cat", "dog"], ["dog", "bird", "cat"]) == {0: 2, 1: 0}
+    assert matched(["car", "dog"], ["dog", "automobile"], {"car": "automobile"}) == {0: 1, 1: 0}
+    with pytest.raises(ValueError, match=r"no class 'truk'; it has \['truck'\]: say which is meant, .'truk'"):
+        matched(["truk"], ["truck", "plane"])
+    with pytest.raises(ValueError, match=r"no class 'lorry'; it has \['truck', 'plane'\]: .*'car'"):
+        matched(["car"], ["truck", "plane"], {"car": "lorry"})

@@ -101,6 +101,7 @@ def test_a_noisy_teacher_is_looked_at_in_eval_mode():
     teacher = Frozen(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(768, 5), nn.BatchNorm1d(5)), "train")
     before, rng = {k: v.clone() for k, v in teacher.net.state_dict().items()}, torch.get_rng_state()
     layers(teacher, X)
+    shape_at(teacher, "2", X)
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(torch.equal(before[k], v) for k, v in teacher.net.state_dict().items())
 
@@ -235,6 +236,15 @@ def test_shape_at():
     net = Cnn()
     assert shape_at(net, "", X) == (2, 5)
     assert shape_at(net, "fc:in", X) == (2, 16)
+
+
+def test_a_teacher_is_looked_at_as_it_is_fed():
+    """Its example is the student's: another size of images, other classes."""
+    teacher = Frozen(Cnn(), inputs=nn.Upsample(scale_factor=2), output=lambda out: out, classes=[3, 1])
+    assert shape_at(teacher, "stem", X) == (2, 4, 32, 32)
+    assert shape_at(teacher, "", X) == (2, 2)
+    assert layers(teacher, X)[0].input_shape == (2, 3, 32, 32)
+    assert shape_at(Frozen(teacher.net, "train"), "", X) == (2, 5)
 
 
 def test_table_of_two_networks():

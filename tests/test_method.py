@@ -8,7 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck import Distill, Loss, Method, S, Stage, T, Turn, X, Y, ban, kd, on, optimizers, plain, play, tfkd_self
+from limbeck import (
+    Distill,
+    Loss,
+    Method,
+    S,
+    Stage,
+    T,
+    Task,
+    Turn,
+    X,
+    Y,
+    ban,
+    kd,
+    on,
+    optimizers,
+    plain,
+    play,
+    tfkd_self,
+)
 from limbeck.method import assign, descend, log, parameters
 
 
@@ -323,6 +341,72 @@ def test_several_teachers_by_role():
     scene = method.scene((x, y))
     assert torch.equal(scene["teacher"][""], a(x))
     assert torch.equal(scene["second"][""], b(x))
+
+
+class Noted(nn.Linear):
+    """Notes when it runs."""
+
+    def __init__(self, name, order, seed):
+        torch.manual_seed(seed)
+        super().__init__(4, 3)
+        self.name, self.order = name, order
+
+    def forward(self, x):
+        self.order.append(self.name)
+        return super().forward(x)
+
+    def __deepcopy__(self, memo):  # the view of a teacher notes in the same list
+        return Noted(self.name, self.order, 1)
+
+
+def test_a_batch_may_bring_what_teachers_said():
+    """The weights are bitwise those of a training that asks them, and they are not asked."""
+    order, trained = [], []
+    for brings in (False, True):
+        student, teacher = linear(0), Noted("teacher", order, 1)
+        method = kd(student, teacher)
+        steps = optimizers(method, sgd)
+        for seed in range(3):
+            x, y = batch(seed)
+            brought = {"teacher": {"": teacher(x).detach()}}
+            order.clear()
+            play(method, (x, y, torch.arange(6), brought) if brings else (x, y), steps)
+            assert order == ([] if brings else ["teacher"])
+        trained.append(student.state_dict())
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def test_a_batch_that_brings_one_of_two_teachers():
+    order = []
+    objective = on(F.mse_loss, S, T, name="one") + on(F.mse_loss, S, T.of("second"), name="two")
+    teachers = {"teacher": Noted("teacher", order, 1), "second": Noted("second", order, 2)}
+    x, y = batch()
+    given = torch.ones(6, 3)
+    scene = Distill(linear(0), teachers, objective).scene((x, y, None, {"second": {"": given}}))
+    assert order == ["teacher"]
+    assert scene["second"][""] is given
+
+
+def test_the_student_runs_first_where_the_task_asks_in_sight_of_it():
+    order = []
+    student, teacher = Noted("student", order, 0), Noted("teacher", order, 1)
+    x, y = batch()
+    kd(student, teacher).scene((x, y))
+    assert order == ["teacher", "student"]
+    order.clear()
+
+    def ask(net, inputs, beside):
+        order.append("asked")
+        assert set(beside) == {"", ":in"}
+        return net(beside[":in"] + 1)
+
+    task = Task(ask=ask, shows=(":in",))
+    scene = kd(student, teacher, task=task).scene((x, y))
+    assert order == ["student", "asked", "teacher"]
+    assert torch.equal(scene["teacher"][""], F.linear(x + 1, teacher.weight, teacher.bias))
+    order.clear()
+    assert set(plain(student, task=task).scene((x, y))["student"]) == {""}  # nobody is asked: nothing is shown
+    assert order == ["student"]
 
 
 def test_networks_by_default_the_first_players_first_module():

@@ -1,11 +1,14 @@
 """Sources, terms, weights: the equation of a paper."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from limbeck import Distill, Loss, Objective, S, Source, T, X, Y, on
+from limbeck import Distill, Loss, M, Objective, S, Source, T, Task, X, Y, on
+from limbeck.losses import soft_target
 from limbeck.stage import linear
 
 SCENE = {
@@ -169,3 +172,73 @@ def test_distill_refuses_roles_nobody_plays():
 def test_distill_refuses_a_teacher_in_another_role():
     with pytest.raises(ValueError, match="cannot play the role 'student'"):
         Distill(nn.Linear(2, 2), {"student": nn.Linear(2, 2)}, on(torch.mean, S))
+
+
+def masked_error(student, teacher, mask=None, power=2.0):
+    errors = (student - teacher).abs() ** power
+    return errors.mean() if mask is None else errors[mask].mean()
+
+
+def test_an_option_may_be_a_place():
+    objective = on(masked_error, S, T, mask=M, power=1.0)
+    mask = torch.tensor([False, True])
+    assert values(objective, {**SCENE, "mask": mask}) == {"masked_error": 3.0}
+    assert values(objective, {**SCENE, "mask": None}) == {"masked_error": 1.5}  # None: all positions count
+    assert objective.roles() == {"student", "teacher", "mask"}
+    (term,) = objective.terms
+    assert term.sources == (S, T, M)
+    assert term.options == {"power": 1.0}
+    assert term.placed == {"mask": M}
+
+
+def test_any_place_may_be_an_option():
+    adapter = nn.Linear(2, 2)
+    objective = on(masked_error, S, teacher=T["mid"].via(adapter), mask=X.via(lambda x: x > 7))
+    scene = {**SCENE, "teacher": {"mid": SCENE["student"]["mid"]}}
+    expected = (SCENE["student"][""] - adapter(SCENE["student"]["mid"])).square()[1]
+    assert torch.equal(objective(scene)["masked_error"].value, expected)
+    assert objective.paths("teacher") == {"mid"}  # it is recorded
+    assert [id(p) for p in objective.parameters()] == [id(p) for p in adapter.parameters()]  # and trained
+    assert objective.roles() == {"student", "teacher", "input"}
+
+
+def test_an_entry_of_inputs_is_a_place():
+    x = {"words": torch.tensor([1, 2]), "seen": torch.tensor([True, False])}
+    assert X["seen"].read({"input": x}) is x["seen"]
+
+
+def test_a_term_of_other_values():
+    (term,) = on(masked_error, S, T, mask=M).terms
+    scene = {**SCENE, "mask": torch.tensor([True, False])}
+    assert term.of([torch.tensor([5.0, 0.0]), torch.tensor([2.0, 0.0])], scene).item() == 9.0
+    assert term(scene).item() == 0.0
+
+
+def test_the_mask_is_the_tasks():
+    torch.manual_seed(0)
+    student, teacher, x = nn.Linear(3, 4), nn.Linear(3, 4), torch.randn(5, 2, 3)
+    y = torch.tensor([[0, 1], [-100, 2], [3, -100], [-100, -100], [1, 1]])
+    task = Task(mask=lambda batch: batch[1] != -100)
+    method = Distill(student, teacher, on(soft_target, S, T, temperature=2.0, mask=M), task)
+    (loss,) = method.objective(method.scene((x, y))).values()
+    rows = x[y != -100]
+    torch.testing.assert_close(loss.value, soft_target(student(rows), teacher(rows), 2.0))
+    assert "mask" not in Distill(student, teacher, on(soft_target, S, T), task).scene((x, y))  # nobody reads it
+    assert Distill(student, teacher, on(soft_target, S, T, mask=M)).scene((x, y))["mask"] is None
+
+
+def through(value, head):
+    return head(value).square().mean()
+
+
+def test_a_module_among_the_options_is_the_students_own():
+    """A deep copy keeps it tied to the copied student, and it is registered once: DDP would not see it twice."""
+    student = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    method = Distill(student, None, on(through, S["0"], head=student[1]))
+    assert [id(module) for module in method.modules()].count(id(student[1])) == 1
+    assert list(method.state_dict()) == ["student.0.weight", "student.0.bias", "student.1.weight", "student.1.bias"]
+    assert not list(method.objective.parameters())
+    twin = copy.deepcopy(method)
+    (term,) = twin.objective.terms
+    assert term.options["head"] is twin.student[1]
+    assert term.options["head"] is not student[1]

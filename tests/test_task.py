@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck import Frozen, Task, classification, kd, optimizers, play
+from limbeck import Frozen, Score, Task, classification, kd, optimizers, play
 from limbeck.losses import cross_entropy
-from limbeck.task import inputs_of, logits, target_of
+from limbeck.task import answer_at, ids_of, inputs_of, logits, target_of, traces_of
 
 Z = torch.randn(2, 3)
 Outputs = namedtuple("Outputs", ["logits", "aux"])
@@ -30,19 +30,24 @@ def test_cross_entropy_is_the_mean_over_the_labelled():
     torch.testing.assert_close(cross_entropy(z, y), by_hand)
 
 
-@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (2, 3, 4, 5)])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 5, 3), (2, 4, 5, 3)])
 def test_nothing_labelled_is_zero_with_zero_gradient(shape):
     z = torch.randn(shape, requires_grad=True)
-    loss = cross_entropy(z, torch.full((shape[0], *shape[2:]), -100))
+    loss = cross_entropy(z, torch.full(shape[:-1], -100))
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(z.grad, torch.zeros_like(z))
 
 
-def test_dense_targets():
-    z, y = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+def test_dense_targets_have_their_classes_last():
+    z, y = torch.randn(2, 4, 5, 3), torch.randint(3, (2, 4, 5))
     y[0] = -100
-    torch.testing.assert_close(cross_entropy(z, y), F.cross_entropy(z[1:], y[1:]))
+    torch.testing.assert_close(cross_entropy(z, y), F.cross_entropy(z[1:].movedim(-1, 1), y[1:]))
+
+
+def test_soft_labels():
+    z, p = torch.randn(4, 5, 3), torch.randn(4, 5, 3).softmax(-1)
+    torch.testing.assert_close(cross_entropy(z, p), -(p * z.log_softmax(-1)).sum(-1).mean())
 
 
 @pytest.mark.parametrize(
@@ -62,10 +67,41 @@ def test_where_logits_are_found(output):
     assert logits(output) is Z
 
 
-@pytest.mark.parametrize("output", [(Z, Z), [Z], {"a": Z, "b": Z}, {}, None])
-def test_ambiguous_outputs_are_refused(output):
-    with pytest.raises(TypeError, match="expected the network to return logits, got a "):
+@dataclass
+class Reply:
+    scores: Tensor
+    aux: Tensor
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "option"),
+    [
+        ((Z, Z[0]), "out[0]", "0"),
+        ([Z], "out[0]", "0"),
+        ({"a": Z, "b": Z}, "out['a']", "a"),
+        ({"aux": Z, "scores": Z}, "out['scores']", "scores"),
+        (Reply(Z, Z), "out.scores", "scores"),
+        ({}, "out[0]", "0"),
+        (None, "out[0]", "0"),
+    ],
+)
+def test_ambiguous_outputs_are_refused_and_told_how_to_be_read(output, code, option):
+    with pytest.raises(TypeError, match="expected the network to return one tensor, got a ") as error:
         logits(output)
+    assert f"limbeck.Task(output=lambda out: {code}) as task=, or --output {option}" in str(error.value)
+    if output:
+        assert f"{code} of shape (2, 3)" in str(error.value)
+        assert answer_at(option)(output) is Z  # the advice holds
+        assert eval(f"lambda out: {code}")(output) is Z
+
+
+def test_answers_lie_deeper_too():
+    assert answer_at("heads:1")({"heads": [None, Z]}) is Z
+    assert answer_at("0:scores")((Reply(Z, Z),)) is Z
+    with pytest.raises(ValueError, match=r"the output has no entry 'heads:2': it is a dict with .'heads'."):
+        answer_at("heads:2")({"heads": [None, Z]})
+    with pytest.raises(TypeError, match="the output's entry 'heads' is a list of 2, not a tensor"):
+        answer_at("heads")({"heads": [None, Z]})
 
 
 def test_batches():
@@ -75,13 +111,24 @@ def test_batches():
     named = {"a": x, "b": x, "labels": y, "ids": torch.arange(2)}
     assert inputs_of(named) == {"a": x, "b": x}
     assert target_of(named) is y
-    assert target_of({"a": x, "label": y}) is y
+    for name in ("label", "targets", "target"):
+        assert target_of({"a": x, name: y}) is y
+    trace = {"teacher": {"": x}}
+    assert traces_of((x, y, torch.arange(2), trace)) is traces_of({**named, "traces": trace}) is trace
+    assert inputs_of({**named, "traces": trace}) == {"a": x, "b": x}
+    assert traces_of((x, y)) == traces_of(named) == {}
 
 
 @pytest.mark.parametrize("batch", [(torch.ones(2),), {"pixels": torch.ones(2)}])
 def test_a_batch_without_targets_says_so(batch):
     with pytest.raises(ValueError, match=r"found no targets in the batch, a (tuple of 1|dict with .'pixels'.)"):
         target_of(batch)
+
+
+@pytest.mark.parametrize("batch", [(Z, Z), {"pixels": Z, "labels": Z}])
+def test_a_batch_without_ids_says_so(batch):
+    with pytest.raises(ValueError, match=r"found no sample ids in the batch, .* limbeck\.Task\(ids=lambda batch"):
+        ids_of(batch)
 
 
 class Named(nn.Module):
@@ -133,7 +180,7 @@ def test_own_task():
             return x, 2 * x
 
     batch = {"image": torch.ones(2), "answer": torch.zeros(2)}
-    trace = task.look(Two(), batch)
+    trace = task.look(Two(), task.inputs(batch))
     (loss,) = task.hard({"student": trace, "target": task.target(batch)}).values()
     assert loss.value.item() == 4.0
 
@@ -147,7 +194,109 @@ def task_names(task):
 
 
 def test_metrics_leave_the_unlabelled_out():
-    metrics = classification.metrics(3)
-    z = torch.eye(3)[[0, 1, 2, 0]]
-    metrics.update(z, torch.tensor([0, 1, 0, -100]))
+    z, y = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 0, -100])
+    metrics = classification.metrics(z)
+    metrics.update(z, y)
     assert metrics.compute()["accuracy"].item() == pytest.approx(2 / 3)
+    assert metrics.compute()["loss"].item() == pytest.approx(F.cross_entropy(z[:3], y[:3]).item())
+
+
+ACCURACY, PERPLEXITY = Score("accuracy"), Score("perplexity", unit="", best="lowest")
+
+
+def test_a_share_is_shown_in_percent_and_compared_in_points():
+    assert (ACCURACY.number(0.912), ACCURACY.show(0.912), ACCURACY.label) == ("91.20", "91.20 %", "accuracy, %")
+    assert (ACCURACY.scale, ACCURACY.points) == (100.0, "points")
+    shown = [ACCURACY.difference(value) for value in (0.012, -0.0035, 0.0, -0.00001)]
+    assert shown == ["+1.20", "−0.35", "0.00", "0.00"]
+
+
+def test_other_units_are_shown_as_they_are():
+    assert (PERPLEXITY.number(12.345), PERPLEXITY.show(12.345), PERPLEXITY.label) == ("12.35", "12.35", "perplexity")
+    assert (PERPLEXITY.scale, PERPLEXITY.points) == (1.0, "")
+    pixels = Score("error", unit="px", best="lowest")
+    assert (pixels.show(1.5), pixels.label, pixels.points) == ("1.500 px", "error, px", "px")
+    assert [pixels.difference(value) for value in (1.5, -0.25, 0.0)] == ["+1.50", "−0.250", "0.00"]
+
+
+def test_a_gain_is_positive_whichever_way_the_score_goes():
+    assert ACCURACY.gain(0.75, 0.5) == 0.25
+    assert PERPLEXITY.gain(5.0, 8.0) == 3.0
+    assert PERPLEXITY.gain(8.0, 5.0) == -3.0
+
+
+class Pair(nn.Module):
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left + right
+
+
+class Broken(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise TypeError("of its own")
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "message"),
+    [
+        (
+            Pair(),
+            {"image": Z, "path": Z},
+            r"Pair takes \['left', 'right'\], and is given a dict with .'image', 'path'.",
+        ),
+        (Pair(), {"image": Z}, r"limbeck\.Task\(inputs=lambda batch: .'left': batch\['image'\], \.\.\..\)"),
+        (
+            Pair(),
+            Z,
+            r"Pair takes .*, and is given a tensor of shape \(2, 3\) .*Task\(inputs=lambda batch: batch\[0\]\)",
+        ),
+        (
+            nn.Linear(3, 2),
+            {"image": Z, "path": Z},
+            r"Linear takes \['input'\].*Task\(inputs=lambda batch: batch\['image'\]\)",
+        ),
+        (Frozen(nn.Linear(3, 2)), {"image": Z}, r"Linear takes \['input'\]"),
+    ],
+)
+def test_a_network_that_does_not_take_what_it_is_given(net, inputs, message):
+    with pytest.raises(TypeError, match=message):
+        classification.feed(net, inputs)
+
+
+def test_errors_from_inside_a_network_stay_as_they_are():
+    with pytest.raises(TypeError, match=r"^of its own$"):
+        classification.feed(Broken(), Z)
+
+
+def test_what_softens_is_the_tasks():
+    from limbeck import S, T, multilabel, regression
+
+    assert classification.softened(S) == (S.via(classification.outcomes),)
+    assert classification.exclusive(S, T) == (S, T)
+    z = torch.randn(4, 3)
+    torch.testing.assert_close(multilabel.outcomes(z).softmax(-1)[..., 0], z.sigmoid())
+    with pytest.raises(ValueError, match="this method needs one class a sample, and in multilabel there is none"):
+        multilabel.exclusive(S)
+    with pytest.raises(ValueError, match="there are no probabilities to soften in regression"):
+        regression.softened(S)
+
+
+class Beside(nn.Module):
+    """Shows where it looked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(x))
+
+
+def test_a_teacher_is_asked_in_sight_of_what_the_student_showed():
+    student, teacher = Beside(), Frozen(Beside())
+    task = Task(ask=lambda net, inputs, beside: net.head(beside["stem"] + inputs.sum()), shows=("stem",))
+    shown = task.look(student, Z, ["stem"])
+    assert torch.equal(shown[""], student(Z))  # without anything beside, as it is
+    trace = task.look(teacher, Z, ["head:in"], shown)
+    assert torch.equal(trace["head:in"], shown["stem"] + Z.sum())
+    assert torch.equal(trace[""], teacher.net.head(trace["head:in"]))
+    assert torch.equal(task.look(teacher, Z, beside=shown)[""], trace[""])  # where nothing is recorded too

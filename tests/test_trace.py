@@ -1,6 +1,7 @@
 """`record`: what it sees, what it leaves behind, what it refuses."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -214,8 +215,12 @@ def test_path_that_was_not_called(tower):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("rnn", "'rnn' is a tuple of 2, not a tensor: name the entry, e.g. 'rnn:0'"),
-        ("both", "'both' is a dict with .'once', 'twice'., not a tensor: name the entry, e.g. 'both:once'"),
+        ("rnn", "'rnn' is a tuple of 2, not a tensor: name the entry, e.g. 'rnn:0', or take all of it, 'rnn:'"),
+        (
+            "both",
+            "'both' is a dict with .'once', 'twice'., not a tensor: name the entry, e.g. 'both:once', or take all",
+        ),
+        ("rnn:1", "'rnn:1' is a tuple of 2, not a tensor: name the entry, e.g. 'rnn:1:0', or take all of it, 'rnn:1:'"),
         ("both:thrice", "asks for 'thrice' of a dict with .'once', 'twice'."),
         ("rnn:7", "asks for '7' of a tuple of 2"),
         ("stem:in:3", "asks for '3' of"),
@@ -226,6 +231,108 @@ def test_path_that_was_not_called(tower):
 def test_wrong_entries(tower, path, message):
     with pytest.raises(ValueError, match=message), record(tower, [path]):
         tower(torch.randn(2, 4))
+
+
+class Pyramid(nn.Module):
+    """Levels by the names that torchvision's have, of images of any size."""
+
+    def forward(self, images: list[Tensor], scale: float = 1.0) -> dict[str, Tensor]:
+        return {"1": scale * images[1], "0": scale * images[0], "pool": images[0].mean()}
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.pool = Pyramid(), nn.Identity()
+
+    def forward(self, images: list[Tensor]) -> list[Tensor]:
+        levels = self.backbone(images, scale=2.0)
+        return [levels["0"], self.pool(levels["pool"])]
+
+
+IMAGES = [torch.randn(1, 2), torch.randn(2, 3)]
+
+
+def test_a_mappings_own_keys_come_before_positions():
+    net = Detector()
+    with record(net, ["backbone:0", "backbone:1", "backbone:pool", ":0"]) as trace:
+        net(IMAGES)
+    assert torch.equal(trace["backbone:0"], 2 * IMAGES[0])  # the key "0", not the first entry
+    assert torch.equal(trace["backbone:1"], 2 * IMAGES[1])
+    assert torch.equal(trace["backbone:pool"], IMAGES[0].mean())
+    assert torch.equal(trace[":0"], 2 * IMAGES[0])
+    with (
+        pytest.raises(ValueError, match=r"'backbone:2' asks for '2' of a dict with .'1', '0', 'pool'."),
+        record(net, ["backbone:2"]),
+    ):
+        net(IMAGES)
+
+
+def test_a_mappings_numbers_are_keys_too():
+    class Numbered(nn.Module):
+        def forward(self, x: Tensor) -> dict[int, Tensor]:
+            return {3: x, 4: 2 * x}
+
+    net = nn.Sequential(Numbered())
+    with record(net, ["0:4"]) as trace:
+        net(IMAGES[0])
+    assert torch.equal(trace["0:4"], 2 * IMAGES[0])
+
+
+def test_all_that_a_module_gives_and_takes():
+    net = Detector()
+    paths = [
+        "backbone:",
+        "backbone:in:",
+        "backbone:in:0:",
+        "backbone:in:scale:",
+        "backbone:in:0:1",
+        ":",
+        ":in:0:",
+        "pool:",
+    ]
+    with record(net, paths) as trace:
+        out = net(IMAGES)
+    assert set(trace["backbone:"]) == {"0", "1", "pool"}
+    assert trace["backbone:in:"][0] is trace["backbone:in:0:"] is trace[":in:0:"] is IMAGES  # lists are not copied
+    assert trace["backbone:in:0:1"] is IMAGES[1]
+    assert trace["backbone:in:scale:"] == trace["backbone:in:"]["scale"] == 2.0
+    assert trace[":"] is out
+    assert torch.equal(trace["pool:"], IMAGES[0].mean())
+    assert hooks(net) == 0
+
+
+def test_a_list_is_no_tensor():
+    net = Detector()
+    with (
+        pytest.raises(ValueError, match=r"'backbone:in' is a list of 2, not a tensor: .*'backbone:in:0'"),
+        record(net, ["backbone:in"]),
+    ):
+        net(IMAGES)
+
+
+def test_fields_of_a_dataclass():
+    net = nn.Sequential(Answers())
+    with record(net, ["0:scores", "0:pair:1"]) as trace:
+        out = net(torch.ones(2))
+    assert trace["0:scores"] is out.scores
+    assert trace["0:pair:1"] is out.pair[1]
+    with (
+        pytest.raises(ValueError, match=r"'0:score' asks for 'score' of a Answer with .'scores', 'pair'."),
+        record(net, ["0:score"]),
+    ):
+        net(torch.ones(2))
+
+
+@dataclass
+class Answer:
+    scores: Tensor
+    pair: tuple[Tensor, Tensor]
+
+
+class Answers(nn.Module):
+    def forward(self, x: Tensor) -> Answer:
+        return Answer(x, (x + 1, x + 2))
 
 
 @pytest.fixture

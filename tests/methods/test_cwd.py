@@ -134,9 +134,23 @@ def test_the_scores_of_a_dense_network() -> None:
         return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 5, 1))
 
     x, _ = images()
-    method = limbeck.cwd(segmenter(4), segmenter(8), layers=[("", "")], example=x.float())
-    logs = limbeck.play(method, (x.float(), torch.ones(6, 8, 8, dtype=torch.long)), limbeck.optimizers(method, sgd))
-    assert logs["student/channelwise"] > 0
+
+    class Dense(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.net = segmenter(width)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"out": self.net(x)}
+
+    task = limbeck.Task(output=lambda out: out["out"].movedim(1, -1))  # answers have their classes last
+    student, teacher = Dense(4), Dense(8)
+    method = limbeck.cwd(student, teacher, layers=[(":out", ":out")], example=x.float(), task=task)
+    expected = channelwise(student(x.float())["out"], teacher(x.float())["out"], 4.0).item()
+    batch = x.float(), torch.ones(6, 8, 8, dtype=torch.long)
+    logs = limbeck.play(method, batch, limbeck.optimizers(method, sgd))
+    (name,) = {name for name in method.objective.names if name != "hard"}
+    assert logs[f"student/{name}"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_invalid_options() -> None:

@@ -256,7 +256,7 @@ def test_attention_needs_no_common_classes() -> None:
     student, teacher = convnet(0), convnet(1, width=6)
     student.fc = nn.Linear(8, 3).double()
     method = limbeck.jacobian(student, teacher, logits=0, label=0, attention=1.0, example=images()[0])
-    assert method.objective.names == ["hard", "logits", "label", "projection", "attention.two"]
+    assert method.objective.names == ["hard", "logits", "projection", "attention.two"]
     x, y = images()
     before = limbeck.play(method, (x, y % 3), optimizers := limbeck.optimizers(method, sgd))["student/attention.two"]
     for _ in range(20):
