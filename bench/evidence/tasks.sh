@@ -9,10 +9,10 @@ VALUES=mlp-64@$RUNS/values/teacher/student.safetensors
 for labels in 100 all; do
     limbeck compare kd logits mimic rkd kd:teacher=mlp-256-256@random logits:teacher=mlp-256-256@random \
         --student mlp-16 --teacher "$TAGS" --data digits-attributes $([ $labels = all ] || echo --labels $labels) \
-        --epochs 40 --seeds 10 --run-dir "$RUNS/tags/$labels"
+        --epochs 40 --seeds 10 --clip 1 --run-dir "$RUNS/tags/$labels"
 done
 for labels in 40 all; do
     limbeck compare bounded logits mimic rkd bounded:teacher=mlp-64@random logits:teacher=mlp-64@random \
         --student mlp-8 --teacher "$VALUES" --data diabetes --batch-size 32 $([ $labels = all ] || echo --labels $labels) \
-        --epochs 30 --seeds 10 --run-dir "$RUNS/values/$labels"
+        --epochs 30 --seeds 10 --clip 1 --run-dir "$RUNS/values/$labels"
 done
