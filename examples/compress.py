@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import limbeck
 from limbeck.files import write
 from limbeck.measure import accounts
-from limbeck.report.accounts import LEGEND, console_table, markdown_table
+from limbeck.report.accounts import console_table, legend, markdown_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(
         console_table(found, f"{data.name}, {len(data.test.ids):,} test images; epochs each: {options.epochs}")
     )
-    console.print(LEGEND, highlight=False)
+    console.print(legend(found), highlight=False)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.nn import functional as F
 
 import limbeck
-from limbeck import Distill, Frozen, Method, Objective, S, Stage, Turn, classification, on
+from limbeck import Distill, Frozen, Method, Objective, S, Stage, Turn, classification, on, regression
 from limbeck.method import assign, descend, parameters, play
 
 Built = Method | Iterable[Stage]
@@ -51,6 +53,7 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "kd": lambda student, teacher, example: limbeck.kd(student, teacher),
     "logits": lambda student, teacher, example: limbeck.logits(student, teacher, hard=0.5),
     "mimic": lambda student, teacher, example: limbeck.mimic(student, teacher),
+    "bounded": lambda student, teacher, example: limbeck.bounded(student, teacher, bounded=0.2, task=VALUES),
     "dkd": lambda student, teacher, example: limbeck.dkd(student, teacher),
     "dist": lambda student, teacher, example: limbeck.dist(student, teacher),
     "fitnets": lambda student, teacher, example: limbeck.fitnets(student, teacher, example=example),
@@ -99,6 +102,13 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "embedding": lambda student, teacher, example: limbeck.embedding(student, teacher, squared=0.5, example=example),
     "embedding_table": lambda student, teacher, example: limbeck.embedding_table(Levels(student), Levels(teacher, 5)),
     "kpn": lambda student, teacher, example: limbeck.kpn(student, teacher, projection_share=0.5, example=example),
+    "kd + crd": lambda student, teacher, example: (
+        limbeck.kd(student, teacher)
+        + limbeck.crd(student, teacher, memory=64, classes=torch.arange(64) % CLASSES, negatives=8, example=example)
+    ),
+    "vid + fitnets": lambda student, teacher, example: (
+        limbeck.vid(student, teacher, example=example) + limbeck.fitnets(student, teacher, example=example)
+    ),
 }
 
 # teachers are differentiated by their inputs, so their outputs are in the graph
@@ -109,6 +119,9 @@ BY_THEIR_WEIGHTS = {"weights"}
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # its teachers are untrained
 every_row = pytest.mark.parametrize("name", ROWS)
 CLASSES, SIZE, BATCH = 4, 8, 8
+
+# the same batches, their classes as values: 1 for the class, 0 for the others
+VALUES = replace(regression, target=lambda batch: F.one_hot(batch[1], CLASSES).float())
 
 
 class Net(nn.Module):
@@ -456,7 +469,7 @@ def test_building_draws_nothing_but_first_weights(name):
 
 
 # what they cannot do: derivatives inside a loss, for which autograd asks the driver, and a generator on the device
-NEEDS_A_DRIVER = {"gradient", "jacobian", "crd", "crd, queue", "ban, cwtm and dkpp"}
+NEEDS_A_DRIVER = {"gradient", "jacobian", "crd", "crd, queue", "kd + crd", "ban, cwtm and dkpp"}
 
 
 def send_to_fake_gpu(methods: list[Method], mode: FakeTensorMode) -> None:

@@ -23,14 +23,23 @@ CORE = [
     "distributed",
     "paper",
     "frozen",
+    "exhibits",
+    "finding",
+    "batches",
     "task",
+    "tasks",
     "method",
     "stage",
     "layers",
     "inherit",
 ]
 METHODS = sorted(path for path in (HOUSE / "methods").glob("*.py") if path.stem != "__init__")
-LIGHT = [HOUSE / f"{name}.py" for name in [*CORE, "losses"]] + METHODS + sorted((HOUSE / "nets").glob("*.py"))
+TASKS = sorted(path for path in (HOUSE / "tasks").glob("*.py"))
+RUNGS = {name: TASKS if name == "tasks" else [HOUSE / f"{name}.py"] for name in CORE}
+CORE_FILES = [path for rung in RUNGS.values() for path in rung]
+METERS = HOUSE / "tasks" / "meters.py"  # builds on torchmetrics, and is imported when something is measured
+LIGHT = [path for path in CORE_FILES if path != METERS] + [HOUSE / "losses.py"] + METHODS
+LIGHT += sorted((HOUSE / "nets").glob("*.py"))
 OUTER = ("engine", "data", "cli", "compare", "check", "export", "measure", "report", "bench")
 PUBLIC = {
     f"{face.__name__}.{name}": thing
@@ -76,16 +85,32 @@ def test_core_and_methods_never_import_what_is_built_on_them(path):
     assert ours(path).isdisjoint(OUTER)
 
 
-@pytest.mark.parametrize("path", [HOUSE / f"{name}.py" for name in CORE], ids=name_of)
+@pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
 def test_the_core_knows_no_method(path):
     assert ours(path).isdisjoint({"methods", "losses", "nets", "zoo"})
 
 
 def test_the_core_is_a_ladder():
-    """Each file of the core imports only files before it."""
-    order = {name: set(CORE[:index]) for index, name in enumerate(CORE)}
-    for name, before in order.items():
-        assert ours(HOUSE / f"{name}.py") <= before, name
+    """Each file of the core imports only files before it; tasks also each other."""
+    for index, (name, rung) in enumerate(RUNGS.items()):
+        below = {*CORE[:index], *(["tasks"] if name in ("task", "tasks") else [])}
+        for path in rung:
+            assert ours(path) <= below, path
+
+
+def test_a_task_looks_up_classification_alone_and_late():
+    """Its defaults are those of a file that is built on it."""
+    path = HOUSE / "task.py"
+    assert not any(name.startswith("limbeck.tasks") for name in imports(path))
+    late = {name for name in imports(path, anywhere=True) if name.startswith("limbeck.tasks")}
+    assert late == {"limbeck.tasks.classification.classification"}
+
+
+def test_no_task_is_built_on_another():
+    """The meters alone know some: regression's targets may be narrower than answers, and segmentation's answers coarser."""
+    files = [path for path in TASKS if path.stem != "__init__"]
+    built = {(path.stem, name.split(".")[2]) for path in files for name in imports(path) if "limbeck.tasks." in name}
+    assert built == {("meters", "regression"), ("meters", "segmentation")}
 
 
 @pytest.mark.parametrize("path", METHODS, ids=name_of)
@@ -173,3 +198,47 @@ def test_import_is_light():
     code = f"import sys, limbeck; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+OF_CLASSES = {
+    "cli/evaluate.py": "classification's own measures: exits, each class",
+    "cli/parser.py": "adversarial's option",
+    "data/sets.py": "num_classes, the older name of outputs",
+    "measure/early_exit.py": "exits of a classifier",
+    "methods/adversarial.py": "a critic that names classes",
+    "nets/critic.py": "the same",
+    "nets/estimator.py": "classes of a model of scikit-learn",
+    "report/comparison.py": "folders of older versions",
+    "report/mimic.py": "the page of `limbeck mimic`",
+    "report/run.py": "exits of a classifier",
+    "report/table.py": "folders of older versions",
+    "task.py": "the default score",
+    "tuning.py": "folders of older versions",
+}
+"""Where code may speak of accuracy or of a number of classes, and why; tasks/, zoo/ and compression.py may."""
+
+
+def spoken(path: Path) -> set[str]:
+    """The names and texts of a file's code, without its docstrings."""
+    tree = ast.parse(path.read_text())
+    bodies = [node.body for node in ast.walk(tree) if isinstance(getattr(node, "body", None), list)]
+    prose = {
+        id(line.value)
+        for body in bodies
+        for line in body
+        if isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+    }
+    code = [node for node in ast.walk(tree) if id(node) not in prose]
+    words = [getattr(node, field, None) for node in code for field in ("id", "attr", "arg", "name", "value")]
+    return {word for word in words if isinstance(word, str)}
+
+
+def test_nothing_above_the_tasks_says_accuracy_or_counts_classes():
+    """A task says what is measured and what a network answers: elsewhere only what is classification's own does."""
+    speaks = {
+        name_of(path)
+        for path in HOUSE.rglob("*.py")
+        if path.relative_to(HOUSE).parts[0] not in ("tasks", "zoo", "compression.py")
+        and any(re.search("accuracy|accuracies|num_classes", word) for word in spoken(path))
+    }
+    assert speaks == set(OF_CLASSES)

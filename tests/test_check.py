@@ -8,6 +8,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -387,7 +388,7 @@ def test_a_teacher_of_other_classes_is_not_measured(student):
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 100))
     checkup = check(limbeck.rkd(student, other), data)
     assert flagged(checkup) == {}  # rkd compares embeddings
-    assert "not checked: the teacher has 100 classes, and the data 10" in message(checkup, "teacher accuracy")
+    assert "the teacher has answers of shape (N, 100)" in message(checkup, "teacher accuracy")
 
 
 def test_a_term_that_is_not_least_where_the_student_is_the_teacher(student, teacher, data):
@@ -576,7 +577,8 @@ def test_distill_refuses_what_would_train_in_vain(student, teacher, data):
         limbeck.distill(student, wrong, data, epochs=1, progress=False)
     told = str(caught.value).splitlines()
     assert len(told) == 3  # both mistakes, and how to go on
-    assert "buffers ['net.asked']" in told[0]
+    assert "classes are permuted" in told[0]
+    assert "buffers ['net.asked']" in told[1]
     assert "`limbeck check` shows more; check=False (--check false) trains nevertheless" in told[2]
     assert equal(list(student.parameters()), list(before.parameters()))
     assert limbeck.distill(student, wrong, data, epochs=1, progress=False, check=False).finished
@@ -612,7 +614,7 @@ def test_an_untrained_teacher_is_warned_of_once_and_goes_on(student, data):
 
 def test_more_outputs_than_classes_are_a_warning(data):
     many = nn.Sequential(nn.Flatten(), nn.Linear(64, 12))
-    with pytest.warns(UserWarning, match="the student has 12 classes, and the data 10") as seen:
+    with pytest.warns(UserWarning, match="the student has 12 classes, but the data has 10") as seen:
         distilled(many, None, data, method="plain", epochs=1)
     assert len(seen) == 1
 
@@ -710,3 +712,36 @@ def test_the_distill_command_checks_first(teacher, tmp_path, monkeypatch, capsys
     assert "--check false" in told
     assert not (tmp_path / "a").exists()
     assert main([*words.split(), "--check", "false"]) == 0
+
+
+# answers that are not what the task takes them for --------------------------------------------------------------------
+
+
+def test_answers_that_are_probabilities(student, teacher, data):
+    """Softened as logits they are nearly uniform; where features are compared nobody reads them, so it is a warning."""
+    sure = nn.Sequential(copy.deepcopy(teacher), nn.Softmax(-1))
+    checkup = check(limbeck.kd(student, sure), data)
+    assert flagged(checkup)["teacher answers"] == "warning"
+    assert "add up to 1" in message(checkup, "teacher answers")
+    undone = Frozen(sure, output=lambda p: p.clamp(min=1e-7).log())  # as the message says
+    assert "teacher answers" not in flagged(check(limbeck.kd(student, undone), data))
+    ends = nn.Sequential(copy.deepcopy(student), nn.Softmax(-1))
+    assert flagged(check(limbeck.kd(ends, teacher), data))["student answers"] == "warning"
+
+
+def test_classes_on_another_axis(data):
+    class Pixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = nn.Conv2d(1, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.score(x)
+
+    draw = torch.Generator().manual_seed(0)
+    ours = [(torch.randn(6, 1, 5, 7, generator=draw), torch.randint(4, (6, 5, 7), generator=draw))]
+    checkup = check(limbeck.plain(Pixels()), (ours, ours))
+    assert flagged(checkup)["student outputs"] == "failed"
+    assert "the classes on axis 1" in message(checkup, "student outputs")
+    last = replace(limbeck.classification, output=lambda out: limbeck.task.logits(out).movedim(1, -1))
+    assert "student outputs" not in flagged(check(limbeck.plain(Pixels(), task=last), (ours, ours)))

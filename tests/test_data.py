@@ -329,7 +329,8 @@ def test_downloading_is_torchvisions_and_only_when_asked(tmp_path: Path, monkeyp
 
 def test_names_and_their_lines():
     built_in = ["digits", "digits-attributes", "diabetes"]
-    assert data.names() == [*built_in, "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "parquet"]
+    files = ["mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder", "parquet"]
+    assert data.names() == [*built_in, *files, "voc-masks", "cityscapes", "masks"]
     assert [name for name, _ in data.describe()] == data.names()
     assert all(10 < len(line) <= 100 for _, line in data.describe())
 

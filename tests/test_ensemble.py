@@ -102,3 +102,50 @@ def test_an_ensemble_of_networks_that_are_alike_is_a_network_by_its_name(mean: s
     assert torch.equal(again(X.float()), ensemble(X.float()))
     with pytest.raises(ValueError, match="do not fit the network: missing"):
         limbeck.zoo.network(f"mlp-8@{tmp_path / 'other.safetensors'}", 4, (6,))
+
+
+class Named(nn.Module):
+    """Answers with a dict."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.net(x), "shape": x}
+
+
+def test_members_are_read_as_the_user_says() -> None:
+    nets = members()
+    ensemble = limbeck.Ensemble([Named(net) for net in nets], mean="geometric", output=lambda out: out["scores"])
+    torch.testing.assert_close(ensemble(X), limbeck.Ensemble(nets, mean="geometric")(X))
+
+
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_members_may_have_views_of_their_own(mean: str) -> None:
+    """Fed twice the student's inputs, read elsewhere, with more classes in another order."""
+    a, b, _ = members()
+    more = nn.Linear(6, 9).double()
+    view = limbeck.Frozen(
+        Named(more), inputs=lambda x: 2 * x, output=lambda out: out["scores"], classes={0: 8, 1: 2, 2: 5, 3: 0}
+    )
+    ensemble = limbeck.Ensemble([a, view, b], mean=mean)
+    like_it = nn.Linear(6, 4).double()
+    with torch.no_grad():
+        like_it.weight.copy_(2 * more.weight[[8, 2, 5, 0]])
+        like_it.bias.copy_(more.bias[[8, 2, 5, 0]])
+    expected = limbeck.Ensemble([a, like_it, b], mean=mean)(X)
+    torch.testing.assert_close(ensemble(X), expected)
+    teacher = limbeck.Frozen(ensemble)
+    torch.testing.assert_close(limbeck.classification.feed(teacher, X), expected)
+    trace = limbeck.classification.look(teacher, X, ["members.1.net"])  # its layers keep their names
+    torch.testing.assert_close(trace["members.1.net"], more(2 * X))
+
+
+def test_the_mean_of_labels_and_values_is_that_of_the_answers() -> None:
+    """Σ_m w_m z_m: of values the mean, of several labels the normalised geometric mean of each one's two probabilities."""
+    nets = members()
+    said = limbeck.Ensemble(nets, mean="geometric")(X)
+    torch.testing.assert_close(said, torch.stack([net(X) for net in nets]).mean(0))
+    yes, no = (torch.stack([(sign * net(X)).sigmoid() for net in nets]).prod(0) ** (1 / 3) for sign in (1, -1))
+    torch.testing.assert_close(said.sigmoid(), yes / (yes + no))

@@ -9,6 +9,7 @@ import random
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -529,7 +530,8 @@ def test_a_teacher_no_better_than_chance_is_doubted():
     nn.init.zeros_(constant.weight)
     nn.init.constant_(constant.bias, 0)
     guessed = (TARGETS == 0).float().mean().item()
-    with pytest.warns(limbeck.ChanceWarning, match=f"accuracy {guessed:.1%} of 3 classes on 40 validation samples"):
+    told = f"accuracy {100 * guessed:.2f} %, where guessing has 33.33 %, on 40 validation samples"
+    with pytest.warns(limbeck.ChanceWarning, match=told):
         fit(limbeck.kd(net(), constant))
 
 
@@ -543,6 +545,56 @@ def test_a_network_with_too_few_classes_is_refused_before_its_first_batch(staged
     student = net(classes=2, at=1, happens=lambda: pytest.fail("it trains"))
     with pytest.raises(ValueError, match="the student has 2 classes, but the data has 3"):
         fit([Stage(limbeck.plain(student))] if staged else limbeck.plain(student), HELD_OUT)
+
+
+FLOATS = torch.randn(len(TARGETS), CLASSES, generator=DRAW)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ((FLOATS > 0).float(), r"float32 of shape \(8, 3\).*several labels a sample\? task=limbeck.multilabel"),
+        (FLOATS, r"values\? task=limbeck.regression \(--task regression\); soft labels add up to 1"),
+        (torch.full((len(TARGETS),), math.nan), "values"),
+        (TARGETS + 7, r"the student has 3 classes, but the data has (9|10)\. Make it with num_classes="),
+        (TARGETS - 1, r"labels lie between -1 and \d, of 3 classes: they must lie between 0 and 2, or be -100"),
+    ],
+    ids=["several labels", "values", "NaN", "too high", "too low"],
+)
+def test_targets_that_are_no_classes_are_refused_before_the_first_batch(targets, message):
+    train = list(zip(INPUTS.split(BATCH), targets.split(BATCH), strict=True))
+    student = net(at=1, happens=lambda: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=message):
+        fit(limbeck.plain(student), (train, train))
+    with pytest.raises(ValueError, match=message):
+        limbeck.distill(student, good_teacher(), (train, train), epochs=1, progress=False)
+
+
+def test_soft_labels_are_classes():
+    soft = FLOATS.softmax(1)
+    train = list(zip(INPUTS.split(BATCH), soft.split(BATCH), strict=True))
+    result = fit(limbeck.plain(net()), (train, train))
+    right = result.student(INPUTS).argmax(1) == FLOATS.argmax(1)
+    assert result.metrics["val/student/accuracy"] == pytest.approx(right.float().mean().item())
+    hard = list(zip(INPUTS.split(BATCH), torch.eye(CLASSES)[TARGETS].split(BATCH), strict=True))
+    assert fit(limbeck.plain(net()), (hard, HELD_OUT)).finished
+
+
+def test_a_score_that_is_none_of_the_metrics_is_refused_before_the_first_batch():
+    student = net(at=1, happens=lambda: pytest.fail("it trains"))
+    task = replace(classification, score=limbeck.Score("mIoU"))
+    with pytest.raises(ValueError, match=r"is judged by 'mIoU', but its metrics give \['accuracy', 'loss'\]"):
+        fit(limbeck.plain(student, task=task))
+
+
+def test_teachers_of_another_task():
+    """Their answers have another shape: the loss says so, and where layers are compared nothing is wrong."""
+    other = nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, 1))
+    with pytest.raises(ValueError, match="the student has 3 classes and the teacher 1: give both the same classes"):
+        fit(limbeck.kd(net(), other))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", limbeck.ChanceWarning)
+        assert fit(limbeck.rkd(net(), other)).finished
 
 
 def test_arguments_that_make_no_sense():

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import limbeck
 from limbeck import record, zoo
+from limbeck.engine.run import Run
 from limbeck.nets.anew import start_anew
 
 # Parameters at 100 classes. In millions they are the figures of the CIFAR-100 tables of Tian et al. (CRD, ICLR 2020):
@@ -350,6 +352,31 @@ def test_factories_load_weights(mine: str, tmp_path: Path) -> None:
 def test_factories_that_make_nothing(mine: str, factory: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         zoo.network(factory)
+
+
+def test_of_unknown_data_only_what_does_not_ask_can_be_made(mine: str, tmp_path: Path) -> None:
+    net = zoo.network(f"{mine}:plain", None, None)
+    torch.save(net.state_dict(), tmp_path / "a.pt")
+    assert same(zoo.network(f"{mine}:plain@a.pt", None, None), net)
+    for name, given, words in (
+        (f"{mine}:asks", (None, (3, 8, 8)), "is made by num_classes, which the data do not tell: .*--num-outputs N"),
+        (
+            f"{mine}:asks",
+            (3, None),
+            "is made by in_channels, which the data do not tell: its inputs are no single tensor",
+        ),
+        ("resnet8", (None, (3, 8, 8)), "resnet8 is made by num_classes"),
+        ("mlp-8", (3, None), "mlp-8 is made by shape"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            zoo.network(name, *given)
+
+
+def test_the_file_of_a_network_made_of_another_needs_its_inputs(mine: str, tmp_path: Path) -> None:
+    early = limbeck.with_exits(zoo.network("mlp-8-8", 3, (6,)), torch.zeros(2, 6))
+    Run(tmp_path).write_networks({"early": early})
+    with pytest.raises(ValueError, match="is of a network made of another one, for inputs that are one tensor"):
+        zoo.network(f"{mine}:plain@early.safetensors", None, None)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from limbeck.layers import pairs as pairs
 from limbeck.method import Distill as Distill
 from limbeck.method import Method as Method
 from limbeck.method import Turn as Turn
+from limbeck.method import add as add
 from limbeck.method import optimizers as optimizers
 from limbeck.method import play as play
 
@@ -26,6 +27,7 @@ from limbeck.methods import ab as ab
 from limbeck.methods import adversarial as adversarial
 from limbeck.methods import at as at
 from limbeck.methods import ban as ban
+from limbeck.methods import bounded as bounded
 from limbeck.methods import byot as byot
 from limbeck.methods import cc as cc
 from limbeck.methods import crd as crd
@@ -84,6 +86,7 @@ from limbeck.task import Task as Task
 from limbeck.tasks import classification as classification
 from limbeck.tasks import multilabel as multilabel
 from limbeck.tasks import regression as regression
+from limbeck.tasks import segmentation as segmentation
 from limbeck.trace import Trace as Trace
 from limbeck.trace import record as record
 

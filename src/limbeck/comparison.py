@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import nn
 
 from limbeck.data import Data
-from limbeck.engine.assemble import find
+from limbeck.engine.assemble import parts_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
 from limbeck.files import hold
@@ -268,7 +268,7 @@ def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
     listed = [Entry(entry) if isinstance(entry, str) else entry for entry in entries]
     listed = [Entry(BASELINE), *(entry for entry in listed if entry != Entry(BASELINE))]
     for entry in listed:
-        find(entry.method)
+        parts_of(entry.method)
     folders = [entry.folder for entry in listed]
     if twice := [entry.name for entry in listed if folders.count(entry.folder) > 1]:
         raise ValueError(f"two entries have the same name, {twice[0]!r}: give one another, Entry(..., name=...)")

@@ -11,10 +11,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from limbeck.checkup import vet
-from limbeck.engine.assemble import assemble, find
-from limbeck.engine.fit import Result, Trainable, example_of, fit, labels_of
+from limbeck.engine.assemble import assemble, parameters_of
+from limbeck.engine.fit import Result, Trainable, example_of, fit, labels_of, task_of
 from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.run import Run
+from limbeck.task import Task
 
 
 def distill(
@@ -23,6 +24,7 @@ def distill(
     data: Any,
     method: str = "kd",
     *,
+    task: Task | None = None,
     epochs: int = 30,
     check: bool = True,
     **options: Any,
@@ -36,10 +38,13 @@ def distill(
         student: The network to train, in place.
         teacher: The network to learn from; for methods of peers, these. None for methods without one.
         data: A `limbeck.data.Data`, or loaders, as for `fit`.
-        method: Its name: ``limbeck list methods`` shows all.
+        method: Its name: ``limbeck list methods`` shows all; or a sum of several, ``"kd+at"``, see `limbeck.add`.
+        task: What the networks are made to do, as `limbeck.multilabel`: how batches are fed, answers found, and the result
+            judged. By default the data's own; loaders are taken for classification.
         epochs: As for `fit`; 30 is ours.
         check: Look for mistakes first: labels out of range, a teacher with permuted classes, a term that trains nothing.
-        options: Those of the method (``temperature=2.0``) and of `fit` (``run_dir="runs/a"``).
+        options: Those of the method (``temperature=2.0``; in a sum ``**{"kd.temperature": 2.0}``) and of `fit`
+            (``run_dir="runs/a"``).
 
     Raises:
         ValueError: An unknown method or option, with the closest; the mistakes that the check found; and what the
@@ -53,13 +58,14 @@ def distill(
         >>> limbeck.distill(student, teacher, data, method="kd", epochs=2, temperature=2.0).finished
         True
     """
-    of_fit = set(inspect.signature(fit).parameters) - set(inspect.signature(find(method)).parameters)
+    of_fit = set(inspect.signature(fit).parameters) - set(parameters_of(method))
     training = {name: value for name, value in options.items() if name in of_fit}
     own = {name: value for name, value in options.items() if name not in of_fit}
-    example = example_of(data, student)
+    task = task or task_of(data)
+    example = example_of(data, student, task)
 
     def make() -> Trainable:
-        return assemble(method, student, teacher, example, own, labels_of(data))
+        return assemble(method, student, teacher, example, own, labels_of(data), task=task)
 
     if check and not goes_on(training.get("run_dir"), training.get("resume", False)):
         look_first(make, data, training.get("accelerator", "auto"))

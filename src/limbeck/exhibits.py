@@ -212,11 +212,18 @@ class Shown(Protocol):
 
     @property
     def samples(self) -> tuple[Any, Any]:
-        """Inputs and targets of up to 256 samples spread over the held-out data, on the CPU."""
+        """Inputs and targets of up to 256 samples spread over the held-out data, fewer if they are large, on the CPU."""
 
     @property
     def answers(self) -> Mapping[str, Any]:
         """What each of ``networks`` answers to ``samples``, on the CPU in float32."""
+
+    def asked(self, inputs: Any) -> Mapping[str, Any]:
+        """Return what each of ``networks`` answers to some of the inputs: where the answers to all are too large to keep.
+
+        Args:
+            inputs: As ``samples`` has them, or some of them.
+        """
 
     def pictures(self, inputs: Any, side: int = 96) -> tuple[NDArray[np.uint8], ...] | None:
         """Return inputs as they would look on a screen, uint8 (H, W, 1 or 3) each; None where they are no images.

@@ -213,7 +213,7 @@ def export(
         raise ValueError("data gave no batch, and there is nothing to compare on")
     example = part(task.inputs(first), [0, -1])  # two: of a single one torch.export would keep the number
     task.feed(plain, example)  # raises where no answer is found, before anything is made
-    about = _about(name or type(plain).__name__, data, example)
+    about = _about(name or type(plain).__name__, data, example, task)
     with TemporaryDirectory() as scratch, _bar(progress) as bar:
         drafts = _Drafts(plain, task, example, about, Path(scratch))
         line = bar.add_task("", total=None)
@@ -534,13 +534,15 @@ def _axes(example: Any) -> Any:
     }
 
 
-def _about(name: str, data: object, example: Any) -> dict[str, Any]:
+def _about(name: str, data: object, example: Any, task: Task) -> dict[str, Any]:
     """Return what a file says of itself."""
     shapes = {key: list(value.shape[1:]) for key, value in _named(example).items() if isinstance(value, Tensor)}
     known: dict[str, Any] = {"network": name, "limbeck": importlib.metadata.version("limbeck")}
     known["input_shape"] = shapes if isinstance(example, Mapping) else shapes.get("input")
     if isinstance(data, Data):
         known |= {"data": data.name, "classes": data.classes, "mean": data.mean, "std": data.std}
+    if task.name != Task.name:  # as in weights: what nothing is said of is classification
+        known["task"] = task.name
     return {key: value for key, value in known.items() if value}
 
 

@@ -55,7 +55,7 @@ class Examined(Protocol):
         """A training batch with a label in it, where the networks are."""
 
     def answer(self, net: nn.Module) -> Any:
-        """Return what a network answers to ``batch``, in eval mode and without gradients."""
+        """Return what a network answers to ``batch``, where the network is, in eval mode and without gradients."""
 
     def targets(self) -> Iterator[Any]:
         """Yield the targets of all splits: those of data by name all, those of a loader of the user's own a few."""

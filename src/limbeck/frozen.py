@@ -82,6 +82,11 @@ class Frozen(nn.Module):
             raise ValueError(f"classes names the teacher's output {max(self.classes)}, but it has {answer.shape[-1]}")
         return answer[..., self.classes]
 
+    def says_as(self, other: Frozen) -> bool:
+        """Whether ``other`` is a view of the same weights, fed and read alike."""
+        views = [(one.mode, one._seen, one.classes, _weights(one.net)) for one in (self, other)]
+        return self is other or (views[0] == views[1] and bool(views[0][-1]))
+
     def again(self, mode: Mode | None = None) -> Frozen:
         """Return another view of the same weights, fed and read alike, which moves alone."""
         fed, read = self._seen
@@ -168,6 +173,26 @@ def _view(net: nn.Module) -> nn.Module:
             f"the teacher {type(net).__name__} cannot be copied ({error}). Drop what is not a module, parameter or "
             "buffer from its attributes: non-leaf tensors, open files, lambdas bound to devices"
         ) from error
+
+
+def _weights(net: nn.Module) -> list[tuple[str, int, torch.Size]]:
+    """Where the weights of a network lie."""
+    return [(name, p.data_ptr(), p.shape) for name, p in net.named_parameters()]
+
+
+def together(some: Mapping[str, Frozen], others: Mapping[str, Frozen]) -> dict[str, Frozen]:
+    """Return the teachers of two methods by role.
+
+    Raises:
+        ValueError: They have different networks in one role.
+    """
+    for role in sorted(some.keys() & others.keys()):
+        if not some[role].says_as(others[role]):
+            raise ValueError(
+                f"the methods have different networks as their {role}, or see one in different ways (mode, inputs, output, "
+                "classes): give both the same, teacher = limbeck.Frozen(net)"
+            )
+    return {role: {**others, **some}[role] for role in sorted(some.keys() | others.keys())}
 
 
 def as_teachers(teachers: nn.Module | Mapping[str, nn.Module] | None) -> dict[str, Frozen]:

@@ -41,7 +41,7 @@ def layers(net: nn.Module, example: Any, task: Task = classification) -> list[La
         example: A batch of inputs, (N, ...), or a dict of them.
         task: How inputs are fed.
     """
-    view = frozen(net)
+    view = frozen(net).again("eval")  # whatever the mode in which a teacher teaches
     found: dict[str, Layer] = {}
     handles = [module.register_forward_hook(_note(path, found)) for path, module in submodules(view.net).items()]
     try:
@@ -171,7 +171,7 @@ def embeddings(
 def shape_at(net: nn.Module, path: str, example: Any, task: Task = classification) -> Shape:
     """Return the shape of what ``path`` shows for an example."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        trace = task.look(frozen(net), example, [path] if path else [])
+        trace = task.look(frozen(net).again("eval"), example, [path] if path else [])
     return tuple(trace[path].shape)
 
 

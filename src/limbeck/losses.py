@@ -5,6 +5,7 @@ from limbeck.methods.adversarial import absolute_error as absolute_error
 from limbeck.methods.at import attention as attention
 from limbeck.methods.ban import confidence_weighted as cwtm
 from limbeck.methods.ban import permuted_cross_entropy as dkpp
+from limbeck.methods.bounded import bounded_regression as bounded_regression
 from limbeck.methods.cc import correlation as correlation
 from limbeck.methods.cwd import channelwise as channelwise
 from limbeck.methods.dist import dist_inter as dist_inter

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial, reduce
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.frozen import Frozen, as_teachers
-from limbeck.objective import Loss, Objective, Scene
+from limbeck.frozen import Frozen, as_teachers, together
+from limbeck.objective import Loss, Objective, Scene, Weight, summed
 from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification
 
+if TYPE_CHECKING:
+    from limbeck.stage import Stage
+
 Make = Callable[[list[nn.Parameter]], Optimizer]
 """Makes an optimizer of a list of parameters."""
+FULL = 1 - 1e-6
+"""The stages' shares come to 1, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Turn:
 class Method(nn.Module, ABC):
     """A way to train: its players, and how they play one batch.
 
-    The code after a ``yield`` in `step` is the code after that update.
+    The code after a ``yield`` in `step` is the code after that update. ``a + b`` trains by two methods at once, see `add`.
     """
 
     task: Task = classification
@@ -79,6 +84,31 @@ class Method(nn.Module, ABC):
         player, (network, *_) = next(iter(self.players().items()))
         return {player: network}
 
+    def adding(self, other: Distill, hard: Weight | None = None) -> Method:
+        """Return this method with the terms of another, as `add` asks for it: one that holds a `Distill` adds to that.
+
+        Args:
+            other: The other method.
+            hard: Weight of the labels, as `add` takes it.
+
+        Raises:
+            ValueError: It takes none, which is the default.
+        """
+        raise ValueError(
+            f"{_title(self)} trains {', '.join(self.players())} in a way of its own, and takes no terms of another method: "
+            "add methods that train one student by terms, as kd and at"
+        )
+
+    @overload
+    def __add__(self, other: Method) -> Method: ...
+    @overload
+    def __add__(self, other: Iterable[Stage]) -> Iterator[Stage]: ...
+    def __add__(self, other: Any) -> Any:
+        return _sum(self, other) if _adds(other) else NotImplemented
+
+    def __radd__(self, other: Iterable[Stage]) -> Iterator[Stage]:
+        return self + other if _adds(other) else NotImplemented
+
 
 class Distill(Method):
     """Offline distillation: the student follows an objective in sight of frozen teachers.
@@ -91,6 +121,9 @@ class Distill(Method):
         task: How batches are fed and measured.
     """
 
+    shown = frozenset({"student", "input", "target", "ids", "mask", "progress"})
+    """The roles of a scene but for the teachers'."""
+
     def __init__(
         self,
         student: nn.Module,
@@ -100,11 +133,15 @@ class Distill(Method):
     ) -> None:
         super().__init__()
         self.student, self.objective, self.task = student, objective, task
-        self.teachers = nn.ModuleDict(as_teachers(teachers))
-        ours = {"student", "input", "target", "ids", "mask", "progress"}
-        if taken := sorted(ours & self.teachers.keys()):
+        frozen = as_teachers(teachers)
+        self.teachers = nn.ModuleDict(frozen)
+        if taken := sorted(self.shown & self.teachers.keys()):
             raise ValueError(f"a teacher cannot play the role {taken[0]!r}: rename it, every scene has that already")
-        known = ours | self.teachers.keys()
+        if task.ask is not None and (moody := [role for role, one in frozen.items() if one.mode != "eval"]):
+            raise ValueError(
+                f"the {moody[0]} must be in eval mode: {task.name} asks its parts, and buffers would change"
+            )
+        known = self.shown | self.teachers.keys()
         if unknown := objective.roles() - known:
             raise ValueError(f"the objective reads {sorted(unknown)}, but only {sorted(known)} are there")
 
@@ -112,14 +149,19 @@ class Distill(Method):
         """Return the student with the adapters of its objective."""
         return {"student": [self.student, self.objective]}
 
+    def adding(self, other: Distill, hard: Weight | None = None) -> Distill:
+        """Return this method with the terms of another; a subclass that is made of other arguments has a way of its own."""
+        _check_alike(self, other)
+        teachers = together(as_teachers(dict(self.teachers)), as_teachers(dict(other.teachers)))
+        return type(self)(
+            self.student, teachers, summed(self.objective, other.objective, self.task.hard, hard), self.task
+        )
+
     def scene(self, batch: Batch, progress: float = 0.0) -> Scene:
         """Return what the objective sees of a batch; only networks that it reads are run."""
         task, roles = self.task, self.objective.roles()
-        inputs = task.inputs(batch)
-        scene: dict[str, Any] = {"progress": progress, "input": inputs}
-        for role, read in (("target", task.target), ("ids", task.ids), ("mask", task.mask)):
-            if role in roles:
-                scene[role] = read(batch)
+        scene = self.read(batch, progress)
+        inputs = scene["input"]
         brought = task.traces(batch)  # of teachers that were asked before
         # the student last, since a teacher leaves nothing behind on which its graph would lie; but where a task asks
         # teachers about what the student showed, and not in a stage that trains adapters of the teacher alone
@@ -137,9 +179,126 @@ class Distill(Method):
                 scene[role] = task.look(teacher, inputs, self.objective.paths(role), scene.get("student"))
         return scene
 
+    def read(self, batch: Batch, progress: float = 0.0) -> dict[str, Any]:
+        """Return what the objective sees of a batch before any network runs."""
+        task, roles = self.task, self.objective.roles()
+        scene = {"progress": progress, "input": task.inputs(batch)}
+        for role, read in (("target", task.target), ("ids", task.ids), ("mask", task.mask)):
+            if role in roles:
+                scene[role] = read(batch)
+        return scene
+
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
         """Let the student descend the objective."""
         yield Turn("student", self.objective(self.scene(batch, progress)))
+
+
+@overload
+def add(*methods: Method, hard: Weight | None = None) -> Method: ...
+@overload
+def add(*methods: Method | Iterable[Stage], hard: Weight | None = None) -> Method | Iterator[Stage]: ...
+def add(*methods: Method | Iterable[Stage], hard: Weight | None = None) -> Method | Iterator[Stage]:
+    """Train by several methods at once: ``limbeck.kd(s, t) + limbeck.at(s, t)``.
+
+    The labels teach once, with weight 1, as in the sums of the classic benchmarks: in RepDistiller's γ · hard + α · kd +
+    β · at, γ is 1. All other terms keep the weights that they have in their methods. The order does not matter.
+
+    Where one method smooths the labels (`ls`, `tfkd_reg`), it is the smoothed ones that teach. Stages stay as they are, and
+    what is added joins the last, in which the student learns the task.
+
+    Args:
+        methods: Two or more, of the same student, task and teachers, each teacher the same network in all. One of them may
+            play a batch in a way of its own (`adversarial`, `jacobian`, `weights`), and one may have stages (`fitnets`).
+        hard: Weight of the labels; 1 by default, and 0 where no method has a term for them.
+
+    Returns:
+        A method; an iterator of stages where one of the methods is that.
+
+    Raises:
+        ValueError: Another student, task or teacher, the same term twice, two ways to teach the labels, or a method that
+            takes no terms of others: of peers, former selves or assistants, or of a network with branches. Each stage says
+            so when it begins; methods by name, as ``"kd+at"``, say so before the first.
+
+    Example:
+        >>> from limbeck import add, kd, logits
+        >>> student, teacher = nn.Linear(4, 2), nn.Linear(4, 2)
+        >>> both = add(kd(student, teacher), logits(student, teacher), hard=0.5)
+        >>> dict(zip(both.objective.names, both.objective.weights))
+        {'hard': 0.5, 'regression': 1.0, 'soft': 0.9}
+    """
+    if len(methods) < 2:
+        raise ValueError(f"a sum is of two methods or more, got {len(methods)}")
+    if strange := [one for one in methods if not _adds(one)]:
+        raise TypeError(f"expected methods, or the stages of one, got {type(strange[0]).__name__}")
+    return reduce(partial(_sum, hard=hard), methods)  # type: ignore[return-value]  # two at least
+
+
+def _sum(one: Method | Iterable[Stage], other: Method | Iterable[Stage], hard: Weight | None = None) -> Any:
+    if isinstance(one, Method) and isinstance(other, Method):
+        if type(one) is Distill:  # whoever plays a batch in a way of its own takes the other's terms
+            one, other = other, one
+        if not isinstance(other, Distill) or type(other) not in (Distill, type(one)):
+            raise ValueError(
+                f"{_title(one)} and {_title(other)} each play a batch in a way of their own: add one of them"
+            )
+        return one.adding(other, hard)
+    stages, method = (other, one) if isinstance(one, Method) else (one, other)
+    if isinstance(method, Method) and not isinstance(stages, Method):
+        return _in_the_last(stages, method, hard)
+    raise ValueError("both methods have stages, and there is no saying which of these go together: add one of them")
+
+
+def _in_the_last(stages: Iterable[Stage], other: Method, hard: Weight | None) -> Iterator[Stage]:
+    """Let another method join a staged one where the student learns the task: in the stage that makes the shares full."""
+    share = 0.0
+    own = [part for parts in other.players().values() for part in parts if part is not _student(other)]
+    for stage in stages:
+        share += stage.share
+        if share > FULL:
+            trains = None if stage.trains is None else [*stage.trains, *own]
+            yield replace(stage, method=_sum(stage.method, other, hard), trains=trains)
+            continue
+        _check_alike(stage.method, other)
+        taught = [part for part in stage.method.modules() if isinstance(part, Frozen)]
+        for teacher in (part for part in other.modules() if isinstance(part, Frozen)):
+            if not any(teacher.says_as(one) for one in taught):
+                raise ValueError(
+                    f"the stage {stage.name!r} has another teacher than the method that is added: a sum is of methods with "
+                    "the same, and not with former selves or assistants in its place"
+                )
+        # a run that is resumed starts what waits from the same weights; no objective waits, whose terms would be looked for
+        learns = [part.terms if isinstance(part, Objective) else part for part in own]
+        stage.method.add_module("waiting", nn.ModuleList([*getattr(stage.method, "waiting", []), *learns]))
+        yield stage
+    if share <= FULL:
+        raise ValueError(f"the shares of the stages come to {share:.3f}, so that none is the last, which others join")
+
+
+def _check_alike(one: Method, other: Method) -> None:
+    """Raise a ValueError unless two methods train one student for one task."""
+    if _student(one) is not _student(other):
+        raise ValueError(
+            "the methods train different students: a sum is of methods that were given the same network, as stages are too"
+        )
+    if one.task != other.task:
+        unlike = [key for key, value in vars(one.task).items() if value != getattr(other.task, key)]
+        raise ValueError(
+            f"the methods are for different tasks, {one.task.name} and {other.task.name}, with another {unlike[0]}: give "
+            "all the same task="
+        )
+
+
+def _student(method: Method) -> nn.Module:
+    return next(iter(method.networks().values()))
+
+
+def _adds(given: Any) -> bool:
+    """Whether it may be part of a sum: a method, or stages, but no network that can be iterated over."""
+    return isinstance(given, Method) or (isinstance(given, Iterable) and not isinstance(given, nn.Module | str))
+
+
+def _title(method: Method) -> str:
+    return f"{type(method).__module__}.{type(method).__qualname__}".removeprefix("limbeck.methods.")
 
 
 def parameters(method: Method, trains: Collection[nn.Module] | None = None) -> dict[str, list[nn.Parameter]]:

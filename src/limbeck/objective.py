@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -103,6 +105,18 @@ class Term(nn.Module):
         """All places that the term reads."""
         return *self.places, *self.placed.values()
 
+    @property
+    def of_labels(self) -> bool:
+        """Whether the labels teach and nobody else: it reads the student's answer and the targets alone."""
+        read = {source.role for source in self.sources} - {"mask"}
+        return read == {"student", "target"} and not any(s.path for s in self.sources if s.role == "student")
+
+    @property
+    def compares(self) -> tuple[Any, ...]:
+        """What it compares, and by which loss: equal for two terms that do the same, but for their options."""
+        places = [*enumerate(self.places), *self.placed.items()]
+        return _kind(self.loss), *((at, of.role, of.path, *map(_kind, of.steps)) for at, of in places)
+
     def forward(self, scene: Scene) -> Tensor:
         """Return the loss, a scalar."""
         return self.of([source.read(scene) for source in self.places], scene)
@@ -119,9 +133,9 @@ class Term(nn.Module):
 class Objective(nn.Module):
     """A weighted sum of terms.
 
-    ``a + b`` joins two, ``weight * a`` weighs one; the weight may be a function of the training progress in [0, 1].
-    Terms of weight zero cost nothing: they are not computed, and their places are not recorded. Terms of the same
-    name are told apart by a number.
+    ``a + b`` joins two; ``weight * a``, ``a * weight`` and ``a / weight`` weigh one. The weight may be a function of the
+    training progress in [0, 1]. Terms of weight zero cost nothing: they are not computed, and their places are not
+    recorded. Terms of the same name are told apart by a number.
     """
 
     def __init__(self, terms: list[tuple[Weight, Term]]) -> None:
@@ -165,8 +179,18 @@ class Objective(nn.Module):
             return self
         return NotImplemented
 
-    def __rmul__(self, weight: Weight) -> Objective:
-        return Objective([(_times(weight, own), term) for own, term in self.entries])
+    def __mul__(self, weight: Weight) -> Objective:
+        return self._weighed(operator.mul, weight)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, weight: Weight) -> Objective:
+        return self._weighed(operator.truediv, weight)
+
+    def _weighed(self, by: Callable[[float, float], float], weight: Weight) -> Objective:
+        if isinstance(weight, nn.Module):  # callable, and no weight
+            return NotImplemented  # type: ignore[no-any-return]  # mypy knows it in operators alone
+        return Objective([(_both(by, own, weight), term) for own, term in self.entries])
 
 
 def on(loss: Callable[..., Tensor], *sources: Source, name: str | None = None, **options: Any) -> Objective:
@@ -186,18 +210,89 @@ def on(loss: Callable[..., Tensor], *sources: Source, name: str | None = None, *
     return Objective([(1.0, Term(loss, sources, options, name))])
 
 
+def summed(one: Objective, other: Objective, hard: Objective, weight: Weight | None = None) -> Objective:
+    """Return what two methods teach together: the labels once, and all else of either with its own weight.
+
+    The terms are in the order of their names, so that it does not matter which of the two is the first.
+
+    Args:
+        one: What one method teaches.
+        other: What the other does.
+        hard: What the labels alone teach. Where one method has another term for them, as smoothed labels, that one stands.
+        weight: Of the labels; 1 by default, and none where neither method has them.
+
+    Raises:
+        ValueError: Both have the same term, or each another one for the labels.
+    """
+    parts = [[(own, term) for own, term in each.entries if _on(own)] for each in (one, other)]
+    labels, lessons = ([[e for e in part if e[1].of_labels is of] for part in parts] for of in (True, False))
+    for _, mine in lessons[0]:
+        for _, theirs in lessons[1]:
+            if (mine.name, mine.compares) == (theirs.name, theirs.compares):
+                raise ValueError(
+                    f"both methods have the term {mine.name!r}, of the same loss and places: leave one out, and give the "
+                    "other a larger weight"
+                )
+    taught = _labels(labels, hard)
+    if weight is None:
+        weight = 1.0 if any(labels) else 0.0
+    return weight * taught + Objective(sorted(chain(*lessons), key=lambda entry: _order(entry[1])))
+
+
+def _labels(parts: Sequence[list[tuple[Weight, Term]]], hard: Objective) -> Objective:
+    """What the labels teach in both parts, of weight 1 in all."""
+    (_, plain) = hard.entries[0]
+    unlike = [part for part in parts if any(_does(term) != _does(plain) for _, term in part)]
+    if not unlike:
+        return hard
+    alone: list[list[tuple[Weight, Term]]] = [[(1.0, part[0][1])] if len(part) == 1 else part for part in unlike]
+    mine, theirs = alone[0], alone[-1]
+    if [(own, *_does(term)) for own, term in mine] != [(own, *_does(term)) for own, term in theirs]:
+        names = [" and ".join(term.name for _, term in part) for part in unlike]
+        raise ValueError(
+            f"the labels teach by {names[0]} in one method and by {names[1]} in the other, and no sum can tell which is "
+            "meant: leave one of the methods out"
+        )
+    weights = [own for own, _ in mine if not callable(own)]
+    if len(weights) < len(mine):
+        raise ValueError(
+            f"the labels teach by {[term.name for _, term in mine]}, whose weights change as the training goes on: a sum "
+            "cannot share its own weight out among them"
+        )
+    return Objective(mine) / sum(weights)
+
+
+def _does(term: Term) -> tuple[Any, str]:
+    """What a term does, options and all."""
+    return term.compares, repr(term.options)
+
+
+def _order(term: Term) -> tuple[str, str]:
+    """Where a term stands among others, whichever came first, and alike in every process."""
+
+    def spoken(part: Any) -> Any:
+        return [*map(spoken, part)] if isinstance(part, tuple) else getattr(part, "__qualname__", part)
+
+    return term.name, str(spoken(term.compares))
+
+
 def _on(weight: Weight) -> bool:
     return callable(weight) or weight != 0.0
 
 
-def _times(left: Weight, right: Weight) -> Weight:
+def _both(by: Callable[[float, float], float], left: Weight, right: Weight) -> Weight:
     if not callable(left) and not callable(right):
-        return left * right
-    return lambda progress: _at(left, progress) * _at(right, progress)
+        return by(left, right)
+    return lambda progress: by(_at(left, progress), _at(right, progress))
 
 
 def _at(weight: Weight, progress: float) -> float:
     return weight(progress) if callable(weight) else weight
+
+
+def _kind(function: Any) -> Any:
+    """A function is what it is; of modules, each with weights of its own, the type says what they do."""
+    return type(function) if isinstance(function, nn.Module) else function
 
 
 def _distinct(names: list[str]) -> list[str]:

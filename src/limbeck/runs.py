@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
-import inspect
 import json
 import math
 import re
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from limbeck.data import Data
-from limbeck.engine.assemble import assemble, find
+from limbeck.engine.assemble import assemble, paper_of, parameters_of, parts_of
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned
 from limbeck.engine.learner import Row, Schedule
@@ -32,7 +30,6 @@ from limbeck.engine.run import Run
 from limbeck.files import hold, write
 from limbeck.frozen import frozen
 from limbeck.measure import cost, paired
-from limbeck.measure.accounts import as_fed
 from limbeck.method import Make, Method
 from limbeck.report.comparison import pictured
 from limbeck.report.examples import FILE, write_exhibits
@@ -56,11 +53,11 @@ class Entry:
     """A method of a comparison.
 
     Args:
-        method: Its name: ``limbeck list methods`` shows all.
-        options: Its keyword arguments, ``{"temperature": 2.0}``. ``peers`` and ``assistants`` are functions that make a
-            network each, with weights drawn from torch's generator: every run calls them anew, after the student. Of
-            a network itself every run trains a copy. ``{"teacher": None}`` is the method without its teacher, where it can
-            do without.
+        method: Its name: ``limbeck list methods`` shows all; or a sum of several, ``"kd+at"``, see `limbeck.add`.
+        options: Its keyword arguments, ``{"temperature": 2.0}``; in a sum ``{"kd.temperature": 2.0}``. ``peers`` and
+            ``assistants`` are functions that make a network each, with weights drawn from torch's generator: every run
+            calls them anew, after the student. Of a network itself every run trains a copy. ``{"teacher": None}`` is the
+            method without its teacher, where it can do without.
         name: What the table calls it; by default the method with its options.
         teacher: Another teacher than the comparison's, as an untrained one for a control.
         control: Whether it is there to rule something out, and not to win.
@@ -84,7 +81,7 @@ class Entry:
     def labels_alone(self) -> bool:
         """Whether nobody teaches, so that there is nothing to learn from samples without a label."""
         nobody = ("nobody", "frozen network") if self.untaught else ("nobody",)
-        return sys.modules[find(self.method).__module__].PAPER.teacher in nobody
+        return all(paper_of(part).teacher in nobody for part in parts_of(self.method))
 
     @property
     def untaught(self) -> bool:
@@ -172,7 +169,7 @@ class Runs:
 
     def _plays_apart(self, entry: Entry) -> bool:
         """Whether plain is no measure of a method's teacher, since players beside the student make another game of it."""
-        teacher = inspect.signature(find(entry.method)).parameters.get("teacher")
+        teacher = parameters_of(entry.method).get("teacher")
         if teacher is None or teacher.default is not None or entry.untaught:
             return False
         method = self._assemble(entry, 0)
@@ -274,7 +271,7 @@ class Runs:
             test = self.data.test if isinstance(self.data, Data) else self.data[2]
             device = Fabric(accelerator=self.training["accelerator"], devices=1).device
             teacher = frozen(self.teacher).again("eval")
-            own = cost(*as_fed(teacher, example, task))
+            own = cost(teacher, example, task)
             value = evaluate(teacher.to(device), test, task)[self.score.name]  # a view moves alone
             yield Candidate("teacher", "teacher", own, (value,), score=self.score)
         reached = {name: tuple(outcome.value for outcome in of) for name, of in outcomes.items()}
@@ -311,7 +308,7 @@ class Runs:
         """Make what a run is given: its student, who teaches, and its options, of which peers teach."""
         student = self._student(seed)  # the generator goes on: what is made next has other weights
         options = {name: _made(name, value) if name in NETWORKS else value for name, value in entry.options.items()}
-        parameters = inspect.signature(find(entry.method)).parameters
+        parameters = parameters_of(entry.method)
         if "peers" in parameters:
             others = self.student if entry.teacher is None else entry.teacher
             return student, options.pop("peers") if "peers" in options else _made("peers", others), options
@@ -360,7 +357,9 @@ class Runs:
         if not isinstance(self.data, Data):
             return {"batches": self.batches}
         loaders = [self.data.train, self.data.val, *([self.data.test] if self.split == "test" else [])]
-        labels = _digest(*(_bytes(loader.ids if loader.targets is None else loader.targets) for loader in loaders))
+        labels = _digest(
+            *(loader.fingerprint().encode() if loader.targets is None else _bytes(loader.targets) for loader in loaders)
+        )
         return {
             "name": self.data.name,
             "batches": self.batches,

@@ -180,6 +180,7 @@ def _of_classification(field: str) -> Callable[..., Any]:
         return getattr(classification, field)(*args)
 
     default.__name__ = default.__qualname__ = field
+    default.__doc__ = f"Do as {field} of limbeck.classification does."
     return default
 
 
@@ -228,10 +229,22 @@ class Task:
     examine: Callable[[Examined], Iterator[Finding]] = _of_classification("examine")
     exhibit: Callable[[Shown], Iterator[Exhibit]] = _of_classification("exhibit")
 
+    def __init_subclass__(cls) -> None:
+        raise TypeError(
+            f"{cls.__name__} cannot inherit from Task, which is a record of functions: make one of your own, "
+            "limbeck.Task(metrics=..., score=...), or bend one, dataclasses.replace(limbeck.multilabel, metrics=...)"
+        )
+
     @property
     def hard(self) -> Objective:
         """What the labels alone teach."""
         return on(self.loss, S, Y, name="hard")
+
+    @property
+    def one_class(self) -> bool:
+        """Whether of several classes one is right at each position: an answer is one distribution."""
+        probe = torch.zeros(1, 2)
+        return self.outcomes is not None and self.outcomes(probe).shape == probe.shape
 
     def softened(self, *places: Source) -> tuple[Source, ...]:
         """Return places of answers as logits of their outcomes, for a loss that softens them.
@@ -242,7 +255,7 @@ class Task:
         if self.outcomes is None:
             raise ValueError(
                 f"there are no probabilities to soften in {self.name}: match the answers themselves (logits, bounded), or "
-                "features and relations (fitnets, at, rkd, sp)"
+                "features and relations (at, rkd, sp, review)"
             )
         return tuple(place.via(self.outcomes) for place in places)
 
@@ -252,11 +265,10 @@ class Task:
         Raises:
             ValueError: A sample of the task has several labels, or values.
         """
-        probe = torch.zeros(1, 2)
-        if self.outcomes is None or self.outcomes(probe).shape != probe.shape:
+        if not self.one_class:
             raise ValueError(
                 f"this method needs one class a sample, and in {self.name} there is none: kd works with several labels, "
-                "logits and bounded with values, and features and relations (fitnets, at, rkd, sp) with anything"
+                "logits and bounded with values, and features and relations (at, rkd, sp, review) with anything"
             )
         return places
 

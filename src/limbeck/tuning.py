@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 import math
@@ -26,7 +25,7 @@ from limbeck.batches import samples as samples_of
 from limbeck.comparison import compare, progress_bar
 from limbeck.data import Data, Epochs
 from limbeck.data.epochs import known, seed_of
-from limbeck.engine.assemble import GIVEN, find
+from limbeck.engine.assemble import GIVEN, parameters_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
 from limbeck.files import hold
@@ -119,7 +118,7 @@ def tune(
     and comes to the same; with more trials it searches on.
 
     Args:
-        method: Its name: ``limbeck list methods`` shows all.
+        method: Its name: ``limbeck list methods`` shows all; or a sum of several, ``"kd+at"``, see `limbeck.add`.
         student: As for `compare`.
         teacher: As for `compare`.
         data: As for `compare`; where scores are percentages, with at least 100 validation samples.
@@ -259,7 +258,7 @@ class _Search:
 
     def _default(self) -> dict[str, Any] | None:
         """Return the method's defaults as Optuna's parameters, if all of them are in the search."""
-        parameters = inspect.signature(find(self.method)).parameters
+        parameters = parameters_of(self.method)
         found: dict[str, Any] = {}
         for name, values in self.search.items():
             default = parameters[name].default
@@ -429,7 +428,7 @@ def _validated(run: Path, score: str) -> float:
 
 def _check_search(method: str, search: Search, options: Mapping[str, Any]) -> None:
     """Raise an error for a search that cannot be, before the method is asked what it thinks of it."""
-    own = [name for name in inspect.signature(find(method)).parameters if name not in GIVEN]
+    own = [name for name in parameters_of(method) if name not in GIVEN]
     if not own:
         raise ValueError(f"{method} has no options to search")
     if not search:
@@ -503,7 +502,8 @@ def _is_whole(method: str, name: str) -> bool:
     Raises:
         ValueError: It is no number.
     """
-    hint = typing.get_type_hints(find(method)).get(name, float)  # what it does not have, it says itself
+    parameters = parameters_of(method)
+    hint = parameters[name].annotation if name in parameters else float  # what it does not have, it says itself
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if float in kinds:
         return False
@@ -523,7 +523,7 @@ def _value(drawn: Any, values: Range | Sequence[Any]) -> Any:
 
 
 def _is_default(method: str, options: Mapping[str, Any], search: Search) -> bool:
-    parameters = inspect.signature(find(method)).parameters
+    parameters = parameters_of(method)
     return all(options[name] == parameters[name].default for name in search)
 
 

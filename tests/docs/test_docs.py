@@ -49,6 +49,7 @@ def workshop(tmp_path_factory):
     """A folder that the pages share, with the photographs and the network that they speak of."""
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "mynet.py").write_text(snippets(ROOT / "docs/getting-started.md", "python")[0])
+    (folder / "house.py").write_text(snippets(ROOT / "docs/tasks.md", "python")[1])
     draw = torch.Generator().manual_seed(0)
     for split, kind, number in itertools.product(("train", "val"), ("cat", "dog"), range(6)):
         path = folder / "photos" / split / kind / f"{number}.png"
@@ -81,7 +82,7 @@ def test_the_readmes_commands_run_one_after_the_other(told, workshop):
 
 
 @pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("page", ["getting-started", "recipes", "guide"])  # `test_export.py` has export
+@pytest.mark.parametrize("page", ["getting-started", "recipes", "guide", "tasks"])  # `test_export.py` has export
 def test_a_page_of_the_site_runs_from_top_to_bottom(page, told, workshop, monkeypatch):
     """With few images and one epoch where it says nothing of epochs; what asks for downloads or devices is only read."""
     from limbeck.cli import build, main

@@ -14,10 +14,9 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, nn
 
 import limbeck
-from limbeck import SklearnTeacher
+from limbeck import SklearnTeacher, regression
 from limbeck.data.munge import munge, neighbours, uniform
-from limbeck.losses import mimic, mimic_values
-from limbeck.methods.mimic import regression
+from limbeck.losses import mimic, squared_error
 from limbeck.nets.tabular import Encode
 
 CATEGORICAL = (1, 3)
@@ -51,7 +50,7 @@ def test_formula() -> None:
     naive = sum((p_s[n, k] - p_t[n, k]).item() ** 2 for n in range(5) for k in range(4)) / 20
     assert mimic(z_s, z_t).item() == pytest.approx(naive, rel=1e-12)
     naive = sum((z_s[n, k] - z_t[n, k]).item() ** 2 for n in range(5) for k in range(4)) / 20
-    assert mimic_values(z_s, z_t).item() == pytest.approx(naive, rel=1e-12)
+    assert squared_error(z_s, z_t).item() == pytest.approx(naive, rel=1e-12)
 
 
 def test_two_classes_are_the_papers_one_probability() -> None:
@@ -74,7 +73,7 @@ def test_the_gradient_vanishes_where_the_student_is_sure() -> None:
 
 
 def test_numerics() -> None:
-    for loss in (mimic, mimic_values):
+    for loss in (mimic, squared_error):
         assert_finite(loss, normal(6, 4, seed=1, scale=1e4), normal(6, 4, seed=2, scale=1e4))
         assert_finite(loss, torch.zeros(6, 4), torch.zeros(6, 4))
         assert_full_precision(loss, normal(6, 4, seed=1), normal(6, 4, seed=2))
@@ -110,10 +109,20 @@ def test_values_are_regressed_as_they_are() -> None:
     assert logs["student/mimic"] == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_a_regressions_metric_is_the_root() -> None:
-    metrics = regression.metrics(1)
-    metrics.update(torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0], [6.0]]))
-    assert metrics.compute()["rmse"].item() == pytest.approx(math.sqrt((9 + 16) / 2))
+def test_what_is_matched_by_default_is_the_tasks() -> None:
+    x, y = next(batches(1))
+    for task, matched in (
+        (limbeck.classification, lambda z: z.softmax(1)),
+        (limbeck.multilabel, lambda z: z.sigmoid()),
+        (regression, lambda z: z),
+    ):
+        student, teacher = mlp(0), mlp(1).eval()
+        method = limbeck.mimic(student, teacher, task=task)
+        expected = (matched(copy.deepcopy(student)(x)) - matched(teacher(x))).square().mean()
+        logs = limbeck.play(method, (x, y), limbeck.optimizers(method, sgd))
+        assert logs["student/mimic"] == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="no probabilities to soften in regression"):
+        limbeck.mimic(mlp(0), mlp(1), outputs="probabilities", task=regression)
 
 
 def test_unknown_outputs() -> None:

@@ -149,6 +149,11 @@ def maps(v: Vector) -> tuple[Tensor, Tensor]:
     return tuple(x if list(x.shape[2:]) == grid else F.adaptive_avg_pool2d(x, grid) for x in (v.student, v.teacher))
 
 
+def values(v: Vector) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes of the student, of the teacher, and the true ones."""
+    return v.student, v.teacher, v.inputs["target_boxes"]
+
+
 def every_layer(v: Vector) -> tuple[list[Tensor], list[Tensor]]:
     """The student's and the teacher's features, layer by layer."""
     return tuple([x for name, x in v.inputs.items() if name.startswith(who)] for who in ("student_", "teacher_"))
@@ -282,6 +287,11 @@ PARITY: dict[str, Row] = {
         lambda v: losses.logit_regression(v.student / v.temperature, v.teacher / v.temperature),
         lambda v: v.share * 2 * per_class(v),
         "ours is ½ the sum over classes: 2 for a peer's missing ½, 2/K for its mean over elements",
+    ),
+    "chen_reg": Row(
+        lambda v: losses.bounded_regression(*values(v), v.get("margin")),
+        lambda v: v.get("v", 1.0) / (v.classes if v.get("reduction") == "mean_over_elements" else 1),
+        "ours is the sum over a box's four values; the peers compare something else, see DEFECTS",
     ),
     "fitnet_hint": Row(
         lambda v: losses.hint(*features(v)),
@@ -583,6 +593,20 @@ def correlation_norm(v: Vector) -> Tensor:
     return (k_s - k_t).norm() / len(v.student) ** 2
 
 
+def bounded_as_a_batch(v: Vector) -> Tensor:
+    """One error for all boxes, which is asked for as a whole or not at all."""
+    student, teacher, target = values(v)
+    error, bound = mean_square(student, target), mean_square(teacher, target)
+    return v.get("v") * error.where(error + v.get("margin") > bound, 0.0)
+
+
+def bounded_by_distances(v: Vector) -> Tensor:
+    """Distances that are not squared, with the margin on the student's side."""
+    student, teacher, target = values(v)
+    distance, bound = ((boxes - target).norm(dim=1) for boxes in (student, teacher))
+    return distance.where(distance - v.get("margin") > bound, 0.0).mean()
+
+
 def differences_of_neighbours(v: Vector) -> Tensor:
     difference = (v.student - v.teacher).abs()
     return (difference[:-1] * difference[1:]).sum(1).mean()
@@ -721,6 +745,16 @@ DEFECTS = [
         "RepDistiller's CC multiplies |f_s − f_t| of neighbours in the batch, and so depends on their order",
         lambda v: v.method == "cc" and v.get("kernel") is None,
         differences_of_neighbours,
+    ),
+    Defect(
+        "one gate for the whole batch: a box that is far better than the teacher's excuses one that is worse",
+        lambda v: v.method == "chen_reg" and v.get("gate") == "whole batch",
+        bounded_as_a_batch,
+    ),
+    Defect(
+        "distances in place of their squares, and a margin that asks less of the student where the paper's asks more",
+        lambda v: v.method == "chen_reg" and v.get("gate") == "per box",
+        bounded_by_distances,
     ),
 ]
 

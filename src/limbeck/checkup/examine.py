@@ -75,7 +75,7 @@ def check(
         try:
             found += inputs(setup)
             found += setup.task.examine(setup)
-            if not failed(found):  # on a GPU the loss of a label out of range is the end of the process
+            if _playable(found, setup):
                 found += _first_looks(setup, expect)
                 terms = setup.terms
                 found += _further_looks(setup, epochs)
@@ -121,7 +121,7 @@ def _vetted(setup: Setup) -> list[Finding]:
     found: list[Finding] = []
     try:
         found += setup.task.examine(setup)
-        if not failed(found):
+        if _playable(found, setup):
             found += _first_looks(setup)
     except BROKEN as error:  # `fit` fails likewise, and better; or not at all, at another precision
         found.append(Finding("batch", "warning", f"not everything was checked before the training: {error}"))
@@ -130,6 +130,11 @@ def _vetted(setup: Setup) -> list[Finding]:
     score = setup.task.score.name
     # `fit` measures the teachers on all of the validation data, and warns of those that guess
     return [one for one in found if not (one.status == "warning" and one.name.endswith(f" {score}"))]
+
+
+def _playable(found: list[Finding], setup: Setup) -> bool:
+    """Whether a batch may be played: on a GPU the loss of a label out of range is the end of the process."""
+    return all(one.name.startswith(tuple(setup.teachers)) for one in failed(found))
 
 
 def _first_looks(setup: Setup, expect: float | None = None) -> Iterator[Finding]:

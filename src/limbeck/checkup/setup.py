@@ -83,7 +83,7 @@ def _first_stage(method: Method | Iterable[Stage], device: torch.device) -> Stag
         raise TypeError(
             f"expected a method, got the network {type(method).__name__}: limbeck.plain(net) trains it on the labels"
         )
-    given = list(inspect.getgeneratorlocals(method).values()) if inspect.isgenerator(method) else []
+    given = _given(method)
     # ban starts its student anew before it yields
     with _weights_kept([one for one in pytree.tree_leaves(given) if isinstance(one, nn.Module)]):
         first = Stage(method) if isinstance(method, Method) else next(iter(method), None)
@@ -101,6 +101,12 @@ def _first_stage(method: Method | Iterable[Stage], device: torch.device) -> Stag
     for module in stage.trains or ():
         module.train()
     return stage
+
+
+def _given(stages: Any) -> list[Any]:
+    """Return what a generator of stages was given, and what those were that it goes through, in a sum of methods."""
+    given = list(inspect.getgeneratorlocals(stages).values()) if inspect.isgenerator(stages) else []
+    return [*given, *(more for one in given for more in _given(one))]
 
 
 @contextmanager

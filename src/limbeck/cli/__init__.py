@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -37,11 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # --run-dir is --run_dir: signatures have underscores, command lines dashes
     words = [underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     config_alone = len(words) <= 2 and any(word.startswith("--config") for word in words)  # the file names the command
-    parser, commands = build(() if config_alone else words)
-    config = parser.parse_args(words)
-    does, leaf = commands.find(config)
     warnings.showwarning = warn
     try:
+        parser, commands = build(_named_in(words[-1]) if config_alone else words)
+        config = parser.parse_args(words)
+        does, leaf = commands.find(config)
         return does(leaf, yaml.safe_load(parser.dump(config, skip_validation=True)))
     except KeyboardInterrupt:
         return STOPPED
@@ -52,7 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def build(typed: Collection[str] = ()) -> tuple[Parser, Commands]:
+def _named_in(config: str) -> list[str]:
+    """Return the words of the command in a file; none where it cannot be read, which the parser complains of."""
+    path = Path(config.rpartition("=")[2])
+    words: list[str] = []
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return words
+    while isinstance(said, dict) and len(said) == 1:
+        ((word, said),) = said.items()
+        words.append(str(word))
+    return words
+
+
+def build(typed: Sequence[str] = ()) -> tuple[Parser, Commands]:
     """Make the parser, and the commands by their words; `Commands` says what ``typed`` is for."""
     parser = Parser(prog="limbeck", description="Train a small network to carry what a large one knows.")
     parser.add_argument("--config", action="config", help="a config.yaml of a run, to run the same again")

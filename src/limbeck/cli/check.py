@@ -8,7 +8,7 @@ from rich.console import Console
 
 from limbeck.checkup import check, console_table
 from limbeck.cli.by_method import add_by_method, assembled
-from limbeck.cli.options import call, load_data
+from limbeck.cli.case import case_of
 from limbeck.cli.parser import Commands
 
 
@@ -26,7 +26,7 @@ def doubts(
     """Say what to expect.
 
     Args:
-        expect: The accuracy that the teacher is known to have, in [0, 1].
+        expect: The score that the teacher is known to have, as the task measures it: an accuracy in [0, 1], say.
         epochs: Of the training, for the estimate of its time.
         share: The share of the gradient that terms shall have, as attention=0.3 or attention=0.3,soft=0.2; the weights
             that give it are suggested. "attention" means attention.layer1, attention.layer2 and so on together.
@@ -36,9 +36,9 @@ def doubts(
 
 def _check(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Look for mistakes in a set-up before it is trained; exit code 1 where there are any."""
-    data = call(load_data, leaf)
+    case = case_of(leaf)
     shares = shares_of(leaf.share) if isinstance(leaf.share, str) else leaf.share
-    checkup = check(assembled(method, leaf, data), data, expect=leaf.expect, epochs=leaf.epochs, shares=shares)
+    checkup = check(assembled(method, leaf, case), case.data, expect=leaf.expect, epochs=leaf.epochs, shares=shares)
     if leaf.json:
         print(checkup.json())
     else:

@@ -8,10 +8,20 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 
+from limbeck.cli.case import case_of
 from limbeck.cli.console import STOPPED, plain
 from limbeck.cli.jobs import side_by_side
 from limbeck.cli.networks import network, taught_by, with_networks
-from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
+from limbeck.cli.options import (
+    answers,
+    call,
+    fresh_folder,
+    load_data,
+    possible_teacher_of,
+    student_of,
+    training,
+    views,
+)
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of
 from limbeck.comparison import compare
@@ -21,14 +31,14 @@ from limbeck.report.table import console_table
 
 def add(commands: Commands) -> None:
     """Add ``limbeck compare``."""
-    groups = student_of, possible_teacher_of, load_data, contest, training
+    groups = student_of, possible_teacher_of, views, load_data, answers, contest, training
     parser = commands.add("compare", _compare, first_line(_compare), *groups)
     parser.add_argument(
         "methods",
         type=str,
         nargs="+",
-        help="each METHOD or METHOD:OPTION=VALUE,VALUE:OPTION=VALUE; assistants=NAME,[NAME,NAME], peers=NAME and "
-        "teacher=NAME@FILE are networks",
+        help="each METHOD or METHOD:OPTION=VALUE,VALUE:OPTION=VALUE; METHOD+METHOD:OPTION=VALUE is both at once; "
+        "assistants=NAME,[NAME,NAME], peers=NAME and teacher=NAME@FILE are networks",
     )
 
 
@@ -47,18 +57,19 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     run_dir = leaf.run_dir or fresh_folder("compare", leaf.student, leaf.data)
     if leaf.jobs != 1:
         return _share_out(leaf, config, run_dir)
-    data = call(load_data, leaf)
-    entries = [with_networks(entry, data, leaf.seed) for words in leaf.methods for entry in entries_of(words)]
+    case = case_of(leaf)
+    entries = [with_networks(entry, case, leaf.seed) for words in leaf.methods for entry in entries_of(words)]
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher in every process, and when the command goes on
-    teacher = None if leaf.teacher is None else taught_by(leaf.teacher, data)
+    teacher = None if leaf.teacher is None else taught_by(leaf.teacher, case)
     settings = {name: value for name, value in call(training, leaf).items() if name not in ("resume", "loggers")}
     console = Console(emoji=False, highlight=False, soft_wrap=True)
     try:
         comparison = compare(
             entries,
-            lambda: network(leaf.student, data),
+            lambda: network(leaf.student, case),
             teacher,
-            data,
+            case.data,
+            task=case.task,
             seeds=leaf.seeds,
             match=leaf.match,
             run_dir=run_dir,

@@ -3,15 +3,18 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from limbeck.data import Data
 from limbeck.measure.cost import cost
-from limbeck.report.table import milliseconds, percent, quantity
+from limbeck.report.table import milliseconds, quantity
+from limbeck.task import Score
+
+if TYPE_CHECKING:
+    from limbeck.cli.case import Case
 
 STOPPED = 128 + signal.SIGINT
 """The exit code of a program that Ctrl-C ended."""
@@ -30,15 +33,21 @@ def warn(message: Warning | str, category: type[Warning], *place: Any, **line: A
     console.print(f"[yellow]limbeck: warning:[/yellow] {plain(str(message))}")
 
 
-def show_networks(title: str, measured: Mapping[str, tuple[nn.Module, Mapping[str, float]]], data: Data) -> None:
+def show_networks(title: str, measured: Mapping[str, tuple[nn.Module, Mapping[str, float]]], case: Case) -> None:
     """Print what networks cost, and how good they are."""
-    table = Table("network", "params", "MACs", "latency", "accuracy", "loss", title=title)
-    example = data.to("cpu").example(1)
+    score = case.task.score
+    names = {name: None for _, metrics in measured.values() for name in (score.name, *metrics)}
+    table = Table("network", "params", "MACs", "latency", *names, title=title)
     for name, (net, metrics) in measured.items():
-        price = cost(net, example)
+        price = cost(net, case.example, case.task)
         cells = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
-        table.add_row(plain(name), *cells, f"{percent(metrics['accuracy'])} %", f"{metrics['loss']:.4f}")
+        table.add_row(plain(name), *cells, *(show_metric(score, metric, metrics[metric]) for metric in names))
     Console(emoji=False).print(table)
+
+
+def show_metric(score: Score, name: str, value: float) -> str:
+    """Return a metric as a table has it: the score in its unit."""
+    return score.show(value) if name == score.name else f"{value:.4f}"
 
 
 def print_lines(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> int:

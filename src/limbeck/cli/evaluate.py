@@ -14,16 +14,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from limbeck.cli.networks import network, weighted
-from limbeck.cli.options import call, load_data, network_of
+from limbeck.cli.case import Case, Loader, case_of, samples_in
+from limbeck.cli.console import show_metric
+from limbeck.cli.networks import network, taught_by, weighted
+from limbeck.cli.options import answers, load_data, network_of, views
 from limbeck.cli.parser import Commands, first_line
-from limbeck.data import Data
+from limbeck.engine.evaluate import batches, evaluate
 from limbeck.engine.run import packed
 from limbeck.files import write
-from limbeck.layers import pairs
+from limbeck.frozen import frozen
+from limbeck.layers import Pair, pairs
 from limbeck.measure import (
     Outputs,
     agreement,
@@ -43,6 +46,7 @@ from limbeck.measure import (
 from limbeck.measure.cost import BATCH
 from limbeck.nets.exits import EarlyExit
 from limbeck.report.table import milliseconds, percent, points, quantity, size
+from limbeck.task import Score, Task
 
 SECONDS = 0.2
 """For each time that is taken: torch's own default, since nothing waits for it here."""
@@ -51,12 +55,17 @@ POINTS = 11
 MOST = 20
 """Classes that a table shows; of more, those that changed most, or else are worst."""
 
+LEFT_OUT = (
+    "left out, since it needs one class a sample as the target of answers (N, K): calibration, exits, the classes one by "
+    "one, and how alike network and teacher are"
+)
+
 Record = dict[str, Any]
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck eval``."""
-    commands.add("eval", _eval, first_line(_eval), network_of, measures, load_data)
+    commands.add("eval", _eval, first_line(_eval), network_of, measures, views, load_data, answers)
 
 
 def measures(
@@ -71,7 +80,7 @@ def measures(
 
     Args:
         teacher: Another network with its weights, to compare with: agreement, likeness of layers, change of each class.
-        noise: Standard deviations of Gaussian noise on the normalised inputs, as 0.1,0.5, to measure accuracy with too.
+        noise: Standard deviations of Gaussian noise on the normalised inputs, as 0.1,0.5, to measure the score with too.
         macs: Of a network with exits: set its thresholds on the validation data to the most accurate within so many
             multiply-accumulates a sample on average, as 2.5M.
         accuracy: Or to the cheapest that reaches this accuracy there, in [0, 1].
@@ -83,12 +92,14 @@ def measures(
 def _eval(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Measure a network on the test data, alone or beside its teacher."""
     deviations = _deviations(leaf.noise)
-    data = call(load_data, leaf)
+    case = case_of(leaf)
     torch.manual_seed(leaf.seed)  # of NAME@random
     names = {role: leaf[role] for role in ("network", "teacher") if leaf[role] is not None}
-    nets = {role: network(weighted(name, role), data) for role, name in names.items()}
-    chosen = _calibrated(leaf, nets["network"], data)
-    record = _record(names, nets, data, deviations, leaf.seed) | ({"calibrated": chosen} if chosen else {})
+    nets = {"network": network(weighted(leaf.network, "network"), case)}
+    if leaf.teacher is not None:
+        nets["teacher"] = taught_by(leaf.teacher, case)
+    chosen = _calibrated(leaf, nets["network"], case)
+    record = _record(names, nets, case, deviations, leaf.seed) | ({"calibrated": chosen} if chosen else {})
     if leaf.json:
         print(json.dumps(pytree.tree_map(_finite, record), ensure_ascii=False))
     else:
@@ -105,7 +116,7 @@ def _deviations(noise: list[float] | str | None) -> list[float]:
         raise ValueError(f"noise: expected standard deviations, as 0.1,0.5, got {noise!r}") from error
 
 
-def _calibrated(leaf: Namespace, net: nn.Module, data: Data) -> Record | None:
+def _calibrated(leaf: Namespace, net: nn.Module, case: Case) -> Record | None:
     """Set the thresholds of a network with exits, if that was asked for; say where that leaves it on validation data."""
     if leaf.macs is None and leaf.accuracy is None:
         if leaf.to is not None:
@@ -119,11 +130,12 @@ def _calibrated(leaf: Namespace, net: nn.Module, data: Data) -> Record | None:
     budget = None if leaf.macs is None else count_of(leaf.macs)
     if torch.cuda.is_available():
         net.cuda()
-    chosen = calibrate(net, data.val, macs=budget, accuracy=leaf.accuracy)
+    val = case.validation
+    chosen = calibrate(net, val, macs=budget, accuracy=leaf.accuracy, task=case.task)
     net.cpu()
     if leaf.to is not None:
         write(Path(leaf.to), packed(net))
-    return {**asdict(chosen), "samples": len(data.val.ids), "to": leaf.to}
+    return {**asdict(chosen), "samples": samples_in(val, case.task), "to": leaf.to}
 
 
 def count_of(words: str) -> float:
@@ -142,50 +154,81 @@ def count_of(words: str) -> float:
 
 
 def _record(
-    names: Mapping[str, str], nets: Mapping[str, nn.Module], data: Data, deviations: Sequence[float], seed: int
+    names: Mapping[str, str], nets: Mapping[str, nn.Module], case: Case, deviations: Sequence[float], seed: int
 ) -> Record:
     """Measure each network by its role, the first one beside the second if there is one; costs are those on the CPU."""
-    example = data.example()
-    costs = {role: cost(net, example, seconds=SECONDS) for role, net in nets.items()}
-    times = {role: batch_latency_ms(net, example, seconds=SECONDS) for role, net in nets.items()}
-    layers = pairs(nets["network"], nets["teacher"], example) if "teacher" in nets else []
+    example, task = case.example, case.task
+    costs = {role: cost(net, example, task, seconds=SECONDS) for role, net in nets.items()}
+    times = {role: batch_latency_ms(net, example, task, seconds=SECONDS) for role, net in nets.items()}
+    layers = pairs(nets["network"], nets["teacher"], example, task) if "teacher" in nets else []
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    test = data.to(device).test
+    test = case.to(device).held_out
     for net in nets.values():
         net.to(device)
-    record: Record = {"data": data.name, "samples": len(test.ids), "classes": list(data.classes)}
-    if "teacher" in nets:
-        beside = side_by_side(nets["network"], nets["teacher"], test, layers)
-        answers = {"network": beside.student, "teacher": beside.teacher}
-        record |= {
-            "agreement": agreement(beside.student.logits, beside.teacher.logits),
-            "divergence": divergence(beside.student.logits, beside.teacher.logits),
-            "gradient_cosine": gradient_cosine(nets["network"], nets["teacher"], test),
-            "cka": [{"network": mine, "teacher": its, "cka": alike} for (mine, its), alike in beside.cka.items()],
-        }
-    else:
-        answers = {"network": outputs(nets["network"], test)}
+    record: Record = {
+        "data": case.name,
+        "title": case.title,
+        "samples": samples_in(test, task),
+        "classes": list(case.classes),
+        "task": task.name,
+        "score": asdict(task.score),
+    }
+    one_class = _tells_classes(nets["network"], test, task)
+    if not one_class:
+        record["left_out"] = LEFT_OUT
+    found, beside = _answers(nets, test, layers, task) if one_class else ({}, {})
+    record |= beside
+    if one_class and not case.classes:
+        record["classes"] = [str(place) for place in range(found["network"].logits.shape[1])]
     for role, net in nets.items():
-        noisy = robustness(net, test, deviations, seed=seed) if deviations else {}
+        noisy = robustness(net, test, deviations, seed=seed, task=task) if deviations else {}
+        metrics = found[role].metrics(task) if one_class else evaluate(net, test, task)
+        record["metrics"] = [task.score.name, *(name for name in metrics if name != task.score.name)]
         record[role] = {
             "name": names[role],
             **asdict(costs[role]),
             "batch_latency_ms": times[role],
             "throughput": 1000 * BATCH / times[role],
-            **_answered(answers[role]),
-            "noise": {f"{deviation:g}": metrics["accuracy"] for deviation, metrics in noisy.items()},
+            **metrics,
+            **(_of_classes(found[role]) if one_class else {}),
+            "noise": {f"{deviation:g}": metrics[task.score.name] for deviation, metrics in noisy.items()},
         }
-        if isinstance(net, EarlyExit):
-            profile = exit_profile(net, test)
+        if isinstance(net, EarlyExit) and one_class:
+            profile = exit_profile(net, test, task)
             exits = {"after": net.after, "thresholds": net.thresholds.tolist(), **asdict(profile)}
             record[role] |= {"macs": profile.macs, "exits": exits}
     return record
 
 
-def _answered(answers: Outputs) -> Record:
+@torch.no_grad()
+def _tells_classes(net: nn.Module, loader: Loader, task: Task) -> bool:
+    """Whether a network answers with the logits of classes, (N, K), of which the targets, (N), are one."""
+    batch = next(batches(loader, net))
+    answer, target = task.feed(frozen(net), task.inputs(batch)), task.target(batch)
+    tensors = isinstance(answer, Tensor) and isinstance(target, Tensor)
+    return tensors and answer.ndim == 2 and answer.shape[:1] == target.shape and not target.is_floating_point()
+
+
+def _answers(
+    nets: Mapping[str, nn.Module], test: Loader, layers: Sequence[Pair], task: Task
+) -> tuple[dict[str, Outputs], Record]:
+    """Return what classifiers answer, and how alike that is."""
+    if "teacher" not in nets:
+        return {"network": outputs(nets["network"], test, task)}, {}
+    student, teacher = nets["network"], nets["teacher"]
+    found = side_by_side(student, teacher, test, layers, task)
+    beside = {
+        "agreement": agreement(found.student.logits, found.teacher.logits),
+        "divergence": divergence(found.student.logits, found.teacher.logits),
+        "gradient_cosine": gradient_cosine(student, teacher, test, task),
+        "cka": [{"network": mine, "teacher": its, "cka": alike} for (mine, its), alike in found.cka.items()],
+    }
+    return {"network": found.student, "teacher": found.teacher}, beside
+
+
+def _of_classes(answers: Outputs) -> Record:
     logits, targets = answers.logits, answers.targets
     return {
-        **answers.metrics(),
         "calibration_error": calibration(logits, targets),
         "per_class": per_class(logits, targets).tolist(),
         "confusion": confusion(logits, targets).tolist(),
@@ -207,21 +250,26 @@ _ROWS: dict[str, Callable[[Record], str]] = {
     "latency, 1 sample": lambda of: milliseconds(of["latency_ms"]),
     f"latency, {BATCH} samples": lambda of: milliseconds(of["batch_latency_ms"]),
     "throughput": lambda of: f"{quantity(of['throughput'])}/s",
-    "accuracy": lambda of: f"{percent(of['accuracy'])} %",
-    "loss": lambda of: f"{of['loss']:.4f}",
-    "calibration error": lambda of: f"{percent(of['calibration_error'])} %",
 }
 
 
 def _tables(record: Record) -> Iterator[Table]:
-    networks = [record[role] for role in ("network", "teacher") if role in record]
-    title = f"{record['data']}, {record['samples']:,} test images; times on one CPU thread"
-    table = _table(title, "", *(of["name"] for of in networks))
+    networks, score = [record[role] for role in ("network", "teacher") if role in record], Score(**record["score"])
+    table = _table(f"{record['title']}; times on one CPU thread", "", *(of["name"] for of in networks))
     for label, cell in _ROWS.items():
         table.add_row(label, *map(cell, networks))
+    for name in record["metrics"]:
+        table.add_row(Text(name), *(show_metric(score, name, of[name]) for of in networks))
+    if "left_out" not in record:
+        table.add_row("calibration error", *(f"{percent(of['calibration_error'])} %" for of in networks))
     for deviation in networks[0]["noise"]:
-        table.add_row(f"accuracy, noise {deviation}", *(f"{percent(of['noise'][deviation])} %" for of in networks))
+        table.add_row(
+            Text(f"{score.name}, noise {deviation}"), *(score.show(of["noise"][deviation]) for of in networks)
+        )
+    table.caption, table.caption_justify = record.get("left_out"), "left"
     yield table
+    if "left_out" in record:
+        return
     for of in networks:
         if "exits" in of:
             yield _exits(of["exits"], record.get("calibrated") if of is networks[0] else None)

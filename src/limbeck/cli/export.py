@@ -7,16 +7,18 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from limbeck import zoo
+from limbeck.cli.case import case_of
 from limbeck.cli.console import plain
 from limbeck.cli.networks import network, weighted
-from limbeck.cli.options import call, load_data, network_of
+from limbeck.cli.options import answers, load_data, network_of
 from limbeck.cli.parser import Commands, first_line
+from limbeck.data import Data
 from limbeck.exporting import FORMATS, Exported, ExportError, console_table, export
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck export``."""
-    commands.add("export", _export, first_line(_export), network_of, destination, load_data)
+    commands.add("export", _export, first_line(_export), network_of, destination, load_data, answers)
 
 
 def destination(to: str, formats: str = ",".join(FORMATS), tolerance: float = 1e-4, json: bool = False) -> None:
@@ -32,12 +34,13 @@ def destination(to: str, formats: str = ",".join(FORMATS), tolerance: float = 1e
 
 def _export(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Write a network as files that ship, each compared with it on the test data."""
-    data = call(load_data, leaf)
-    net = network(weighted(leaf.network, "network"), data)
+    case = case_of(leaf)
+    net = network(weighted(leaf.network, "network"), case)
+    data = case.data if isinstance(case.data, Data) else case.held_out
     formats: Any = [word.strip() for word in leaf.formats.split(",") if word.strip()]
     name, _ = zoo.split_name(leaf.network)
     try:
-        exported = export(net, data, leaf.to, formats=formats, tolerance=leaf.tolerance, name=name)
+        exported = export(net, data, leaf.to, formats=formats, tolerance=leaf.tolerance, name=name, task=case.task)
     except ExportError as error:
         _show(error.exported, leaf.json)
         raise

@@ -29,7 +29,7 @@ def beginning(
     channels: Channels = "largest",
     blocks: dict[str, list[int]] | None = None,
     shape: list[int] = [3, 32, 32],  # noqa: B006  # the parser copies it
-    num_classes: int = 10,
+    num_outputs: int = 10,
     seed: int = 0,
 ) -> None:
     """Say who gives what to the student, and where it goes.
@@ -40,7 +40,7 @@ def beginning(
         channels: The largest of the teacher's channels, or the first.
         blocks: Which of the teacher's blocks to take, by the row's path: '{layer1: [0, 4]}'; by default evenly spread.
         shape: Of one input: [C,H,W].
-        num_classes: Of the networks' outputs.
+        num_outputs: How many outputs the networks have.
         seed: Of the weights that the teacher does not have.
     """
 
@@ -53,7 +53,7 @@ def _initialize(leaf: Namespace, config: Mapping[str, Any]) -> int:
     seed_everything(leaf.seed, verbose=False)
     shape = tuple(leaf.shape)
     student, teacher = (
-        zoo.network(name, leaf.num_classes, shape) for name in (leaf.student, weighted(leaf.teacher, "teacher"))
+        zoo.network(name, leaf.num_outputs, shape) for name in (leaf.student, weighted(leaf.teacher, "teacher"))
     )
     report = initialize(student, teacher, example=torch.randn(2, *shape), channels=leaf.channels, blocks=leaf.blocks)
     write(to, save({name: tensor.contiguous() for name, tensor in student.state_dict().items()}))

@@ -8,36 +8,48 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from limbeck import zoo
+from limbeck.cli.case import Case, about
 from limbeck.cli.console import plain
+from limbeck.cli.networks import network
+from limbeck.cli.options import answers, load_data
 from limbeck.cli.parser import Commands, first_line
+from limbeck.cli.tasks import asked
 from limbeck.layers import Layer, layers, pairs
+from limbeck.tasks import classification
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck layers``."""
-    parser = commands.add("layers", _layers, first_line(_layers))
+    parser = commands.add("layers", _layers, first_line(_layers), answers)
     parser.add_argument("student", type=str, help="a network of `limbeck list networks`")
     parser.add_argument("teacher", type=str | None, nargs="?", help="a second one, to pair their layers")
     parser.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of one input: [C,H,W]")
-    parser.add_argument("--num_classes", type=int, default=10, help="of the networks' outputs")
+    parser.add_argument("--data", type=str | None, help="data whose inputs are taken instead, as for `limbeck train`")
+    parser.add_argument("--root", type=str | None, help="the folder that holds their files")
 
 
 def _layers(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Show a network's layers, or which of the student's belongs to which of the teacher's."""
-    shape = tuple(leaf.shape)
-    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    case = _case(leaf)
     names = [leaf.student] if leaf.teacher is None else [leaf.student, leaf.teacher]
-    nets = [zoo.network(name, leaf.num_classes, shape) for name in names]
+    nets = [network(name, case) for name in names]
     console = Console(emoji=False)
     for who, name, net in zip(("student", "teacher"), names, nets, strict=False):
-        console.print(_layer_table(f"{who}: {name}", layers(net, example)))
+        console.print(_layer_table(f"{who}: {name}", layers(net, case.example, case.task)))
     if leaf.teacher is not None:
         table = Table("student's layer", "teacher's layer", title="pairs that methods use by default")
-        for pair in pairs(nets[0], nets[1], example):
+        for pair in pairs(nets[0], nets[1], case.example, case.task):
             table.add_row(*map(plain, pair))
         console.print(table)
     return 0
+
+
+def _case(leaf: Namespace) -> Case:
+    """Take inputs of the data, or any of the shape."""
+    if leaf.data is not None:
+        return about(load_data(leaf.data, leaf.root), leaf)
+    example = torch.randn(2, *leaf.shape, generator=torch.Generator().manual_seed(0))
+    return Case("", None, asked(leaf.task, leaf.output, classification), leaf.num_outputs or 10, example)
 
 
 def _layer_table(title: str, listed: Sequence[Layer]) -> Table:

@@ -7,18 +7,20 @@ from jsonargparse import Namespace
 
 from limbeck import data as datasets
 from limbeck import methods, zoo
+from limbeck.cli import tasks
 from limbeck.cli.console import print_lines
 from limbeck.cli.parser import Commands, first_line
-from limbeck.engine.assemble import paper_of
+from limbeck.engine.assemble import paper_of, parts_of
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck list`` and ``limbeck cite``."""
-    commands.add_family("list", "list methods, networks or data sets", "List what has a name.")
-    for what, does in (("methods", _list_methods), ("networks", _list_networks), ("data", _list_data)):
+    commands.add_family("list", "list methods, networks, data sets or tasks", "List what has a name.")
+    listed = {"methods": _list_methods, "networks": _list_networks, "data": _list_data, "tasks": _list_tasks}
+    for what, does in listed.items():
         commands.add(f"list {what}", does, first_line(does))
     cited = commands.add("cite", _cite, first_line(_cite))
-    cited.add_argument("method", type=str, help="a method of `limbeck list methods`")
+    cited.add_argument("method", type=str, help="a method of `limbeck list methods`, or several, kd+at")
 
 
 def _list_methods(leaf: Namespace, config: Mapping[str, Any]) -> int:
@@ -38,7 +40,13 @@ def _list_data(leaf: Namespace, config: Mapping[str, Any]) -> int:
     return print_lines(("data", "what it is"), datasets.describe())
 
 
+def _list_tasks(leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """List the tasks that have a name."""
+    return print_lines(("task", "what it is"), tasks.describe())
+
+
 def _cite(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Print a method's BibTeX entry."""
-    print(paper_of(leaf.method).bibtex())
+    papers = [paper_of(part) for part in parts_of(leaf.method)]
+    print("\n".join(dict.fromkeys(paper.bibtex() for paper in papers)))
     return 0

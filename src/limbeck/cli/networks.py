@@ -7,25 +7,27 @@ import torch
 from torch import nn
 
 from limbeck import zoo
+from limbeck.cli.case import Case, shape_of
 from limbeck.cli.options import several
-from limbeck.data import Data
+from limbeck.frozen import Frozen
 from limbeck.nets.ensemble import Ensemble
 from limbeck.runs import NETWORKS, Entry
+from limbeck.task import Task, logits
 
 
 class Name(str):
     """A network's name that makes the network, with weights drawn at each call; in tables and files it is a word."""
 
-    data: Data
+    case: Case
 
     def __call__(self) -> nn.Module:
         """Make it."""
-        return network(self, self.data)
+        return network(self, self.case)
 
 
-def network(name: str, data: Data) -> nn.Module:
+def network(name: str, case: Case) -> nn.Module:
     """Make a network that suits the data, by its name."""
-    return zoo.network(name, data.num_classes, data.shape)
+    return zoo.network(name, case.outputs, case.shape)
 
 
 def weighted(name: str, role: str) -> str:
@@ -40,20 +42,47 @@ def weighted(name: str, role: str) -> str:
     return name
 
 
-def taught_by(names: list[str] | str, data: Data) -> nn.Module:
-    """Make the teacher: a network, or of several the ensemble that averages logits, which suits every temperature."""
-    nets = [network(weighted(name, "teacher"), data) for name in several(names)]
-    return nets[0] if len(nets) == 1 else Ensemble(nets, mean="geometric")
+def taught_by(names: list[str] | str, case: Case) -> nn.Module:
+    """Make the teacher: a network, or of several the ensemble that averages answers, which suits every temperature."""
+    nets = [_teacher(weighted(name, "teacher"), case) for name in several(names)]
+    if len(nets) == 1:
+        return nets[0]
+    ensemble = Ensemble(nets, mean="geometric", output=case.task.output)
+    return ensemble if case.task.output is logits else Frozen(ensemble, output=_as_it_is)
 
 
-def with_networks(entry: Entry, data: Data, seed: int) -> Entry:
+def _teacher(name: str, case: Case) -> nn.Module:
+    """Make a teacher, fed and read as the user says, or else as the student is."""
+    if not case.view:
+        _refuse_another_task(name, case.task)
+    fed = case.view.get("inputs", _as_it_is)(case.example)
+    net = zoo.network(name, case.teacher_outputs or case.outputs, shape_of(fed))
+    return Frozen(net, **case.view) if case.view else net
+
+
+def _refuse_another_task(name: str, task: Task) -> None:
+    """Find weights that were trained for another task, whose answers mean something else."""
+    trained_for = zoo.trained_for(name)
+    if trained_for not in (None, task.name):
+        raise ValueError(
+            f"the tasks of teacher and student differ: {name} was trained for {trained_for}, and the task here is "
+            f"{task.name}. Say --task {trained_for}, or take a teacher of {task.name}; where the teacher has an answer of "
+            "this task too, --teacher-output says which"
+        )
+
+
+def _as_it_is(answer: Any) -> Any:
+    return answer
+
+
+def with_networks(entry: Entry, case: Case, seed: int) -> Entry:
     """Let the names of networks among an entry's options stand for networks; in the table it is called as before.
 
     Peers and assistants are made by each run. ``teacher`` is the same for all, and drawn of the seed alone: in every
     process, and whatever stands beside it.
     """
-    options = {name: _makes(value, data) if name in NETWORKS else value for name, value in entry.options.items()}
-    if "teacher" not in options:
+    options = {name: _makes(value, case) if name in NETWORKS else value for name, value in entry.options.items()}
+    if options.get("teacher") is None:  # null: the method without one
         return replace(entry, options=options)
     said = options.pop("teacher")
     names = said if isinstance(said, list) else [said]
@@ -63,13 +92,13 @@ def with_networks(entry: Entry, data: Data, seed: int) -> Entry:
         )
     torch.manual_seed(seed)
     untrained = all(zoo.split_name(name)[1] == "random" for name in names)
-    return replace(entry, options=options, teacher=taught_by(names, data), control=untrained)
+    return replace(entry, options=options, teacher=taught_by(names, case), control=untrained)
 
 
-def _makes(value: Any, data: Data) -> Any:
+def _makes(value: Any, case: Case) -> Any:
     """Return a name, or a list of names, that makes what it names."""
     if isinstance(value, list):
-        return [_makes(each, data) for each in value]
+        return [_makes(each, case) for each in value]
     name = Name(value)
-    name.data = data
+    name.case = case
     return name

@@ -13,10 +13,39 @@ from lightning.pytorch import loggers as lightning_loggers
 
 from limbeck import data as datasets
 from limbeck import zoo
+from limbeck.cli.parser import dashed
 from limbeck.data import Data
 from limbeck.engine.fit import Precision
 from limbeck.engine.learner import Schedule
 from limbeck.method import Make
+from limbeck.zoo._outside import find
+
+
+def answers(task: str | None = None, output: str | None = None, num_outputs: int | None = None) -> None:
+    """Say what the networks are made to do.
+
+    Args:
+        task: A name of `limbeck list tasks`, or a task of your own, as mytask:task: a limbeck.Task, or a function that
+            returns one. By default the data's; loaders of your own are taken for classification.
+        output: Where the answer is in what the networks return: a key, a field or a place, as scores, 0 or heads:scores.
+        num_outputs: How many outputs a network needs: classes, labels or values. Data by name know it.
+    """
+
+
+def views(
+    teacher_output: str | None = None,
+    teacher_inputs: str | None = None,
+    teacher_classes: list[int] | None = None,
+    teacher_num_outputs: int | None = None,
+) -> None:
+    """Say how the teacher is fed and read, where it is not as the student.
+
+    Args:
+        teacher_output: Where its answer is in what it returns, as --output says it of the student.
+        teacher_inputs: A function of your own, as myviews:larger, which makes its inputs of the student's.
+        teacher_classes: Which of its outputs each of the student's is, as [3,5,7]; the others are left out.
+        teacher_num_outputs: How many outputs it has, where it has others than the student.
+    """
 
 
 def load_data(
@@ -32,11 +61,12 @@ def load_data(
     workers: int = 2,
     size: int = 224,
     seed: int = 0,
-) -> Data:
+) -> Any:
     """Load the data.
 
     Args:
-        data: A name of `limbeck list data`.
+        data: A name of `limbeck list data`, or a function of your own, as mydata:photos, which returns a limbeck.data.Data,
+            or loaders (train, val, test) or (train, val). It is given what is said here by the names of its arguments.
         root: The folder that holds its files; the digits need none.
         download: Fetch missing files into the root.
         batch_size: Samples in a batch, over all devices; 64 as in RepDistiller.
@@ -49,20 +79,20 @@ def load_data(
         size: Side in pixels to which images too large for memory are cropped; 224 as torchvision's networks expect.
         seed: Of everything random: weights, order of batches, augmentation.
     """
-    return datasets.load(
-        data,
-        root,
-        download=download,
-        batch_size=batch_size,
-        labels=labels,
-        samples=samples,
-        val_share=val_share,
-        augment=augment,
-        seed=seed,
-        split_seed=split_seed,
-        workers=workers,
-        size=size,
-    )
+    said: dict[str, Any] = {
+        "root": root,
+        "download": download,
+        "batch_size": batch_size,
+        "labels": labels,
+        "samples": samples,
+        "val_share": val_share,
+        "augment": augment,
+        "seed": seed,
+        "split_seed": split_seed,
+        "workers": workers,
+        "size": size,
+    }
+    return datasets.load(data, **said) if data in datasets.names() or ":" not in data else _own_data(data, said)
 
 
 def training(
@@ -174,6 +204,31 @@ def assistants_of(assistants: list[str] | str) -> list[str] | str:
         assistants: A network of a size in between, as resnet20, or several from the largest on, as [resnet32,resnet14].
     """
     return assistants
+
+
+def _own_data(name: str, said: dict[str, Any]) -> Any:
+    """Call the user's function with what was said, where that is not our default; its own defaults stay."""
+    module, _, attribute = name.partition(":")
+    function = find(name, module, attribute)
+    if not callable(function):
+        raise TypeError(f"{name}: expected a function that returns data, got {type(function).__name__}")
+    ours, takes = inspect.signature(load_data).parameters, inspect.signature(function).parameters
+    meant = [key for key, value in said.items() if key == "seed" or value != ours[key].default]
+    if unheard := [key for key in meant if key not in (*takes, "seed")]:
+        raise ValueError(
+            f"{name} has no argument {unheard[0]!r}: give it one, or leave {dashed('--' + unheard[0])} out"
+        )
+    needed = [key for key, one in takes.items() if key in said and one.default is inspect.Parameter.empty]
+    torch.manual_seed(said["seed"])
+    data = function(**{key: said[key] for key in {*meant, *needed} if key in takes})
+    if isinstance(data, Data):
+        return data.with_seed(said["seed"])
+    if not isinstance(data, tuple):
+        raise TypeError(
+            f"{name}: expected it to return a limbeck.data.Data, or loaders (train, val, test) or (train, val), got "
+            f"{type(data).__name__}"
+        )
+    return data
 
 
 def call(function: Callable[..., Any], leaf: Namespace) -> Any:

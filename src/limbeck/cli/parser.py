@@ -3,7 +3,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -40,12 +40,24 @@ class Commands:
             all methods takes seconds. By default every command has its own.
     """
 
-    def __init__(self, parser: Parser, typed: Collection[str] = ()) -> None:
+    def __init__(self, parser: Parser, typed: Sequence[str] = ()) -> None:
         self._typed = typed
         self._parents = {"": parser.add_subcommands()}
         self._commands: dict[str, Command] = {}
 
-    def add(self, path: str, does: Command, about: str, *groups: Callable[..., Any]) -> Parser:
+    def after(self, word: str) -> Sequence[str]:
+        """Return what was typed after a word, if anything."""
+        at = self._typed.index(word) + 1 if word in self._typed else len(self._typed)
+        return self._typed[at : at + 1]
+
+    def add(
+        self,
+        path: str,
+        does: Command,
+        about: str,
+        *groups: Callable[..., Any],
+        parts: Mapping[str, Callable[..., Any]] | None = None,
+    ) -> Parser:
         """Add a command: its options are the parameters of ``groups``, their help what the docstrings say.
 
         Args:
@@ -53,11 +65,12 @@ class Commands:
             does: What it does.
             about: Its first line of help.
             groups: Functions, each a group of options.
+            parts: More of them, whose options bear a name in front: ``--kd.temperature``.
         """
         parser = Parser(description=about)
         named = not self._typed or all(word in self._typed for word in path.split())
-        for group in groups if named else ():
-            parser.add_function_arguments(group, None, as_group=True, skip=skipped(group), fail_untyped=False)
+        for name, group in [*((None, group) for group in groups), *(parts or {}).items()] if named else ():
+            parser.add_function_arguments(group, name, as_group=True, skip=skipped(group), fail_untyped=False)
         for action in parser._actions:
             if action.default is False:  # --resume alone says it
                 action.nargs, action.const = "?", True

@@ -11,12 +11,14 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from limbeck import zoo
+from limbeck.cli.case import case_of
 from limbeck.cli.console import plain
 from limbeck.cli.networks import network, weighted
-from limbeck.cli.options import call, load_data
+from limbeck.cli.options import answers, load_data
 from limbeck.cli.parser import Commands, first_line
+from limbeck.data import Data
 from limbeck.measure import accounts
-from limbeck.report.accounts import LEGEND, console_table, markdown_table, records
+from limbeck.report.accounts import console_table, legend, markdown_table, records
 
 SECONDS = 0.5
 """For the times of each network: more than elsewhere, since they are what is asked for."""
@@ -24,7 +26,7 @@ SECONDS = 0.5
 
 def add(commands: Commands) -> None:
     """Add ``limbeck table``."""
-    parser = commands.add("table", _table, first_line(_table), shown, load_data)
+    parser = commands.add("table", _table, first_line(_table), shown, load_data, answers)
     parser.add_argument("teacher", type=str, help="a network with its weights, as resnet56@teacher.safetensors")
     parser.add_argument("students", type=str, nargs="+", help="others, likewise")
 
@@ -39,23 +41,23 @@ def shown(json: bool = False, markdown: bool = False) -> None:
 
 
 def _table(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Show what students save beside their teacher: speed-up and compression, with layers, multiplications and accuracy."""
-    data = call(load_data, leaf)
+    """Show what students save beside their teacher: speed-up and compression, with layers, multiplications and score."""
+    case = case_of(leaf)
     torch.manual_seed(leaf.seed)  # of NAME@random
     names = [weighted(leaf.teacher, "teacher"), *(weighted(name, "student") for name in leaf.students)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{twice[0]} is named twice")
-    found = accounts(
-        dict(zip(_short(names), (network(name, data) for name in names), strict=True)), data, seconds=SECONDS
-    )
+    nets = dict(zip(_short(names), (network(name, case) for name in names), strict=True))
+    data = case.data if isinstance(case.data, Data) else (*case.data[:2], case.held_out)
+    found = accounts(nets, data, seconds=SECONDS, task=case.task)
     if leaf.json:
         print(json.dumps(records(found), ensure_ascii=False))
     elif leaf.markdown:
         print(markdown_table(found), end="")
     else:
         console = Console(emoji=False)
-        console.print(console_table(found, f"{data.name}, {len(data.test.ids):,} test images"))
-        console.print(plain(LEGEND), highlight=False)
+        console.print(console_table(found, case.title))
+        console.print(plain(legend(found)), highlight=False)
     return 0
 
 

@@ -10,18 +10,18 @@ from rich.console import Console
 
 from limbeck import methods
 from limbeck.cli.by_method import add_by_method, assembled
+from limbeck.cli.case import Case, case_of
 from limbeck.cli.console import STOPPED, plain, show_networks
 from limbeck.cli.networks import network
-from limbeck.cli.options import call, fresh_folder, load_data, network_of, training
+from limbeck.cli.options import answers, call, fresh_folder, load_data, network_of, training
 from limbeck.cli.parser import Commands, first_line
-from limbeck.data import Data
 from limbeck.distillation import goes_on, look_first
 from limbeck.engine.fit import Result, fit
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck train`` and ``limbeck distill METHOD``."""
-    commands.add("train", _train, first_line(_train), network_of, load_data, training)
+    commands.add("train", _train, first_line(_train), network_of, load_data, answers, training)
     add_by_method(commands, "distill", _distill, training, caution)
 
 
@@ -35,42 +35,42 @@ def caution(check: bool = True) -> None:
 
 def _train(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Train a network on the labels: a teacher, say."""
-    data = call(load_data, leaf)
+    case = case_of(leaf)
     seed_everything(leaf.seed, verbose=False)
-    net = network(leaf.network, data)
-    return _fit("plain", leaf.network, methods.plain(net), data, leaf, config)
+    net = network(leaf.network, case)
+    return _fit("plain", leaf.network, methods.plain(net, task=case.task), case, leaf, config)
 
 
 def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Train a student by a method."""
-    data = call(load_data, leaf)
+    case = case_of(leaf)
     if leaf.check and not goes_on(leaf.run_dir, leaf.resume):
-        look_first(lambda: assembled(method, leaf, data), data, leaf.accelerator)
-    return _fit(method, leaf.student, assembled(method, leaf, data), data, leaf, config)
+        look_first(lambda: assembled(method, leaf, case), case.data, leaf.accelerator)
+    return _fit(method, leaf.student, assembled(method, leaf, case), case, leaf, config)
 
 
-def _fit(name: str, network: str, method: Any, data: Data, leaf: Namespace, config: Mapping[str, Any]) -> int:
+def _fit(name: str, network: str, method: Any, case: Case, leaf: Namespace, config: Mapping[str, Any]) -> int:
     if leaf.resume and leaf.run_dir is None:
         raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")
     run_dir = leaf.run_dir or fresh_folder(name, network, leaf.data)
-    result = fit(method, data, run_dir=run_dir, seed=leaf.seed, name=name, settings=config, **call(training, leaf))
-    _tell(result, data, run_dir)
+    result = fit(method, case.data, run_dir=run_dir, seed=leaf.seed, name=name, settings=config, **call(training, leaf))
+    _tell(result, case, run_dir)
     return 0 if result.finished else STOPPED
 
 
-def _tell(result: Result, data: Data, run_dir: str) -> None:
+def _tell(result: Result, case: Case, run_dir: str) -> None:
     console = Console(emoji=False, highlight=False, soft_wrap=True)
     if not result.finished:
         console.print(
             f"stopped after {len(result.history)} epochs; the same command with --run-dir {run_dir} --resume goes on"
         )
         return
+    split = "test" if any(name.startswith("test/") for name in result.metrics) else "val"
     measured = {
-        name: (net, {key: result.metrics[f"test/{name}/{key}"] for key in ("accuracy", "loss")})
+        name: (net, {key.removeprefix(own): value for key, value in result.metrics.items() if key.startswith(own)})
         for name, net in result.networks.items()
+        for own in (f"{split}/{name}/",)
     }
-    show_networks(
-        f"{data.name}, {len(data.test.ids):,} test images, after {len(result.history)} epochs", measured, data
-    )
+    show_networks(f"{case.title}, after {len(result.history)} epochs", measured, case)
     for file in (*(f"{name}.safetensors" for name in result.networks), "report.html"):
         console.print(plain(str(Path(run_dir) / file)))

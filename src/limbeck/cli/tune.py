@@ -12,13 +12,22 @@ from jsonargparse import Namespace
 from rich.console import Console
 from torch import nn
 
+from limbeck.cli.case import Case, case_of
 from limbeck.cli.console import STOPPED, plain
 from limbeck.cli.networks import network, taught_by, with_networks
-from limbeck.cli.options import call, fresh_folder, load_data, possible_teacher_of, student_of, training
+from limbeck.cli.options import (
+    answers,
+    call,
+    fresh_folder,
+    load_data,
+    possible_teacher_of,
+    student_of,
+    training,
+    views,
+)
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of, search_of
-from limbeck.data import Data
-from limbeck.engine.assemble import find
+from limbeck.engine.assemble import parameters_of
 from limbeck.layers import pairs
 from limbeck.report.tuning import console_table, tuning_findings
 from limbeck.tuning import tune
@@ -26,9 +35,13 @@ from limbeck.tuning import tune
 
 def add(commands: Commands) -> None:
     """Add ``limbeck tune``."""
-    groups = student_of, possible_teacher_of, load_data, hunt, training
+    groups = student_of, possible_teacher_of, views, load_data, answers, hunt, training
     parser = commands.add("tune", _tune, first_line(_tune), *groups)
-    parser.add_argument("method", type=str, help="METHOD or METHOD:OPTION=VALUE:OPTION=VALUE, the same for all trials")
+    parser.add_argument(
+        "method",
+        type=str,
+        help="METHOD or METHOD:OPTION=VALUE:OPTION=VALUE, the same for all trials; METHOD+METHOD is both at once",
+    )
     parser.add_argument(
         "--search",
         type=str,
@@ -55,15 +68,15 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
     if leaf.devices != 1:
         raise ValueError(f"a search trains on one device, got devices={leaf.devices}")
     words = [word for several in leaf.search for word in several]
-    data = call(load_data, leaf)
+    case = case_of(leaf)
     entry, *more = entries_of(leaf.method)
     if more:
         raise ValueError(f"{leaf.method}: one value for each option here; what is to be searched goes to --search")
-    entry = with_networks(entry, data, leaf.seed)
+    entry = with_networks(entry, case, leaf.seed)
     if entry.teacher is not None:
         raise ValueError(f"{leaf.method}: all trials have the same teacher, --teacher")
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher when the command goes on
-    teacher = None if leaf.teacher is None else taught_by(leaf.teacher, data)
+    teacher = None if leaf.teacher is None else taught_by(leaf.teacher, case)
     run_dir = leaf.run_dir or fresh_folder("tune", leaf.student, leaf.data)
     left_out = ("resume", "loggers", "devices", "strategy")
     settings = {name: value for name, value in call(training, leaf).items() if name not in left_out}
@@ -71,10 +84,11 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
     try:
         tuning = tune(
             entry.method,
-            lambda: network(leaf.student, data),
+            lambda: network(leaf.student, case),
             teacher,
-            data,
-            search_of(_with_pairs(words, network(leaf.student, data), teacher, data)),
+            case.data,
+            search_of(_with_pairs(words, network(leaf.student, case), teacher, case)),
+            task=case.task,
             options=entry.options,
             trials=leaf.trials,
             seeds=leaf.seeds,
@@ -95,7 +109,7 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _with_pairs(words: Sequence[str], student: nn.Module, teacher: nn.Module | None, data: Data) -> Iterator[str]:
+def _with_pairs(words: Sequence[str], student: nn.Module, teacher: nn.Module | None, case: Case) -> Iterator[str]:
     """Write out what pairs by itself: each pair of layers alone, and for several, all of them together."""
     for word in words:
         if word not in ("layer=pairs", "layers=pairs"):
@@ -103,7 +117,7 @@ def _with_pairs(words: Sequence[str], student: nn.Module, teacher: nn.Module | N
             continue
         if teacher is None:
             raise ValueError(f"{word} needs a teacher, whose layers pair with the student's")
-        found = [list(pair) for pair in pairs(student, teacher, data.example())]
+        found = [list(pair) for pair in pairs(student, teacher, case.example, case.task)]
         choices: list[Any] = (
             [*found] if word.startswith("layer=") else [[pair] for pair in found] + [found] * (len(found) > 1)
         )
@@ -112,13 +126,13 @@ def _with_pairs(words: Sequence[str], student: nn.Module, teacher: nn.Module | N
 
 def _command(method: str, options: Mapping[str, Any], leaf: Namespace) -> str:
     """Return the command line that trains with these options."""
-    parameters = inspect.signature(find(method)).parameters
+    parameters = parameters_of(method)
     words = ["limbeck", "distill", method, "--student", leaf.student]
     if "peers" in parameters and "peers" not in options:
         words += ["--peers", leaf.student]
     elif leaf.teacher is not None:
         words += ["--teacher", _word(leaf.teacher)]
-    for group in (load_data, training):
+    for group in (views, load_data, answers, training):
         for name, parameter in inspect.signature(group).parameters.items():
             if leaf[name] != parameter.default and name not in ("run_dir", "resume", "logger", "progress"):
                 words += [f"--{name.replace('_', '-')}", _word(leaf[name])]

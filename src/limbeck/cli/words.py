@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from limbeck.comparison import grid
+from limbeck.engine.assemble import GIVEN, parameters_of
 from limbeck.runs import Entry
 from limbeck.tuning import Range
 
@@ -17,15 +18,22 @@ RANGE = re.compile(rf"({NUMBER}):({NUMBER})(:log)?")
 
 
 def entries_of(words: str) -> list[Entry]:
-    """Read ``kd:temperature=1,4,20:alpha=0.5``: a method with the values of its options, every combination of them."""
-    method, _, rest = words.partition(":")
+    """Read ``kd:temperature=1,4,20:alpha=0.5``: a method with the values of its options, every combination of them.
+
+    ``kd:temperature=2+at`` is a sum, in which an option of a method bears its name: ``kd.temperature``.
+    """
+    parts = re.split(r"\+(?=[a-z]\w*(?:[:+]|$))", words)  # no number begins so, as in 1e+3
     values: dict[str, list[Any]] = {}
-    for option in re.split(r":(?=[\w-]+=)", rest) if rest else []:  # a layer's name may hold a colon
-        name, _, listed = option.partition("=")
-        if not listed:
-            raise ValueError(f"{words}: expected METHOD:OPTION=VALUE,VALUE:..., got {option!r}")
-        values[name.replace("-", "_")] = _values(listed)
-    return grid(method, **values)
+    for part in parts:
+        method, _, rest = part.partition(":")
+        for option in re.split(r":(?=[\w.-]+=)", rest) if rest else []:  # a layer's name may hold a colon
+            name, _, listed = option.partition("=")
+            if not listed:
+                raise ValueError(f"{words}: expected METHOD:OPTION=VALUE,VALUE:..., got {option!r}")
+            name = name.replace("-", "_")
+            own = len(parts) > 1 and name not in GIVEN and name in parameters_of(method)
+            values[f"{method}.{name}" if own else name] = _values(listed)
+    return grid("+".join(part.partition(":")[0] for part in parts), **values)
 
 
 def search_of(words: Iterable[str]) -> dict[str, Range | list[Any]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from limbeck.data.augment import Normalise
 from limbeck.data.epochs import Epochs, Piece, generator, seed_of
 from limbeck.task import Batch
 from limbeck.trace import describe
@@ -62,6 +63,7 @@ class Items(Epochs):
         collate: makes a batch of samples and their ids: `stacked`, `ragged`, or your own, which may return a dict with a
             column ``"ids"``.
         labels: class of every sample, int64 (N,), where it has one; -100 marks a sample without a label.
+        normalise: of a batch's inputs, where they are pixels, uint8 (B, C, H, W); pages then show them as they were.
         workers: processes that read and augment; 0 does so in this one.
         shuffle: permute every view; marks a loader for training.
         seed: of order and augmentation.
@@ -85,6 +87,7 @@ class Items(Epochs):
         plain: Transform | None = None,
         collate: Collate = stacked,
         labels: Tensor | None = None,
+        normalise: Normalise | None = None,
         workers: int = 0,
         shuffle: bool = False,
         seed: int = 0,
@@ -92,6 +95,7 @@ class Items(Epochs):
         super().__init__(len(samples), labels, batch_size=batch_size, shuffle=shuffle, seed=seed)
         self.samples = samples
         self.collate = collate
+        self.normalise = normalise
         self.workers = workers
         self.device = torch.device("cpu")
         self._transforms = (transform, plain)
@@ -99,12 +103,15 @@ class Items(Epochs):
     def to(self, device: torch.device | str) -> Self:
         """Serve batches on ``device`` from now on; returns the loader itself."""
         self.device = torch.device(device)
+        self.normalise = self.normalise and self.normalise.to(device)
         return self
 
     def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
         transform, plain = self._transforms
         change = transform if self.augmented and transform is not None else plain
-        yield from drawn(Drawn(self.samples, change, self.seed, view), self.collate, plan, self.workers, self.device)
+        pieces = Drawn(self.samples, change, self.seed, view)
+        for batch in drawn(pieces, self.collate, plan, self.workers, self.device):
+            yield batch if self.normalise is None else (self.normalise(batch[0]), *batch[1:])
 
 
 @dataclass(frozen=True)

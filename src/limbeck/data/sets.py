@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,18 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.data import cifar, diabetes, digits, idx, imagefolder, parquet
-from limbeck.data.augment import recipe
+from limbeck.data import cifar, diabetes, digits, idx, imagefolder, masks, parquet
+from limbeck.data.augment import Normalise, recipe
 from limbeck.data.epochs import Epochs, generator
 from limbeck.data.files import MEAN, STD, FileLoader
+from limbeck.data.items import Items
 from limbeck.data.loader import Loader
 from limbeck.data.rows import Rows
 from limbeck.data.source import Encoded, Part, Source, checked
 from limbeck.data.split import balanced, groups, hold_out
-from limbeck.task import UNLABELLED, Task
+from limbeck.task import Task
 from limbeck.tasks.classification import classification
 from limbeck.tasks.multilabel import multilabel
 from limbeck.tasks.regression import regression
+from limbeck.tasks.segmentation import segmentation
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class _Named:
     """What is known of a data set by its name."""
 
     line: str
-    read: Callable[[Root, bool], Source]
+    read: Callable[..., Source]  # of root and download, and for masks of the value of a pixel without a label
     augment: str = "crop-flip"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -157,6 +158,21 @@ _SETS = {
     ),
     "imagefolder": _Named("a folder of your own: train/CLASS/IMAGE and val/ or test/ likewise", imagefolder.read),
     "parquet": _Named("a folder of parquet files with images and labels, as Hugging Face keeps them", parquet.read),
+    "voc-masks": _Named(
+        "images with masks as VOC keeps them: JPEGImages/, SegmentationClass/, ImageSets/Segmentation/",
+        masks.read_voc,
+        task=segmentation(),
+    ),
+    "cityscapes": _Named(
+        "Cityscapes: 3,475 street scenes, 19 classes a pixel; leftImg8bit/ and gtFine/",
+        masks.read_cityscapes,
+        task=segmentation(),
+    ),
+    "masks": _Named(
+        "a folder of your own: train/images/, train/masks/ of the same names, and val/ or test/ likewise",
+        masks.read_pairs,
+        task=segmentation(),
+    ),
 }
 
 
@@ -183,7 +199,8 @@ def load(
     seed: int = 0,
     split_seed: int = 0,
     workers: int = 2,
-    size: int = 224,
+    size: int | Sequence[int] = 224,
+    ignore: int | None = None,
 ) -> Data:
     """Load a data set by name; nothing is downloaded unless asked for.
 
@@ -200,19 +217,20 @@ def load(
         seed: of the order of batches and the augmentation.
         split_seed: of the choice of validation samples, of samples and of labels.
         workers: processes that decode images too large for memory; 0 decodes in this one.
-        size: side in pixels to which images too large for memory are cropped.
+        size: side in pixels to which images too large for memory are cropped; images with masks may have two, height and
+            width. Held-out images are resized whole to it with their masks, and judged so.
+        ignore: value of the pixels of a mask that have no label; 255 by default.
     """
     if name not in _SETS:
         raise ValueError(f"expected a data set out of {', '.join(_SETS)}, got {name!r}")
     named = _SETS[name]
-    source = checked(name, named.read(root, download))
+    source = checked(name, _read(name, named, root, download, ignore))
     train, val = _validation(source, val_share, split_seed)
     if samples is not None:
         train = train.take(balanced(groups(train.targets), samples, generator("samples", split_seed), "samples")[1])
     if labels is not None:
         rest, _ = balanced(groups(train.targets), labels, generator("labels", split_seed), "labels")
-        nothing = math.nan if train.targets.is_floating_point() else UNLABELLED
-        train = replace(train, targets=train.targets.index_fill(0, rest, nothing))
+        train = train.unlabelled(rest)
     mean, std = _normalisation(named, source.train.images)
     make = partial(_loader, mean=mean, std=std, batch_size=batch_size, seed=seed, workers=workers, size=size)
     return Data(
@@ -228,6 +246,15 @@ def load(
         task=named.task,
         outputs=len(source.classes) or source.train.targets.shape[-1],
     )
+
+
+def _read(name: str, named: _Named, root: Root, download: bool, ignore: int | None) -> Source:
+    """Read a data set; only the values of masks can mean that there is no label."""
+    if named.task is not segmentation():
+        if ignore is not None:
+            raise ValueError(f"{name} has no masks in which values could be ignored: leave ignore out, got {ignore}")
+        return named.read(root, download)
+    return named.read(root, download, 255 if ignore is None else ignore)
 
 
 def _validation(source: Source, share: float, seed: int) -> tuple[Part, Part]:
@@ -246,10 +273,22 @@ def _loader(
     batch_size: int,
     seed: int,
     workers: int,
-    size: int,
+    size: int | Sequence[int],
     augment: str = "none",
     shuffle: bool = False,
 ) -> Epochs:
+    if part.masks is not None and isinstance(part.images, Encoded):
+        return Items(
+            masks.Pairs(part.images, part.masks),
+            batch_size=batch_size,
+            transform=masks.transform(augment, masks.sides(size)),
+            plain=masks.transform("none", masks.sides(size)),
+            labels=None if part.masks.hidden is None else part.targets,
+            normalise=Normalise(mean, std),
+            workers=workers,
+            shuffle=shuffle,
+            seed=seed,
+        )
     if isinstance(part.images, Tensor) and part.images.is_floating_point():
         if augment != "none":
             raise ValueError(f"expected augment to be default or none for rows of numbers, got {augment!r}")
@@ -266,6 +305,8 @@ def _loader(
             shuffle=shuffle,
             seed=seed,
         )
+    if not isinstance(size, int):
+        raise TypeError(f"expected size to be one side, as images are cropped to squares, got {size}")
     return FileLoader(
         part.images,
         part.targets,
@@ -280,8 +321,8 @@ def _loader(
     )
 
 
-def _shape(images: Tensor | Encoded, size: int) -> tuple[int, ...]:
-    return (3, size, size) if isinstance(images, Encoded) else tuple(images.shape[1:])
+def _shape(images: Tensor | Encoded, size: int | Sequence[int]) -> tuple[int, ...]:
+    return (3, *masks.sides(size)) if isinstance(images, Encoded) else tuple(images.shape[1:])
 
 
 def _normalisation(named: _Named, images: Tensor | Encoded) -> tuple[Sequence[float], Sequence[float]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor
 
 from limbeck.data.epochs import classes_in
+from limbeck.task import UNLABELLED
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from limbeck.data.masks import Masks
 
 Item = TypeVar("Item")
 
@@ -43,28 +47,39 @@ class Encoded:
         """Return the images in ``rows``."""
         return replace(self, rows=rows if self.rows is None else self.rows[rows])
 
+    def path(self, index: int) -> str:
+        """Return where an image is, for errors."""
+        row = self._row(index)
+        file = self.files[row]
+        return f"{self.origin}, image {row}" if isinstance(file, bytes) else file
+
     def read(self, index: int) -> Image.Image:
         """Return an image, decoded."""
         from PIL import Image
 
-        row = index if self.rows is None else int(self.rows[index])
-        file = self.files[row]
+        file = self.files[self._row(index)]
         image: Image.Image
         try:
             with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
                 image.load()
                 return image
         except (OSError, SyntaxError, ValueError) as error:  # PIL has a SyntaxError for a broken PNG
-            where = f"{self.origin}, image {row}" if isinstance(file, bytes) else file
-            raise ValueError(f"{where}: expected a whole image file, got {error}") from error
+            raise ValueError(f"{self.path(index)}: expected a whole image file, got {error}") from error
+
+    def _row(self, index: int) -> int:
+        return index if self.rows is None else int(self.rows[index])
 
 
 @dataclass(frozen=True)
 class Part:
-    """One split: its images, as pixels uint8 (N, C, H, W) or encoded, or rows float32 (N, D); and its targets (N, ...)."""
+    """One split: its images, as pixels uint8 (N, C, H, W) or encoded, or rows float32 (N, D); and its targets (N, ...).
+
+    Where the targets are ``masks``, those in memory are 0 for each sample: one group, of which some may be chosen.
+    """
 
     images: Tensor | Encoded
     targets: Tensor
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -72,7 +87,13 @@ class Part:
     def take(self, rows: Tensor) -> Part:
         """Return the samples in ``rows``."""
         images = self.images[rows] if isinstance(self.images, Tensor) else self.images.take(rows)
-        return Part(images, self.targets[rows])
+        return Part(images, self.targets[rows], None if self.masks is None else self.masks.take(rows))
+
+    def unlabelled(self, rows: Tensor) -> Part:
+        """Return the same samples, with the labels in ``rows`` put away: -100, NaN of values."""
+        nothing = math.nan if self.targets.is_floating_point() else UNLABELLED
+        masks = None if self.masks is None else self.masks.hide(rows)
+        return replace(self, targets=self.targets.index_fill(0, rows, nothing), masks=masks)
 
 
 @dataclass(frozen=True)

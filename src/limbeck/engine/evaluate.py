@@ -36,7 +36,7 @@ class Measurement:
             self._metrics = self.task.metrics(answer).to(device)
             self.guess = None if self.task.guess is None else self.task.guess(answer)
         self._metrics.update(answer, target)
-        self._labelled.append((target != UNLABELLED).sum() if isinstance(target, Tensor) else samples(target))
+        self._labelled.append(_labelled(target))
 
     @property
     def samples(self) -> int:
@@ -58,6 +58,14 @@ class Measurement:
                 f"these, score=limbeck.Score({next(iter(values), 'loss')!r})"
             )
         return values
+
+
+def _labelled(target: Any) -> Tensor | int:
+    """Return how many samples have a label at least; a tensor, so that no device is waited for."""
+    if not isinstance(target, Tensor):
+        return samples(target)
+    known = target != UNLABELLED
+    return (known.flatten(1).any(1) if known.ndim > 1 else known).sum()
 
 
 def evaluate(net: nn.Module, loader: Iterable[Any], task: Task = classification) -> dict[str, float]:

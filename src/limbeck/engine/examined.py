@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from limbeck.batches import samples as samples_of
 from limbeck.data import Epochs
-from limbeck.data.epochs import generator
+from limbeck.data.epochs import generator, known
 from limbeck.engine.evaluate import Measurement
+from limbeck.engine.learner import teachers_of
 from limbeck.engine.loaders import Repeatable, Splits
-from limbeck.frozen import Frozen, frozen
+from limbeck.frozen import Frozen, bare, frozen
 from limbeck.method import Method
-from limbeck.task import UNLABELLED, Batch, Task
+from limbeck.task import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Look:
         for batch in islice(train, 20):
             first = batch if first is None else first
             target = self.task.target(batch)
-            if not isinstance(target, Tensor) or bool((target != UNLABELLED).any()):
+            if not isinstance(target, Tensor) or bool(known(target).any()):
                 first = batch
                 break
         return move_data_to_device(first, self.device)
@@ -67,7 +68,8 @@ class Look:
     @torch.no_grad()
     def answer(self, net: nn.Module) -> Any:
         """Return what a network answers to ``batch``, in eval mode and without gradients."""
-        return self.task.feed(frozen(net), self.task.inputs(self.batch))
+        device = next(bare(net).parameters(), torch.empty(0)).device  # before a training, each network's own
+        return self.task.feed(frozen(net), move_data_to_device(self.task.inputs(self.batch), device))
 
     def targets(self) -> Iterator[Any]:
         """Yield the targets of all splits: those of data by name all, those of a loader of the user's own a few."""
@@ -102,28 +104,43 @@ class _First(Look):
     @cached_property
     def batch(self) -> Batch:
         """A batch to look at; what the training will see is not touched."""
-        train = self.loaders.train
-        return move_data_to_device(train.few(8) if isinstance(train, Epochs) else train.first, self.device)
+        return move_data_to_device(_first(self.loaders.train), self.device)
 
     def targets(self) -> Iterator[Any]:
         """Yield what is known without reading further."""
         train = self.loaders.train
         yield train.targets if isinstance(train, Epochs) and train.targets is not None else self.task.target(self.batch)
 
+    def held_out(self, share: float = 1.0) -> Iterator[Batch]:
+        """Yield nothing: teachers are measured in the first validation."""
+        return iter(())
 
-def refuse_unfit(method: Method, loaders: Splits, device: torch.device | None = None) -> None:
+
+def refuse_unfit(method: Method, loaders: Splits) -> None:
     """Find targets and networks that cannot go together before the first batch does, which on a GPU has no words for it.
 
     Raises:
         ValueError: What the task finds wrong, or metrics without the task's score.
     """
+    teachers = dict(teachers_of(method))
     for name, net in method.networks().items():
-        where = next(net.parameters(), torch.empty(0)).device
-        look = _First(method.task, {name: net}, {}, loaders, where, samples=1, seconds=0.0)
+        device = next(net.parameters(), torch.empty(0)).device
+        look = _First(method.task, {name: net}, teachers, loaders, device, samples=1, seconds=0.0)
         if wrong := [finding.message for finding in method.task.examine(look) if finding.status == "failed"]:
             raise ValueError("\n".join(wrong))
-        measurement = Measurement(method.task)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metrics that one batch is too little for
-            measurement.add(look.answer(net), method.task.target(look.batch))
-            measurement.compute()
+        if loaders.val is not None:
+            _measure(net, move_data_to_device(_first(loaders.val), device), method.task)
+
+
+@torch.no_grad()
+def _measure(net: nn.Module, batch: Batch, task: Task) -> None:
+    """Measure one batch for nothing but to see that the score is among the metrics."""
+    measurement = Measurement(task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metrics that one batch is too little for
+        measurement.update(frozen(net), batch)
+        measurement.compute()
+
+
+def _first(loader: Epochs | Repeatable) -> Batch:
+    return loader.few(8) if isinstance(loader, Epochs) else loader.first

@@ -21,26 +21,26 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.batches import take
-from limbeck.data import Epochs
+from limbeck.data import Data, Epochs
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.examined import refuse_unfit
 from limbeck.engine.interrupt import interruptible
 from limbeck.engine.learner import Interrupted, Learner, Row, Schedule, teachers_of
 from limbeck.engine.loaders import Splits, splits
-from limbeck.engine.observe import examples_of
+from limbeck.engine.observe import exhibits_of
 from limbeck.engine.progress import bars
 from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.run import Run
+from limbeck.exhibits import Exhibit
 from limbeck.measure.cost import cost
 from limbeck.measure.early_exit import exit_profile
 from limbeck.method import Make, Method
 from limbeck.nets.exits import EarlyExit
-from limbeck.report.examples import FILE, Examples
+from limbeck.report.examples import FILE, write_exhibits
 from limbeck.report.run import run_report
 from limbeck.stage import Stage
-from limbeck.task import Task
-from limbeck.tasks.classification import classification, cross_entropy
+from limbeck.task import Batch, Task
+from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")
 
@@ -56,7 +56,7 @@ class Result:
 
     Args:
         networks: The trained networks by name, the one to ship first, on the CPU.
-        metrics: ``test/student/accuracy`` and so on, and ``val/...``, after the last epoch.
+        metrics: ``test/student/accuracy`` and so on, by the task's names, and ``val/...``, after the last epoch.
         history: One row an epoch: the lines of ``metrics.csv``.
         seconds: How long the training took, over all its sessions.
         finished: False where Ctrl-C ended it; then ``resume=True`` goes on.
@@ -104,8 +104,9 @@ def fit(
 
     Args:
         method: A method, or the stages of one that has several.
-        data: A `limbeck.data.Data`; or loaders of ``(inputs, targets)``: ``(train, val, test)``, ``(train, val)`` or train
-            alone. Among several processes a batch of theirs is the global one.
+        data: A `limbeck.data.Data`; or loaders of batches as the method's task reads them, ``(inputs, targets)`` or a dict:
+            ``(train, val, test)``, ``(train, val)`` or train alone. Among several processes a batch of theirs is the
+            global one.
         epochs: Of all stages together; each has its share, and at least one.
         optimizer: Makes an optimizer of a list of parameters, for all players or by player. By default SGD with
             learning rate 0.05, Nesterov momentum 0.9 and weight decay 5e-4, as in RepDistiller.
@@ -127,7 +128,8 @@ def fit(
 
     Raises:
         ValueError: An argument that makes no sense, empty data, a term that would never run, a run that is there, or one
-            to go on with that has other settings.
+            to go on with that has other settings; a method whose task is not that of the data, or what the task finds
+            wrong with them.
         FloatingPointError: A loss is not finite; the message names its term. The last good checkpoint stays.
 
     Example:
@@ -145,6 +147,7 @@ def fit(
     stages, loaders, run = _stages(method), splits(data, seed), _open(run_dir, resume, settings)
     training = _Training(
         loaders,
+        task_of(data),
         run,
         optimizer or _sgd,
         schedule,
@@ -176,6 +179,7 @@ class _Training:
     """A `fit` under way: what stays the same from stage to stage, and what has been done."""
 
     loaders: Splits
+    task: Task
     run: Run | None
     make: Make | Mapping[str, Make]
     schedule: Schedule | None
@@ -201,6 +205,7 @@ class _Training:
         if self.run is not None and (kept := self.run.finished(index)).exists():
             self._restore(stage, kept, epochs)
             return True
+        _refuse_no_task(stage.method.task, self.task)
         refuse_unfit(stage.method, self.loaders)
         learner = Learner(
             stage,
@@ -310,7 +315,7 @@ def _finish(
     metrics: dict[str, float] = {}
     if finished:
         if run is not None and _is_main():
-            run.write_networks(networks)
+            run.write_networks(networks, method.task)
         metrics = _metrics(training, networks, method.task)
     exits = _exits(training, networks, method.task) if finished else {}
     result = Result(
@@ -322,20 +327,20 @@ def _finish(
         None if run is None else run.folder,
     )
     if run is not None:
-        examples = _examples(training, method, classes) if finished else None  # of all processes together
+        exhibits = _exhibits(training, method, classes) if finished else []  # of all processes together
         if _is_main():
             run.write_result({**what, **_summary(result, training, method.task), **exits})
-            if examples is not None:
-                examples.save(run.folder / FILE)
+            if exhibits:
+                write_exhibits(exhibits, run.folder / FILE)
             run_report(run.folder)
     return result
 
 
-def _examples(training: _Training, method: Method, classes: Sequence[str]) -> Examples | None:
+def _exhibits(training: _Training, method: Method, classes: Sequence[str]) -> list[Exhibit]:
     """Return what the report shows of held-out data: of the test data, if there are."""
     _, val, test, _ = training.loaders
     loader = val if test is None else test
-    return None if loader is None else examples_of(method, loader, classes)
+    return [] if loader is None else exhibits_of(method, loader, classes)
 
 
 def _metrics(training: _Training, networks: Mapping[str, nn.Module], task: Task) -> dict[str, float]:
@@ -351,16 +356,22 @@ def _metrics(training: _Training, networks: Mapping[str, nn.Module], task: Task)
 def _exits(training: _Training, networks: Mapping[str, nn.Module], task: Task) -> dict[str, Any]:
     """What networks with exits do on the test data, by name."""
     test = training.loaders.test
-    if test is None or task.loss is not cross_entropy:
-        return {}
     early = {name: net for name, net in networks.items() if isinstance(net, EarlyExit)}
+    if test is None or not early or not _has_classes(task, training.loaders.few()):
+        return {}
     profiles = {name: {"after": net.after, **asdict(exit_profile(net, test, task))} for name, net in early.items()}
-    return {"exits": profiles} if profiles else {}
+    return {"exits": profiles}
+
+
+def _has_classes(task: Task, batch: Batch) -> bool:
+    """Whether each sample has one class, of which an exit may be sure."""
+    target = task.target(batch)
+    return task.one_class and isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
 
 
 def _summary(result: Result, training: _Training, task: Task) -> dict[str, Any]:
     """What ``result.json`` holds."""
-    example = _example(training.loaders, task)
+    example = task.inputs(training.loaders.few())
     networks = {
         name: {
             **asdict(cost(net, example, task)),
@@ -370,6 +381,8 @@ def _summary(result: Result, training: _Training, task: Task) -> dict[str, Any]:
     }
     return {
         "finished": result.finished,
+        "task": task.name,
+        "score": asdict(task.score),
         "seconds": round(result.seconds, 3),
         "networks": networks,
         "teacher": next(iter(training.teachers.values()), None),
@@ -379,12 +392,6 @@ def _summary(result: Result, training: _Training, task: Task) -> dict[str, Any]:
 
 def _of(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-
-
-def _example(loaders: Splits, task: Task) -> Any:
-    """Return a few inputs."""
-    train = loaders.train
-    return task.inputs(train.few(8) if isinstance(train, Epochs) else take(train.first, slice(8)))
 
 
 def _sgd(parameters: list[nn.Parameter]) -> Optimizer:
@@ -409,13 +416,27 @@ def _open(run_dir: str | os.PathLike[str] | None, resume: bool, settings: Mappin
 def example_of(data: Any, net: nn.Module, task: Task = classification) -> Any:
     """Return a few inputs of what `fit` accepts as data, where ``net`` is."""
     parameter = next(net.parameters(), torch.empty(0))
-    return move_data_to_device(_example(splits(data, seed=0), task), parameter.device)
+    return move_data_to_device(task.inputs(splits(data, seed=0).few()), parameter.device)
 
 
 def labels_of(data: Any) -> Tensor | None:
-    """Return the class of every training sample, at the place of its id; None of loaders that need not have ids."""
+    """Return the class of every training sample, at the place of its id; None where there are no ids or no classes."""
     train = getattr(data, "train", None)
-    return train.targets if isinstance(train, Epochs) and not train.targets.is_floating_point() else None
+    return train.labels if isinstance(train, Epochs) else None
+
+
+def task_of(data: Any) -> Task:
+    """Return the task of what `fit` accepts as data: its own, or classification where it has none."""
+    return data.task if isinstance(data, Data) else classification
+
+
+def _refuse_no_task(task: Task, of_data: Task) -> None:
+    """Find a method that was not told what its data are for; another task that the user names is the user's to choose."""
+    if task.name == Task.name != of_data.name:
+        raise ValueError(
+            f"the data are for {of_data.name}, and the method's task is {task.name}: pass task=data.task "
+            f"(--task {of_data.name}), or give the data another task, dataclasses.replace(data, task=...)"
+        )
 
 
 def _check_counts(counts: Mapping[str, int]) -> None:

@@ -19,7 +19,7 @@ from limbeck.engine.evaluate import Measurement
 from limbeck.engine.loaders import Repeatable
 from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.tally import Tally
-from limbeck.frozen import Frozen
+from limbeck.frozen import Frozen, frozen
 from limbeck.method import Distill, Make, Method, Turn, assign, descend, log, parameters
 from limbeck.objective import Objective
 from limbeck.stage import Stage
@@ -160,9 +160,16 @@ class Learner(LightningModule):
         self._measurements = {name: Measurement(self.method.task) for name in self._measured}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a batch."""
-        for name, net in self._measured.items():
-            self._measurements[name].update(net, batch)
+        """Measure a batch; but no teacher whose answers are none to these targets, as layers are compared with it."""
+        task, inputs = self.method.task, self.method.task.inputs(batch)
+        first = self.trainer.sanity_checking and batch_idx == 0
+        own = task.feed(frozen(next(iter(self.method.networks().values()))), inputs) if first else None
+        for name, net in [*self._measured.items()]:
+            answer = task.feed(net, inputs)
+            if _comparable(answer, own, task.one_class):
+                self._measurements[name].add(answer, task.target(batch))
+            else:
+                del self._measured[name], self._measurements[name]
 
     def on_validation_epoch_end(self) -> None:
         """Keep what was measured for this epoch's row, and doubt a teacher that knows nothing."""
@@ -321,6 +328,13 @@ def teachers_of(method: nn.Module) -> Iterator[tuple[str, Frozen]]:
             yield from cast("dict[str, Frozen]", part.teachers).items()
         elif isinstance(part, Method):
             yield from ((name, own) for name, own in part.named_children() if isinstance(own, Frozen))
+
+
+def _comparable(answer: Any, own: Any, one_class: bool) -> bool:
+    """Whether an answer is shaped as the student's own, or knows classes beyond these, which are but wrong."""
+    if not isinstance(answer, Tensor) or not isinstance(own, Tensor) or answer.shape == own.shape:
+        return True
+    return one_class and answer.shape[:-1] == own.shape[:-1] and answer.shape[-1] > own.shape[-1]
 
 
 def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement, score: Score) -> None:

@@ -27,6 +27,10 @@ class Splits(NamedTuple):
     test: Epochs | Repeatable | None
     outputs: int | None = None
 
+    def few(self, count: int = 8) -> Any:
+        """Return a batch of a few training samples; what the training will see is not touched."""
+        return self.train.few(count) if isinstance(self.train, Epochs) else take(self.train.first, slice(count))
+
 
 def splits(data: Any, seed: int) -> Splits:
     """Return the loaders in what the user gave: a `Data`, ``(train, val)``, ``(train, val, test)``, or ``train`` alone.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from limbeck.batches import part, samples
+from limbeck.batches import part, samples, tensors
 from limbeck.data import Data
 from limbeck.data.augment import Normalise
 from limbeck.data.epochs import Epochs
@@ -32,8 +32,8 @@ from limbeck.report.run import read_result
 from limbeck.task import Batch, Task
 from limbeck.trace import record
 
-POOL = 256
-"""Samples, spread over the held-out data, among which a task looks for what is telling."""
+POOL, ROOM = 256, 2**29
+"""Samples, spread over the held-out data, among which a task looks for what is telling, and bytes that they may take."""
 CHUNK = 64
 """Samples that a network is fed at once."""
 GRID = 28
@@ -153,7 +153,8 @@ class Observed:
     def samples(self) -> tuple[Any, Any]:
         """Inputs and targets of up to 256 samples: spread over data whose order is known, else the first that stack."""
         if isinstance(self.loader, Epochs):
-            batches = [self.loader.few(POOL)]
+            one = sum(tensor.nbytes for tensor in tensors(self.loader.few(1)))
+            batches = [self.loader.few(max(1, min(POOL, ROOM // max(1, one))))]
         else:
             batches = list(_enough(self.loader, self.task))
         columns = [(self.task.inputs(batch), self.task.target(batch)) for batch in move_data_to_device(batches, "cpu")]
@@ -165,7 +166,10 @@ class Observed:
     @cached_property
     def answers(self) -> Mapping[str, Any]:
         """What each network answers to ``samples``."""
-        inputs, _ = self.samples
+        return self.asked(self.samples[0])
+
+    def asked(self, inputs: Any) -> Mapping[str, Any]:
+        """Return what each network answers to some inputs."""
         chunks = [part(inputs, slice(at, at + CHUNK)) for at in range(0, samples(inputs), CHUNK)]
         return {
             name: _joined([tree_map(_kept, self.task.feed(net, self._moved(chunk))) for chunk in chunks])

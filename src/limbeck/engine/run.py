@@ -21,6 +21,8 @@ from torch import nn
 from limbeck.engine.learner import Row
 from limbeck.files import write
 from limbeck.nets.remade import facts_of
+from limbeck.task import Task
+from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")
 
@@ -112,10 +114,16 @@ class Run:
         table.writerows(history)
         write(self.folder / "metrics.csv", text.getvalue().encode())
 
-    def write_networks(self, networks: Mapping[str, nn.Module]) -> None:
-        """Write each network as ``NAME.safetensors``, which loads into the plain network."""
+    def write_networks(self, networks: Mapping[str, nn.Module], task: Task = classification) -> None:
+        """Write each network as ``NAME.safetensors``, which loads into the plain network and says what it was trained for.
+
+        Args:
+            networks: By name.
+            task: Theirs; the default one goes without saying.
+        """
+        about = {} if task.name == Task.name else {"task": task.name}
         for name, net in networks.items():
-            write(self.folder / f"{name}.safetensors", packed(net))
+            write(self.folder / f"{name}.safetensors", packed(net, about))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write ``result.json``."""

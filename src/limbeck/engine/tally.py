@@ -75,5 +75,5 @@ class Tally:
             step, name = min(firsts, key=lambda first: first[0])  # of those that broke together the term comes first
             raise FloatingPointError(
                 f"{name!r} is not finite at batch {int(step)}: lower the learning rate or its weight, or clip the "
-                "gradients (clip=1.0)"
+                "gradients (clip=1.0). A loss of your own must be 0, not 0/0, of a batch without labels"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ from limbeck.data import Data, Epochs
 from limbeck.engine.evaluate import evaluate
 from limbeck.engine.loaders import splits
 from limbeck.frozen import Frozen, frozen
-from limbeck.measure.cost import latency_ms, macs_of
+from limbeck.measure.cost import as_fed, latency_ms, macs_of
 from limbeck.task import Score, Task
 from limbeck.tasks.classification import classification
 
@@ -91,11 +91,6 @@ def accounts(
         Account(name, *count, latency_ms=time, value=value, score=task.score)
         for name, count, time, value in zip(views, counts, times, reached, strict=True)
     ]
-
-
-def as_fed(view: Frozen, inputs: Any, task: Task) -> tuple[nn.Module, Any, Task]:
-    """Return a network with the inputs and the task of its own view, where it has one: to see what it costs by itself."""
-    return view.net, view.inputs(inputs), replace(task, output=view.output or task.output)
 
 
 def weights(net: nn.Module) -> int:

@@ -4,6 +4,7 @@ from limbeck.methods.ab import ab
 from limbeck.methods.adversarial import adversarial
 from limbeck.methods.at import at
 from limbeck.methods.ban import ban
+from limbeck.methods.bounded import bounded
 from limbeck.methods.byot import byot
 from limbeck.methods.cc import cc
 from limbeck.methods.crd import crd
@@ -41,6 +42,7 @@ __all__ = [
     "adversarial",
     "at",
     "ban",
+    "bounded",
     "byot",
     "cc",
     "crd",

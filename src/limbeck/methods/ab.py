@@ -135,7 +135,7 @@ def _response(net: nn.Module, path: str, example: Tensor, task: Task) -> tuple[s
     active = [layer.path for layer in inside if layer.kind in ACTIVATIONS][-1:]
     places = {path, *active, *(f"{last}:in" for last in active)}
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        seen = task.look(frozen(net), example, places)
+        seen = task.look(frozen(net).again("eval"), example, places)
     if active and torch.equal(seen[path], seen[active[0]]):
         path = f"{active[0]}:in"
     return path, seen[path]

@@ -16,7 +16,7 @@ from limbeck.frozen import frozen
 from limbeck.method import Distill, Method, Turn
 from limbeck.nets.critic import Critic, judged_by
 from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import Loss, S, T, on
+from limbeck.objective import Loss, S, T, Weight, on
 from limbeck.paper import Paper
 from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification, cross_entropy
@@ -58,6 +58,10 @@ class Adversarial(Method):
     def players(self) -> dict[str, list[nn.Module]]:
         """Return the student and its critic."""
         return {**self.distill.players(), "critic": [self.critic]}
+
+    def adding(self, other: Distill, hard: Weight | None = None) -> Adversarial:
+        """Return it with the terms of another method for the student."""
+        return Adversarial(self.distill.adding(other, hard), self.critic, self.adversarial)
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
         """Update the critic, then the student against it, one to one."""

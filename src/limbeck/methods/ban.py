@@ -125,7 +125,8 @@ class Generation(Method):
     def networks(self) -> dict[str, nn.Module]:
         """Return this generation, those before it, and the ensemble of all that learned from another."""
         student, born = self.distill.student, [net for name, net in self._ancestors.items() if name != LABELLED]
-        ensemble = {"ensemble": Ensemble([*born, student])} if born else {}
+        mean = "arithmetic" if self.task.one_class else "geometric"
+        ensemble = {"ensemble": Ensemble([*born, student], mean=mean)} if born else {}
         return {"student": student, **self._ancestors, **ensemble}
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
@@ -151,8 +152,8 @@ def ban(
     L = soft · CE(p_{k−1}, p_k) + hard · CE(y, z_k) + cwtm · Σ_b w_b CE(y_b, z_k) + dkpp · CE(π(p_{k−1}), p_k), at T = 1
     and by default by the first term alone. w_b is the former generation's confidence, max p_{k−1}, as a share of the
     batch's; π shuffles all but the largest probability of each sample, anew at every step. The ensemble averages the
-    probabilities of the generations from 1 on. Accuracy rises at first and then saturates: in half of the paper's rows a
-    later generation is worse.
+    probabilities of the generations from 1 on, and their logits where a sample has several labels. Accuracy rises at first
+    and then saturates: in half of the paper's rows a later generation is worse.
 
     All generations share the epochs given to `fit` equally; for the paper's schedule give as many times more.
 
@@ -188,7 +189,11 @@ def ban(
             "the teacher is the student itself, which starts anew: pass copy.deepcopy(student), or no teacher, so that "
             "generation 0 is trained"
         )
-    check_anew(student, anew)  # before a generation has trained
+    # whatever is refused, before a generation has trained
+    check_anew(student, anew)
+    outputs = task.softened(S, T) if soft else ()
+    sure = (*task.exclusive(S.via(gather), T.via(confidence, gather)), Y.via(gather)) if cwtm else ()
+    shuffled = task.exclusive(S, T) if dkpp else ()
     share = 1 / (generations + (teacher is None))
     ancestors: dict[str, nn.Module] = {}
     if teacher is None:
@@ -196,12 +201,11 @@ def ban(
         teacher = ancestors[LABELLED] = copy.deepcopy(student)
     learn: Objective = hard * task.hard
     if soft:
-        learn = soft * on(soft_cross_entropy, *task.softened(S, T), name="soft", temperature=1.0, mask=M) + learn
+        learn = soft * on(soft_cross_entropy, *outputs, name="soft", temperature=1.0, mask=M) + learn
     if cwtm:
-        sure = *task.exclusive(S.via(gather), T.via(confidence, gather)), Y.via(gather)
         learn += cwtm * on(_weighted_by, *sure, name="cwtm")
     if dkpp:  # its draws are part of a run's state
-        learn += dkpp * on(Permuted(), *task.exclusive(S, T), name="dkpp")
+        learn += dkpp * on(Permuted(), *shuffled, name="dkpp")
     for generation in range(1, generations + 1):
         start_anew(student, anew)
         yield Stage(

@@ -10,7 +10,7 @@ the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from limbeck.method import Distill
 from limbeck.methods.fitnets import hint
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.exits import EarlyExit, Exit, ExitsEnsemble, with_exits
-from limbeck.objective import M, Objective, S, Y, on
+from limbeck.objective import M, Objective, S, Weight, Y, on
 from limbeck.paper import Paper
 from limbeck.task import Task
 from limbeck.tasks.classification import classification
@@ -43,12 +43,22 @@ class SelfDistill(Distill):
         super().__init__(*arguments)
         self._student = [student]  # its parameters are the sections'
 
+    def adding(self, other: Distill, hard: Weight | None = None) -> NoReturn:
+        """Refuse: what another method reads of the student, the network in training has elsewhere."""
+        raise ValueError(
+            "byot trains its student as part of a network with exits, and takes no terms of another method"
+        )
+
     def networks(self) -> dict[str, nn.Module]:
-        """Return the plain network, each early exit as one of its own, the ensemble of all, and all with thresholds."""
+        """Return the plain network, each early exit as one of its own, the ensemble of all, and all with thresholds.
+
+        An exit is sure of one class of several: without these there are no thresholds.
+        """
         student = self.student
         assert isinstance(student, EarlyExit)
         early = {f"exit-{number}": student.up_to(number) for number in range(1, len(student.exits) + 1)}
-        return {"student": self._student[0], **early, "ensemble": ExitsEnsemble(student), "early-exit": student}
+        stopping = {"early-exit": student} if self.task.one_class else {}
+        return {"student": self._student[0], **early, "ensemble": ExitsEnsemble(student), **stopping}
 
 
 def byot(
@@ -68,7 +78,7 @@ def byot(
     teacher. With α = λ = 0 it is deep supervision: the control that a claim for self-distillation needs.
 
     Beside the student, which ends as the plain network that it was, come its exits, their ensemble, which averages logits,
-    and a network that leaves at the first exit that is sure: `limbeck.EarlyExit`.
+    and where a sample has one class, a network that leaves at the first exit that is sure: `limbeck.EarlyExit`.
 
     Args:
         student: The network to train; its last layer is linear.

@@ -76,8 +76,8 @@ def cwd(
     Args:
         student: The network to train.
         teacher: The network to learn from.
-        layers: Pairs of student and teacher layers with maps, of features or of scores (``""`` is the output); by default
-            the deepest pair of `limbeck.pairs`.
+        layers: Pairs of student and teacher layers with maps, of features or scores (``":out"`` is an entry of the output,
+            ``":"`` the output as it came); by default the deepest pair of `limbeck.pairs`.
         channelwise: Weight of each pair; 3 as in the authors' command for score maps, with T² and the mean over channels
             and samples. For feature maps they give no command: their runs' names have weights of 35 and 40 at T from 1 to
             10; mmrazor has 10 at T = 1 on the levels of a neck.

@@ -22,7 +22,7 @@ from limbeck.layers import embeddings, shape_at
 from limbeck.method import Distill, Method, Turn
 from limbeck.methods.kd import masked_mean
 from limbeck.numerics import full_precision, lengths, same_shape, unit_rows
-from limbeck.objective import S, Source, T, X, on
+from limbeck.objective import S, Source, T, Weight, X, on
 from limbeck.paper import Paper
 from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification
@@ -98,6 +98,10 @@ class Encoding(Method):
     def players(self) -> dict[str, list[nn.Module]]:
         """Return the student with the encoder."""
         return {"student": [self.distill.student, self.distill.objective, self.encoder]}
+
+    def adding(self, other: Distill, hard: Weight | None = None) -> Encoding:
+        """Return it with the terms of another method."""
+        return Encoding(self.distill.adding(other, hard), self.path, self.large, self.encoder)
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
         """Let the encoder learn the task with the rest of the student, then write its table."""

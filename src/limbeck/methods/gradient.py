@@ -9,20 +9,18 @@ precision. In the student's batch norm, a sample's gradient depends on the other
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.frozen import frozen
 from limbeck.layers import paired
-from limbeck.method import Method, Turn
+from limbeck.method import Distill
 from limbeck.methods.at import PAPER as ATTENTION_TRANSFER
 from limbeck.methods.at import attention as attention_distance
-from limbeck.objective import Objective, S, Scene, T, X, Y, on
+from limbeck.objective import S, Scene, T, X, Y, on
 from limbeck.task import UNLABELLED, Batch, Task
 from limbeck.tasks.classification import classification
 
@@ -91,52 +89,35 @@ def gradient_symmetry(
     return (j - j_flipped.flip(-1)).square().sum() / len(inputs)
 
 
-class Gradient(Method):
+class Gradient(Distill):
     """A student that follows an objective in sight of gradients with respect to the inputs and all that is between.
 
-    Args:
-        student: The network to train.
-        teacher: The network to learn from.
-        objective: The weighted sum to descend; besides the usual places it may read `FLIPPED` and `FLIPPED_X`.
-        task: How batches are fed and measured; the inputs must be one tensor.
+    It is a `limbeck.Distill` whose objective may read `FLIPPED` and `FLIPPED_X` besides the usual places. The inputs must
+    be one tensor.
     """
 
-    def __init__(
-        self, student: nn.Module, teacher: nn.Module, objective: Objective, task: Task = classification
-    ) -> None:
-        super().__init__()
-        self.student, self.teacher, self.objective, self.task = student, frozen(teacher), objective, task
-
-    def players(self) -> dict[str, list[nn.Module]]:
-        """Return the student with the adapters of its objective."""
-        return {"student": [self.student, self.objective]}
+    shown = Distill.shown | {"flipped", "flipped_input"}
 
     def scene(self, batch: Batch, progress: float = 0.0) -> Scene:
         """Return what the objective sees of a batch: every output depends on the scene's own inputs."""
-        given = self.task.inputs(batch)
+        scene = self.read(batch, progress)
+        given = scene["input"]
         if not isinstance(given, Tensor) or not given.is_floating_point():
             raise TypeError(
                 "gradients with respect to the inputs need inputs that are one tensor of floating-point numbers"
             )
-        x = given.detach().requires_grad_()
-        scene: dict[str, Any] = {"progress": progress, "input": x, "target": self.task.target(batch)}
-        roles = self.objective.roles()
+        x = scene["input"] = given.detach().requires_grad_()
+        look, roles, paths = self.task.look, self.objective.roles(), self.objective.paths
         # by double backward, float16 would under- and overflow
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-            if "teacher" in roles:
-                scene["teacher"] = self._look(self.teacher, x, self.objective.paths("teacher"))
-            scene["student"] = self._look(self.student, x, self.objective.paths("student"))
+            for role, teacher in self.teachers.items():
+                if role in roles:
+                    scene[role] = look(teacher, x, paths(role))
+            scene["student"] = look(self.student, x, paths("student"))
             if "flipped" in roles:
                 scene["flipped_input"] = x.flip(-1)
-                scene["flipped"] = self._look(self.student, scene["flipped_input"], self.objective.paths("student"))
+                scene["flipped"] = look(self.student, scene["flipped_input"], paths("student"))
         return scene
-
-    def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
-        """Let the student descend the objective."""
-        yield Turn("student", self.objective(self.scene(batch, progress)))
-
-    def _look(self, net: nn.Module, x: Tensor, paths: set[str]) -> dict[str, Tensor]:
-        return self.task.look(net, x, paths)
 
 
 def gradient(
@@ -184,6 +165,11 @@ def gradient(
 
 def loss_gradient(who: str, outputs: Tensor, targets: Tensor, place: Tensor, *, constant: bool = False) -> Tensor:
     """∂ Σ CE / ∂place, which can be differentiated again unless it is to be a constant."""
+    if outputs.ndim != 2 or targets.shape[:1] != outputs.shape[:1] or targets.ndim > 2:
+        raise ValueError(
+            f"the loss whose gradients are compared is that of one class a sample: logits (N, K) and targets (N), got "
+            f"{tuple(outputs.shape)} and {tuple(targets.shape)}; at and jacobian compare features of anything"
+        )
     with torch.autocast(outputs.device.type, enabled=False):
         wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         loss = F.cross_entropy(wide, targets, reduction="sum", ignore_index=UNLABELLED)

@@ -156,7 +156,8 @@ def jacobian(
         teacher: The network to learn from, of the same classes.
         logits: Weight of the regression, with its sum over classes; 1 is ours, the paper's weights are tuned.
         label: Weight of the labels' rows, with the sum over an input's entries and the mean over labelled samples; 0.01 is
-            ours, the middle of the 0.0001 to 1 worth trying.
+            ours, the middle of the 0.0001 to 1 worth trying. A label chooses a row where a sample has one class: of several
+            labels, or of values, ``label=0, projection=0.01``.
         projection: Weight of the random projection, in place of ``label`` or beside it; σ²/2 · logits is distillation at
             inputs with noise of that σ; 0.
         attention: Weight of each pair's attention Jacobians, which lie between 0 and 4, with the mean over samples; 0. It

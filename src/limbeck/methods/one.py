@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from limbeck.method import Distill
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.anew import Anew
 from limbeck.nets.branches import with_branches
-from limbeck.objective import M, S, Y, on
+from limbeck.objective import M, S, Weight, Y, on
 from limbeck.paper import Paper
 from limbeck.task import Task
 from limbeck.tasks.classification import classification
@@ -42,6 +42,12 @@ class OnTheFly(Distill):
     def __init__(self, student: nn.Module, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._student = [student]  # its parameters are the first branch's and the trunk's
+
+    def adding(self, other: Distill, hard: Weight | None = None) -> NoReturn:
+        """Refuse: what another method reads of the student, the network in training has elsewhere."""
+        raise ValueError(
+            "one trains its student as part of a network with branches, and takes no terms of another method"
+        )
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the plain network, which is the first branch, and the gated ensemble."""

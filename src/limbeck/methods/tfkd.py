@@ -133,6 +133,7 @@ def tfkd_self(
     """
     check_temperature(temperature)
     _check_share(alpha)
+    task.softened(S)  # complains before the first stage
     with undrawn(student):  # a network that cannot start anew is told so before it has trained; nothing is drawn
         check_anew(student, anew)
     yield Stage(plain(student, task=task), 0.5, name="former-self")
@@ -197,6 +198,7 @@ def dekd(
         raise ValueError(f"schooling is the teacher's part of the epochs and must lie in (0, 1), got {schooling}")
     check_temperature(temperature)
     _check_share(alpha)
+    task.softened(S)  # complains before the first stage
     poor = copy.deepcopy(bare(teacher)).requires_grad_()  # which a frozen one does not
     lesson = plain(poor, task=task)
     lesson.add_module("waiting", nn.ModuleList([student]))  # a resumed run starts it from the same weights

@@ -22,7 +22,7 @@ from limbeck.method import Distill, Method, Turn
 from limbeck.methods.fitnets import hint
 from limbeck.nets.connectors import regressor
 from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import Objective, S, T, on
+from limbeck.objective import Objective, S, T, Weight, on
 from limbeck.paper import Paper
 from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification
@@ -93,6 +93,10 @@ class Matching(Method):
     def players(self) -> dict[str, list[nn.Module]]:
         """Return the student with the maps."""
         return {"student": [self.distill.student, self.distill.objective, self.matching]}
+
+    def adding(self, other: Distill, hard: Weight | None = None) -> Matching:
+        """Return it with the terms of another method."""
+        return Matching(self.distill.adding(other, hard), self.matching)
 
     def step(self, batch: Batch, progress: float = 0.0) -> Iterator[Turn]:
         """Let the student descend both; the teacher is not run, since its weights are all that counts."""

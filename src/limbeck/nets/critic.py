@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Critic(nn.Module):
         return self.real(hidden).squeeze(-1), self.label(hidden)
 
 
-def judged_by(critic: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return ``critic`` as it is now, as a function whose gradients reach its input but not its weights."""
+def judged_by(critic: nn.Module) -> Callable[..., Any]:
+    """Return ``critic`` as it is now, as a function whose gradients reach its inputs but not its weights."""
     weights = {name: p.detach() for name, p in critic.named_parameters()}
-    return lambda logits: torch.func.functional_call(critic, weights, (logits,))
+    return lambda *shown: torch.func.functional_call(critic, weights, shown)

@@ -15,6 +15,7 @@ from limbeck.nets.norm import GlobalBatchNorm
 from limbeck.nets.sections import sections
 from limbeck.task import Task
 from limbeck.tasks.classification import classification
+from limbeck.trace import describe
 
 Shape = tuple[int, ...]
 
@@ -219,7 +220,7 @@ def with_exits(
         task: How inputs are fed.
 
     Raises:
-        TypeError: A network that has exits already.
+        TypeError: A network that has exits already, is fed more than one tensor, or returns more than its logits.
         ValueError: No linear layer at the end, no layer to leave after, or layers between which the network cannot be cut,
             as for `limbeck.sections`.
 
@@ -232,6 +233,8 @@ def with_exits(
     """
     if isinstance(net, EarlyExit):
         raise TypeError("the network has exits already: give the plain one, without them")
+    if not isinstance(example, Tensor):
+        raise TypeError(f"a network with exits passes one tensor on, (N, ...), and is given {describe(example)}")
     found = stages(net, example, task)
     if len(found) < (2 if after is None else 1):
         raise ValueError(
@@ -253,9 +256,14 @@ def with_exits(
 
 @torch.no_grad()
 def _shapes(parts: Sequence[nn.Module], example: Any) -> list[Shape]:
-    """Return the shapes of what all sections but the last show."""
-    shapes = []
-    for part in parts[:-1]:
+    """Return the shapes of what all sections but the last show; the last must answer as an exit does."""
+    shown = []
+    for part in parts:
         example = Frozen(part)(example)
-        shapes.append(tuple(example.shape))
-    return shapes
+        shown.append(example)
+    if not isinstance(example, Tensor):
+        raise TypeError(
+            f"exits answer with logits (N, K), and the network with {describe(example)}: give one that returns its logits "
+            "alone"
+        )
+    return [tuple(features.shape) for features in shown[:-1]]

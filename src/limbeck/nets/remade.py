@@ -14,6 +14,8 @@ from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.exits import EarlyExit, ExitsEnsemble, Shallow, with_exits
 
 EXITS, ENDS, MEAN, BRANCHES, MEMBERS = "exits", "ends in exit", "mean of exits", "branches", "members"
+MADE = {EXITS, ENDS, MEAN, BRANCHES, MEMBERS}
+"""What only the file of a network made of another one says."""
 
 
 def facts_of(net: nn.Module) -> dict[str, str]:

@@ -26,7 +26,7 @@ BARS = {
         "Bold: what is true. A label's height is its probability; the thin line is at one half. Of many labels the true "
         "and the likeliest are shown."
     ),
-    "": "Lines across: what is true. All bars share one scale, whose ends are named.",
+    "": "All bars share one scale, whose ends are named.",
 }
 """How bars of each scale are read."""
 LABELS = {"softmax": "soft labels", "sigmoid": "probabilities of labels", "": "values"}
@@ -89,8 +89,9 @@ def _plot(exhibit: Bars | Gallery | Scatter, looks: Mapping[str, Look]) -> Plot:
         return Plot(scatter(exhibit, looks, label), exhibit.label)
     first = "the teacher" if exhibit.networks[0] == "teacher" else exhibit.networks[0]
     marks = " Marks: the students." if len(exhibit.networks) > 1 else ""
+    true = "" if exhibit.scale or exhibit.truths is None else " Lines across: what is true."
     label = f"{exhibit.title}: {LABELS[exhibit.scale]} by {among}, of {exhibit.values.shape[1]} samples"
-    return Plot(bars(exhibit, looks, label), f"Bars: {first}.{marks} {BARS[exhibit.scale]}")
+    return Plot(bars(exhibit, looks, label), f"Bars: {first}.{marks}{true} {BARS[exhibit.scale]}")
 
 
 def confusion_section(matrix: Matrix) -> Section:

@@ -3,3 +3,4 @@
 from limbeck.tasks.classification import classification as classification
 from limbeck.tasks.multilabel import multilabel as multilabel
 from limbeck.tasks.regression import regression as regression
+from limbeck.tasks.segmentation import segmentation as segmentation

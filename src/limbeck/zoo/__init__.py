@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from limbeck.zoo._outside import Build, Shape, from_factory, from_timm, from_torchvision
-from limbeck.zoo._weights import load_weights, prepared
+from limbeck.zoo._outside import Build, Shape, from_factory, from_timm, from_torchvision, stated
+from limbeck.zoo._weights import load_weights, prepared, task_of
 from limbeck.zoo.fitnet import FitNet, FitNetTeacher
 from limbeck.zoo.mlp import MLP
 from limbeck.zoo.mobilenet import MobileNetV2
@@ -24,7 +24,7 @@ from limbeck.zoo.shufflenet import ShuffleNetV1, ShuffleNetV2
 from limbeck.zoo.vgg import VGG
 from limbeck.zoo.wrn import WideResNet
 
-__all__ = ["describe", "names", "network", "split_name"]
+__all__ = ["describe", "names", "network", "split_name", "trained_for"]
 
 
 class _Entry(NamedTuple):
@@ -85,7 +85,7 @@ _LARGEST = 224  # pixels a side, the size at which torchvision's and timm's netw
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError)
 
 
-def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
+def network(name: str, num_classes: int | None = 10, shape: tuple[int, ...] | None = (3, 32, 32)) -> nn.Module:
     """Make a network from its name.
 
     ===========================  ==================================================================================
@@ -107,8 +107,10 @@ def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 3
 
     Args:
         name: As above.
-        num_classes: Number of classes of the data.
-        shape: Of one sample, ``(C, H, W)`` for images; ``mlp`` takes any.
+        num_classes: Number of outputs that the data ask for: of classes, labels or values. None where it is not known, for
+            functions of yours that do not ask for it.
+        shape: Of one sample, ``(C, H, W)`` for images; ``mlp`` takes any. None where a sample is no single tensor, for
+            functions of yours.
 
     Returns:
         The network, in training mode, on torch's default device.
@@ -128,12 +130,12 @@ def network(name: str, num_classes: int = 10, shape: tuple[int, ...] = (3, 32, 3
     pretrained = weights == "pretrained"
     if pretrained and library is None:
         raise ValueError(f"{name}: only torchvision's and timm's networks come pretrained; give a file, {base}@FILE")
-    if library is not None:
-        net = _build_checked(base, library(model, num_classes, pretrained), shape)
-    elif colon:
+    if colon and library is None:
         net = from_factory(base, num_classes, shape)
     else:
-        net = _build_checked(base, _from_zoo(base, num_classes), shape)
+        outputs, size = stated(base, "num_classes", num_classes), stated(base, "shape", shape)
+        build = _from_zoo(base, outputs) if library is None else library(model, outputs, pretrained)
+        net = _build_checked(base, build, size)
     if weights in (None, "random", "pretrained"):
         return net
     net = prepared(net, weights, base, shape)
@@ -154,6 +156,15 @@ def split_name(name: str) -> tuple[str, str | None]:
     if at and not weights:
         raise ValueError(f"{name}: expected after '@' a file, 'random' or 'pretrained', got nothing")
     return base, weights if at else None
+
+
+def trained_for(name: str) -> str | None:
+    """Return the name of the task that the file in ``NAME@FILE`` says its weights are for.
+
+    None where there is no file, or it says nothing: weights for classification, and those of elsewhere.
+    """
+    _, weights = split_name(name)
+    return None if weights is None else task_of(weights)
 
 
 def names() -> list[str]:

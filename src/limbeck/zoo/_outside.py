@@ -55,18 +55,33 @@ def from_timm(model: str, num_classes: int, pretrained: bool) -> Build:
     return build
 
 
-def from_factory(name: str, num_classes: int, shape: Shape) -> nn.Module:
+def from_factory(name: str, num_classes: int | None, shape: Shape | None) -> nn.Module:
     """Call the user's ``package.module:factory``; see `limbeck.zoo.network` for what it is given."""
     path, _, attribute = name.partition(":")
     factory = find(name, path, attribute)
     if isinstance(factory, nn.Module) or not callable(factory):
         raise TypeError(f"{name}: expected a function or class that makes a network, got {_article(factory)}")
-    offered = {"num_classes": num_classes, "in_channels": shape[0]}
+    offered = {"num_classes": num_classes, "in_channels": shape and shape[0]}
     taken = parameters(factory)
-    net = factory(**{key: value for key, value in offered.items() if key in taken})
+    net = factory(**{key: stated(name, key, value) for key, value in offered.items() if key in taken})
     if not isinstance(net, nn.Module):
         raise TypeError(f"{name}: expected it to return a torch.nn.Module, got {_article(net)}")
     return net
+
+
+def stated(name: str, key: str, value: Any) -> Any:
+    """Return what a network must be told of the data, or say how the user can tell it."""
+    if value is None:
+        how = (
+            "say how many outputs it needs: --num-outputs N"
+            if key == "num_classes"
+            else "its inputs are no single tensor"
+        )
+        raise ValueError(
+            f"{name} is made by {key}, which the data do not tell: {how}, or name a function of your own that takes no "
+            f"argument {key}, as mynet:small"
+        )
+    return value
 
 
 def find(name: str, path: str, attribute: str) -> object:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from limbeck.nets.remade import remade
+from limbeck.nets.remade import MADE, remade
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 PREFIXES = ("module.", "_orig_mod.")  # left by DistributedDataParallel and torch.compile
@@ -34,22 +34,32 @@ def load_weights(net: nn.Module, file: str, name: str) -> None:
     net.load_state_dict(state, strict=False)
 
 
-def prepared(net: nn.Module, file: str, name: str, shape: tuple[int, ...]) -> nn.Module:
+def prepared(net: nn.Module, file: str, name: str, shape: tuple[int, ...] | None) -> nn.Module:
     """Return the network whose weights are in ``file``: ``net``, or what the file says is made of it.
 
     Args:
         net: The network.
         file: As for `load_weights`.
         name: What the user called the network, for errors.
-        shape: Of one sample.
+        shape: Of one sample; None where it is no tensor.
 
     Raises:
         ValueError: The network does not have the layers that the file names.
     """
+    facts = _facts(file)
+    if shape is None:
+        if MADE & facts.keys():
+            raise ValueError(f"{name}: {file} is of a network made of another one, for inputs that are one tensor")
+        return net
     try:
-        return remade(net, _facts(file), torch.zeros(2, *shape))
+        return remade(net, facts, torch.zeros(2, *shape))
     except ValueError as error:
         raise ValueError(f"{name}: {file} is of a network made of another one: {error}") from error
+
+
+def task_of(file: str) -> str | None:
+    """Return the name of the task that the weights in a file are for; None where it says nothing, as of classification."""
+    return _facts(file).get("task")
 
 
 def _facts(file: str) -> dict[str, str]:

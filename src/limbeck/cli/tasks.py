@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import replace
+
+from limbeck import tasks
+from limbeck.task import Task, answer_at
+from limbeck.zoo._outside import find
+
+
+def named() -> dict[str, Task]:
+    """Return the tasks that have a name."""
+    return {each.name: each for each in vars(tasks).values() if isinstance(each, Task)}
+
+
+def describe() -> list[tuple[str, str]]:
+    """Return the name of each task with a line about it."""
+    files = {name: importlib.import_module(f"limbeck.tasks.{name}") for name in named()}
+    return [(name, (file.__doc__ or "").splitlines()[0]) for name, file in files.items()]
+
+
+def asked(name: str | None, output: str | None, of_data: Task) -> Task:
+    """Return the task of a name, or else the data's, with the answer where the user says that it is.
+
+    Raises:
+        ValueError: There is no such task; with the closest.
+        TypeError: What the user named is no task.
+    """
+    task = of_data if name is None else _own(name) if ":" in name else _known(name)
+    return task if output is None else replace(task, output=answer_at(output))
+
+
+def _known(name: str) -> Task:
+    known = named()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        meant = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)},"
+        raise ValueError(f"unknown task {name!r}: {meant} or one of your own, package.module:task")
+    return known[name]
+
+
+def _own(name: str) -> Task:
+    module, _, attribute = name.partition(":")
+    found = find(name, module, attribute)
+    task = found() if callable(found) else found
+    if not isinstance(task, Task):
+        raise TypeError(f"{name}: expected a limbeck.Task, or a function that returns one, got {type(task).__name__}")
+    return task
