@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -271,7 +272,7 @@ def test_loaders_without_test_data_are_measured_on_the_validation_data(run: Comm
 def test_tasks_are_listed(run: Command) -> None:
     header, *lines = run("list tasks").splitlines()
     assert header.split() == ["task", "what", "it", "is"]
-    assert [line.split()[0] for line in lines] == ["classification", "multilabel", "regression"]
+    assert [line.split()[0] for line in lines] == ["classification", "multilabel", "regression", "segmentation"]
     assert "One class a sample" in lines[0]
 
 
@@ -279,7 +280,7 @@ WRONG = {
     "an unknown task": ("--data digits --task multilable", "unknown task 'multilable': did you mean multilabel?"),
     "no task like it": (
         "--data digits --task x",
-        "there are classification, multilabel, regression, or one of your own",
+        "there are classification, multilabel, regression, segmentation, or one of your own",
     ),
     "no module": ("--data digits --task nohouse:task", "no module 'nohouse'"),
     "nothing of the name": ("--data digits --task house:tsk", "house has no 'tsk'; perhaps task"),
@@ -415,3 +416,24 @@ def test_assemble_hands_the_task_on() -> None:
     nets = Net(4), Net(16)
     assert assemble("kd", *nets, None, {}, task=MULTILABEL).task is MULTILABEL  # type: ignore[union-attr]
     assert assemble("kd", *nets, None, {}).task is limbeck.classification  # type: ignore[union-attr]
+
+
+def test_masks_and_the_entry_that_holds_their_scores(run: Command, tmp_path: Path) -> None:
+    """`--output` finds the entry; the task still turns its classes last."""
+    (tmp_path / "dense.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Dense(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.body = nn.Conv2d(3, 3, 3, padding=1)\n\n"
+        "    def forward(self, x):\n        return {'maps': self.body(x), 'other': x}\n\n\n"
+        "def dense():\n    return Dense()\n"
+    )
+    for split, count in (("train", 8), ("val", 4)):
+        for number in range(count):
+            pixels = torch.randint(256, (16, 20, 3), dtype=torch.uint8)
+            for kind, image in (("images", pixels), ("masks", pixels[:, :, 0] // 86)):
+                path = tmp_path / "pixels" / split / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.numpy()).save(path)
+    data = "--data masks --root pixels --size [12,16] --ignore 9 --batch-size 4"
+    said = run(f"train --network dense:dense {data} --output maps --num-outputs 3 {BRIEF} --run-dir run")
+    assert "mIoU" in said

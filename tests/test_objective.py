@@ -95,6 +95,17 @@ def test_a_weight_distributes_over_a_sum():
     assert {name: loss.weight for name, loss in joined(SCENE).items()} == {"a": 2.0, "b": 6.0}
 
 
+def test_a_weight_stands_on_either_side_and_divides():
+    term = on(torch.mean, S)
+    assert [weighed.weights for weighed in (term * 0.5, 0.5 * term, term / 2)] == [[0.5]] * 3
+    halving = (linear(4.0, 2.0) * term / linear(1.0, 2.0)).weights[0]
+    assert [halving(0.0), halving(1.0)] == [4.0, 1.0]
+    assert (term * linear(4.0, 2.0)).weights[0](0.5) == 3.0
+    for wrong in (lambda: term * term, lambda: term / term, lambda: 2 / term):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            wrong()
+
+
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 4.0), (0.5, 2.5), (1.0, 1.0)])
 def test_scheduled_weight(progress, weight):
     objective = linear(4.0, 1.0) * on(torch.mean, S)

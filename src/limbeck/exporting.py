@@ -178,7 +178,7 @@ def export(
     Args:
         net: The network. Of a teacher with a view of its own (`limbeck.Frozen`) the graphs take what the view feeds it, and
             give the answer as the view reads it.
-        data: A `limbeck.data.Data`, whose test split is used, or a loader of batches: ``(inputs, targets)``, or dicts.
+        data: What `limbeck.fit` accepts, of which the test data, or else the last loader, are used; or a loader alone.
         folder: Where the files go.
         formats: Which: out of ``"safetensors"``, ``"torch_export"``, ``"onnx"``, ``"int8"``.
         tolerance: Largest absolute difference of an answer that is allowed; 1e-4 is ours, some ten times what float32
@@ -205,7 +205,7 @@ def export(
         [('student.safetensors', 0.0)]
     """
     wanted = _checked(formats, tolerance)
-    loader = data.test if isinstance(data, Data) else data
+    loader = _held_out(data)
     task = task or (data.task if isinstance(data, Data) else classification)
     plain, task = _plain(net, task)
     served = batches(loader, plain)
@@ -532,6 +532,17 @@ def _axes(example: Any) -> Any:
         name: {0: BATCH, 1: Dim.AUTO} if value.ndim == 2 and not value.is_floating_point() else {0: BATCH}
         for name, value in example.items()
     }
+
+
+def _held_out(data: Data | Iterable[Any]) -> Iterable[Any]:
+    """Return the test data in what `limbeck.fit` accepts as data, or the batches themselves."""
+    if isinstance(data, (str, Path)):
+        raise TypeError(f"data must be a limbeck.data.Data or a loader, got {data!r}: export(net, data, folder)")
+    if isinstance(data, Data):
+        return data.test
+    if isinstance(data, tuple) and not any(isinstance(each, (tuple, list, Mapping, Tensor)) for each in data):
+        return next(loader for loader in reversed(data) if loader is not None)  # (train, val, test)
+    return data
 
 
 def _about(name: str, data: object, example: Any, task: Task) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def load_data(
     augment: Literal["default", "none", "crop", "crop-flip", "cutout"] = "default",
     split_seed: int = 0,
     workers: int = 2,
-    size: int = 224,
+    size: int | list[int] = 224,
+    ignore: int | None = None,
     seed: int = 0,
 ) -> Any:
     """Load the data.
@@ -76,7 +77,9 @@ def load_data(
         augment: Of training images; by default what suits the set.
         split_seed: Of the choice of validation samples, samples and labels.
         workers: Processes that decode images too large for memory.
-        size: Side in pixels to which images too large for memory are cropped; 224 as torchvision's networks expect.
+        size: Side in pixels to which images too large for memory are cropped, 224 as torchvision's networks expect; of images
+            with masks the side, or [height,width], to which all are resized.
+        ignore: Value of the pixels of a mask that have no label; 255 by default.
         seed: Of everything random: weights, order of batches, augmentation.
     """
     said: dict[str, Any] = {
@@ -91,6 +94,7 @@ def load_data(
         "split_seed": split_seed,
         "workers": workers,
         "size": size,
+        "ignore": ignore,
     }
     return datasets.load(data, **said) if data in datasets.names() or ":" not in data else _own_data(data, said)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from dataclasses import replace
 
 from limbeck import tasks
@@ -11,7 +12,8 @@ from limbeck.zoo._outside import find
 
 def named() -> dict[str, Task]:
     """Return the tasks that have a name."""
-    return {each.name: each for each in vars(tasks).values() if isinstance(each, Task)}
+    values = (each() if inspect.isfunction(each) else each for each in vars(tasks).values())
+    return {each.name: each for each in values if isinstance(each, Task)}
 
 
 def describe() -> list[tuple[str, str]]:
@@ -28,7 +30,10 @@ def asked(name: str | None, output: str | None, of_data: Task) -> Task:
         TypeError: What the user named is no task.
     """
     task = of_data if name is None else _own(name) if ":" in name else _known(name)
-    return task if output is None else replace(task, output=answer_at(output))
+    if output is None:
+        return task
+    find_answer = answer_at(output)
+    return replace(task, output=lambda out: task.output(find_answer(out)))  # which may turn axes besides
 
 
 def _known(name: str) -> Task:
