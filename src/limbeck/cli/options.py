@@ -77,7 +77,7 @@ def load_data(
         augment: Of training images; by default what suits the set.
         split_seed: Of the choice of validation samples, samples and labels.
         workers: Processes that decode images too large for memory.
-        size: Side in pixels to which images too large for memory are cropped, 224 as torchvision's networks expect; of images
+        size: Side in pixels to which images too large for memory are cropped, 224 as torchvision expects it; of images
             with masks the side, or [height,width], to which all are resized.
         ignore: Value of the pixels of a mask that have no label; 255 by default.
         seed: Of everything random: weights, order of batches, augmentation.
