@@ -66,15 +66,14 @@ def header(candidates: Sequence[Candidate]) -> tuple[str, ...]:
 def legend(candidates: Sequence[Candidate]) -> str:
     """Say what the columns of a comparison mean."""
     score = candidates[0].score
-    units = ("percent", ", in percentage points", "images") if score.unit == "%" else (score.unit, "", "samples")
-    unit, points, samples = units
+    unit, points = ("percent", ", in percentage points") if score.unit == "%" else (score.unit, "")
     measured = f"{score.name} in {unit}" if unit else score.name
     less = "" if score.best == "highest" else ", less is better"
     named = ", or to whom a row names," if any(candidate.against for candidate in candidates) else ""
     return (
         f"Test {measured}, mean ± standard deviation over seeds{less}. Difference to the plain student{named} over the "
         f"same seeds{points}, with the 95 % t interval of each on its own; it covers weights and order of the data, "
-        f"not the choice of test {samples}. p: paired t-test, corrected after Holm for all rows at once; below 0.05 a row "
+        "not the choice of test samples. p: paired t-test, corrected after Holm for all rows at once; below 0.05 a row "
         "helps or hurts, so an interval without 0 need not be enough. +n seeds: so many more would tell with 80 % "
         "probability, if the true difference is the one seen; who adds them and looks again is wrong in one table of ten, "
         "not of twenty."
@@ -238,8 +237,8 @@ def amount(score: Score, difference: float) -> str:
 
 
 def told(score: Score, value: float) -> str:
-    """Return a value with its unit, or with its name where it has none: "91.20 %", "RMSE 0.1200"."""
-    return score.show(value) if score.unit else f"{score.name} {score.number(value)}"
+    """Return a value with its name and unit, "mAP 91.20 %", "RMSE 0.1200"; of an accuracy, "91.20 %" says it all."""
+    return score.show(value) if score == UNSAID else f"{score.name} {score.show(value)}"
 
 
 def at_start(name: str) -> str:
