@@ -95,15 +95,11 @@ class Term(nn.Module):
         # a plain dict: a module among the options stays the student's own, and DDP sees it once
         self.options = {option: value for option, value in options.items() if not isinstance(value, Source)}
         self.placed = {option: value for option, value in options.items() if isinstance(value, Source)}
+        self.sources = (*places, *self.placed.values())
         # an adapter may be shared by several places of one term: ModuleList.parameters() yields it once
         self.adapters = nn.ModuleList(
             step for source in self.sources for step in source.steps if isinstance(step, nn.Module)
         )
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """All places that the term reads."""
-        return *self.places, *self.placed.values()
 
     @property
     def of_labels(self) -> bool:
