@@ -49,7 +49,7 @@ def workshop(tmp_path_factory):
     """A folder that the pages share, with the photographs and the network that they speak of."""
     folder = tmp_path_factory.mktemp("workshop")
     (folder / "mynet.py").write_text(snippets(ROOT / "docs/getting-started.md", "python")[0])
-    (folder / "house.py").write_text(snippets(ROOT / "docs/tasks.md", "python")[1])
+    (folder / "acme.py").write_text(snippets(ROOT / "docs/tasks.md", "python")[1])
     draw = torch.Generator().manual_seed(0)
     for split, kind, number in itertools.product(("train", "val"), ("cat", "dog"), range(6)):
         path = folder / "photos" / split / kind / f"{number}.png"
