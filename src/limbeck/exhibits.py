@@ -185,6 +185,11 @@ class Note:
 Exhibit = Gallery | Matrix | Bars | Scatter | Table | Note
 
 
+def names(classes: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """Return the names of ``count`` outputs: those of the classes if there are as many, else their numbers."""
+    return classes if len(classes) == count else tuple(map(str, range(count)))
+
+
 class Shown(Protocol):
     """What a task may show: trained networks and held-out data, as `limbeck.Task.exhibit` sees them.
 

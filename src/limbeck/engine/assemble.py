@@ -105,9 +105,7 @@ def assemble(
     if len(parts) == 1:
         return _alone(name, student, teacher, example, options, labels, make, task)
     parameters = parameters_of(name)
-    known = [option for option in parameters if option not in GIVEN]
-    if unknown := [option for option in options if option not in known]:
-        raise ValueError(f"{name} has no option {unknown[0]!r}{_closest(unknown[0], known)}")
+    _refuse_unknown(name, options, parameters)
     if "teacher" not in parameters and teacher is not None:
         raise ValueError(f"{name} has no teacher: leave it out")
     if isinstance(teacher, nn.Module):
@@ -153,9 +151,7 @@ def _alone(
 ) -> Method | Iterable[Stage]:
     function = find(name)
     parameters = inspect.signature(function).parameters
-    own = [option for option in parameters if option not in GIVEN]
-    if unknown := [option for option in options if option not in own]:
-        raise ValueError(f"{name} has no option {unknown[0]!r}{_closest(unknown[0], own)}")
+    own = _refuse_unknown(name, options, parameters)
     set_by_hand = {name: value for name, value in options.items() if value is not None}
     given: dict[str, Any] = {"example": example} if "example" in parameters else {}
     role = next((role for role in ("teacher", "peers") if role in parameters), None)
@@ -177,6 +173,14 @@ def _alone(
     if task is not None:
         given["task"] = task
     return function(student, **{**options, **given})  # type: ignore[no-any-return]
+
+
+def _refuse_unknown(name: str, options: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
+    """Return the options that a method has, if those that are given are among them."""
+    own = [option for option in parameters if option not in GIVEN]
+    if unknown := [option for option in options if option not in own]:
+        raise ValueError(f"{name} has no option {unknown[0]!r}{_closest(unknown[0], own)}")
+    return own
 
 
 def _closest(name: str, known: Sequence[str]) -> str:

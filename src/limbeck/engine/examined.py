@@ -122,14 +122,16 @@ def refuse_unfit(method: Method, loaders: Splits) -> None:
     Raises:
         ValueError: What the task finds wrong, or metrics without the task's score.
     """
-    teachers = dict(teachers_of(method))
-    for name, net in method.networks().items():
-        device = next(net.parameters(), torch.empty(0)).device
-        look = _First(method.task, {name: net}, teachers, loaders, device, samples=1, seconds=0.0)
-        if wrong := [finding.message for finding in method.task.examine(look) if finding.status == "failed"]:
-            raise ValueError("\n".join(wrong))
-        if loaders.val is not None:
-            _measure(net, move_data_to_device(_first(loaders.val), device), method.task)
+    networks = method.networks()
+    where = [next(net.parameters(), torch.empty(0)).device for net in networks.values()]
+    look = _First(method.task, networks, dict(teachers_of(method)), loaders, where[0], samples=1, seconds=0.0)
+    if wrong := [finding.message for finding in method.task.examine(look) if finding.status == "failed"]:
+        raise ValueError("\n".join(wrong))
+    if loaders.val is None:
+        return
+    batch = _first(loaders.val)
+    for net, device in zip(networks.values(), where, strict=True):
+        _measure(net, move_data_to_device(batch, device), method.task)
 
 
 @torch.no_grad()

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.batches import part
-from limbeck.exhibits import Bars, Exhibit, Matrix, Note, Shown
-from limbeck.finding import Examined, Finding, Status
+from limbeck.exhibits import Bars, Exhibit, Matrix, Note, Shown, names
+from limbeck.finding import Examined, Finding, Status, best_order, fits_better
 from limbeck.numerics import full_precision
 from limbeck.task import UNLABELLED, Score, Task, logits
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
-LIFT = 0.1  # of accuracy, from which another order of classes is suspected
 UNSURE, MISTAKEN = 2, 2  # samples shown on which the teacher hesitates, and on which the student errs
 MOST_CLASSES = 1000  # beyond these a table of confusions is too large to keep, and to look at
 KNOWN, CONFUSED = "What the teacher knows beyond the label", "What it confuses"
@@ -174,23 +173,17 @@ def _outputs(name: str, width: int, known: int) -> Finding:
 @torch.no_grad()
 def _order(role: str, teacher: nn.Module, setup: Examined, width: int) -> Iterator[Finding]:
     """Find the order of classes that fits best on every other sample, and see whether it fits the others better."""
-    from scipy.optimize import linear_sum_assignment
-
     said, right = _said(teacher, setup)
     if len(right) < 2:
         return
     confusion = torch.zeros(width, width).index_put_(
         (said[::2], right[::2]), torch.ones(len(said[::2])), accumulate=True
     )
-    confusion += 1e-3 * torch.eye(width)  # classes that were not seen stay where they are
-    rows, columns = linear_sum_assignment(confusion.numpy(), maximize=True)
-    order = torch.empty(width, dtype=torch.int64)
-    order[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    order = best_order(confusion)
     as_is, permuted = _share(said[1::2] == right[1::2]), _share(order[said[1::2]] == right[1::2])
     moved = (order != torch.arange(width)).nonzero().flatten().tolist()
     values = {"accuracy": as_is, "accuracy, permuted": permuted, "classes moved": float(len(moved))}
-    # an untrained network gains a little too, but does not lose half of its errors
-    if permuted - as_is > LIFT and 1 - permuted < (1 - as_is) / 2:
+    if fits_better(permuted, as_is):
         which = ", ".join(f"{index} is {int(order[index])}" for index in moved[:4])
         message = (
             f"the {role}'s classes are permuted: with its output {which}{', …' if len(moved) > 4 else ''} its accuracy "
@@ -271,7 +264,7 @@ def _soft_labels(shown: Shown) -> Iterator[Exhibit]:
         yield Note(KNOWN, f"No examples: of {len(labelled)} held-out samples with a class the teacher gets none right.")
         return
     rows = [labelled[row] for row in chosen]
-    classes, takes = _names(shown, answers.shape[-1]), answers[1, list(chosen)].argmax(-1)
+    classes, takes = names(shown.classes, answers.shape[-1]), answers[1, list(chosen)].argmax(-1)
     captions = tuple(
         _words(why, classes[targets[row]], list(shown.networks)[1], classes[answer])
         for row, why, answer in zip(rows, chosen.values(), takes, strict=True)
@@ -313,16 +306,12 @@ def _confusions(name: str, net: nn.Module, shown: Shown) -> Iterator[Exhibit]:
     if table is not None:
         counts = table.compute().cpu().long()
         unit = "samples" if shown.pictures(part(shown.samples[0], slice(1))) is None else "images"
-        yield Matrix(CONFUSED, _names(shown, len(counts)), counts.numpy(), unit, name)
+        yield Matrix(CONFUSED, names(shown.classes, len(counts)), counts.numpy(), unit, name)
 
 
 def _is_classes(target: Any) -> bool:
     """Whether each sample has one class."""
     return isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
-
-
-def _names(shown: Shown, count: int) -> tuple[str, ...]:
-    return shown.classes if len(shown.classes) == count else tuple(map(str, range(count)))
 
 
 classification = Task(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.batches import part
-from limbeck.exhibits import Bars, Exhibit, Note, Shown, Table
+from limbeck.exhibits import Bars, Exhibit, Note, Shown, Table, names
 from limbeck.finding import Examined, Finding
 from limbeck.numerics import full_precision, same_shape
 from limbeck.task import UNLABELLED, Score, Task
@@ -32,9 +32,15 @@ def binary_cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
         targets: 1 where a label is true, 0 where not, −100 where unknown, (N, K), of any type.
     """
     same_shape("labels", student, targets)
+    loss, known = _each(student, targets)
+    return loss.sum() / known.sum().clamp(min=1)
+
+
+def _each(student: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of each label, 0 where it is unknown, and which are known, both (N, K)."""
     known = targets != UNLABELLED
     loss = F.binary_cross_entropy_with_logits(student, targets.where(known, 0).to(student.dtype), reduction="none")
-    return loss.where(known, 0.0).sum() / known.sum().clamp(min=1)
+    return loss.where(known, 0.0), known
 
 
 def two_outcomes(answer: Tensor) -> Tensor:
@@ -172,7 +178,7 @@ def _likely(shown: Shown) -> Iterator[Exhibit]:
         return
     student = next(name for name in answers if name != "teacher")
     rows = telling(targets, answers.get("teacher"), answers[student])
-    labels, targets = _names(shown, targets.shape[1]), targets[rows]
+    labels, targets = names(shown.classes, targets.shape[1]), targets[rows]
     values = torch.stack([answer[rows] for answer in answers.values()])
     compared = {name: answers[name][rows] for name in ("teacher", student) if name in answers}
     captions = tuple(
@@ -220,7 +226,7 @@ def _found(name: str, net: nn.Module, shown: Shown) -> Iterator[Exhibit]:
     if meters is None:
         return
     counts, precisions = (meter.compute().cpu() for meter in meters)
-    labels = _names(shown, len(counts))
+    labels = names(shown.classes, len(counts))
     wrong = (counts[:, 0, 1] + counts[:, 1, 0]).argsort(descending=True, stable=True).tolist()[:MOST_LABELS]
     rows = []
     for index in wrong:
@@ -235,18 +241,13 @@ def _found(name: str, net: nn.Module, shown: Shown) -> Iterator[Exhibit]:
 
 def _loss(answer: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss of the known labels of each sample, (N)."""
-    known = targets != UNLABELLED
-    loss = F.binary_cross_entropy_with_logits(answer, targets.where(known, 0).to(answer.dtype), reduction="none")
-    return loss.where(known, 0.0).sum(1) / known.sum(1).clamp(min=1)
+    loss, known = _each(answer, targets)
+    return loss.sum(1) / known.sum(1).clamp(min=1)
 
 
 def _true(targets: Tensor) -> Tensor:
     """Return which labels are true; what is unknown is not."""
     return targets >= 0.5
-
-
-def _names(shown: Shown, count: int) -> tuple[str, ...]:
-    return shown.classes if len(shown.classes) == count else tuple(map(str, range(count)))
 
 
 multilabel = Task(

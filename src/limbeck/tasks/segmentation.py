@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from limbeck.batches import part, tensors
 from limbeck.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Shown, Table
-from limbeck.finding import Examined, Finding, Status
+from limbeck.finding import Examined, Finding, Status, best_order, fits_better
 from limbeck.numerics import full_precision
 from limbeck.task import UNLABELLED, Batch, Score, Task, logits, target_of
 from limbeck.trace import describe
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torchmetrics import MetricCollection
 
-LIFT = 0.1  # of the share of right pixels, from which another order of classes is suspected
 CHUNK = 8  # images whose answers are held at once
 SIDE = 128  # pixels of a picture shown
 MOST_CLASSES, A_CHART, A_ROW = 32, 16, 5  # told of one by one, drawn in one chart, and named in one row of colours
@@ -252,8 +251,6 @@ def _chances(name: str, answer: Tensor) -> Finding:
 @torch.no_grad()
 def _order(role: str, teacher: nn.Module, setup: Examined, classes: int) -> Iterator[Finding]:
     """See whether a teacher knows the classes, and whether another order of them would fit better: one found on half."""
-    from scipy.optimize import linear_sum_assignment
-
     halves = torch.zeros(2, classes, classes)
     for index, batch in enumerate(setup.held_out()):
         target = setup.task.target(batch)
@@ -264,15 +261,13 @@ def _order(role: str, teacher: nn.Module, setup: Examined, classes: int) -> Iter
     found, judged = halves
     if not bool(judged.any()):
         return
-    order = torch.empty(classes, dtype=torch.int64)
-    rows, columns = linear_sum_assignment((found.T + 1e-3 * torch.eye(classes)).numpy(), maximize=True)
-    order[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    order = best_order(found.T)
     total = judged.sum()
     as_is, permuted = float(judged.trace() / total), float(judged[order, torch.arange(classes)].sum() / total)
     one = float(judged.sum(1).max() / total)
     moved = (order != torch.arange(classes)).nonzero().flatten().tolist()
     values = {"pixels right": as_is, "pixels right, permuted": permuted, "largest class": one}
-    if permuted - as_is > LIFT and 1 - permuted < (1 - as_is) / 2:
+    if fits_better(permuted, as_is):
         which = ", ".join(f"{index} is {int(order[index])}" for index in moved[:4])
         message = (
             f"the {role}'s classes are permuted: with its output {which}{', …' if len(moved) > 4 else ''} it names "
