@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from limbeck.frozen import bare, frozen
 from limbeck.task import Task
-from limbeck.tasks.classification import classification
 from limbeck.trace import locate, submodules
 
 Shape = tuple[int, ...]
 Pair = tuple[str, str]
 """A student's layer and the teacher's that it learns from."""
+
+FED = Task()
+"""Networks are fed as classification feeds them, unless another task is given; nothing else of it is asked here."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Layer:
     parameters: int
 
 
-def layers(net: nn.Module, example: Any, task: Task = classification) -> list[Layer]:
+def layers(net: nn.Module, example: Any, task: Task = FED) -> list[Layer]:
     """Return the submodules in the order in which they finish, with the shapes they have for ``example``.
 
     The network runs once, in eval mode and without gradients, and is left as it was. A submodule that does not return
@@ -53,7 +55,7 @@ def layers(net: nn.Module, example: Any, task: Task = classification) -> list[La
     return list(found.values())
 
 
-def stages(net: nn.Module, example: Any, task: Task = classification) -> list[Layer]:
+def stages(net: nn.Module, example: Any, task: Task = FED) -> list[Layer]:
     """Return the layers worth matching, from shallow to deep.
 
     Of a network with token sequences, its blocks; of one with feature maps, the last layer at each resolution; of a
@@ -64,7 +66,7 @@ def stages(net: nn.Module, example: Any, task: Task = classification) -> list[La
     return _token_blocks(net, table) or _map_stages(table) or _hidden(table)
 
 
-def pairs(student: nn.Module, teacher: nn.Module, example: Any, task: Task = classification) -> list[Pair]:
+def pairs(student: nn.Module, teacher: nn.Module, example: Any, task: Task = FED) -> list[Pair]:
     """Pair the stages of two networks.
 
     Feature maps of equal resolution belong together; where none are equal, and for tokens and hidden layers, stages pair
@@ -89,7 +91,7 @@ def paired(
     teacher: nn.Module,
     named: Sequence[Pair] | None,
     example: Any | None,
-    task: Task = classification,
+    task: Task = FED,
     *,
     maps: bool = False,
 ) -> list[Pair]:
@@ -125,7 +127,7 @@ def paired(
     return checked
 
 
-def classifier(net: nn.Module, example: Any, task: Task = classification) -> Layer | None:
+def classifier(net: nn.Module, example: Any, task: Task = FED) -> Layer | None:
     """Return the linear layer that makes a network's output: the last that runs, if what it gives is as wide."""
     linear = [layer for layer in layers(net, example, task) if layer.kind == "Linear"]
     if not linear or linear[-1].shape[-1] not in shape_at(net, "", example, task)[1:]:
@@ -133,7 +135,7 @@ def classifier(net: nn.Module, example: Any, task: Task = classification) -> Lay
     return linear[-1]
 
 
-def embedding(net: nn.Module, example: Any | None = None, task: Task = classification) -> str:
+def embedding(net: nn.Module, example: Any | None = None, task: Task = FED) -> str:
     """Return the path of a network's embedding: the input of its last linear layer.
 
     With an example it is the last that runs, if it makes the output, otherwise the last that is registered.
@@ -160,7 +162,7 @@ def embeddings(
     teacher: nn.Module,
     layer: str | Pair | None,
     example: Any | None = None,
-    task: Task = classification,
+    task: Task = FED,
 ) -> Pair:
     """Return where both networks have their embeddings: ``layer``, one path or a pair, else what `embedding` finds."""
     if layer is None:
@@ -168,7 +170,7 @@ def embeddings(
     return (layer, layer) if isinstance(layer, str) else layer
 
 
-def shape_at(net: nn.Module, path: str, example: Any, task: Task = classification) -> Shape:
+def shape_at(net: nn.Module, path: str, example: Any, task: Task = FED) -> Shape:
     """Return the shape of what ``path`` shows for an example."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         trace = task.look(frozen(net).again("eval"), example, [path] if path else [])
@@ -266,7 +268,7 @@ def _check_maps(who: str, net: nn.Module, paths: Sequence[str], example: Any, ta
             )
 
 
-def table_of(student: nn.Module, teacher: nn.Module, example: Any, task: Task = classification) -> Mapping[str, Any]:
+def table_of(student: nn.Module, teacher: nn.Module, example: Any, task: Task = FED) -> Mapping[str, Any]:
     """Return what `limbeck layers` prints: both networks' layers and the pairs between them."""
     return {
         "student": layers(student, example, task),

@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 
 from limbeck.frozen import Frozen, as_teachers, together
 from limbeck.objective import Loss, Objective, Scene, Weight, summed
-from limbeck.task import Batch, Task
-from limbeck.tasks.classification import classification
+from limbeck.task import Batch, Task, default_task
 
 if TYPE_CHECKING:
     from limbeck.stage import Stage
@@ -66,7 +65,10 @@ class Method(nn.Module, ABC):
     The code after a ``yield`` in `step` is the code after that update. ``a + b`` trains by two methods at once, see `add`.
     """
 
-    task: Task = classification
+    @cached_property
+    def task(self) -> Task:
+        """How batches are fed and measured: classification, where a method does not set it."""
+        return default_task()
 
     @abstractmethod
     def players(self) -> dict[str, list[nn.Module]]:
@@ -118,7 +120,7 @@ class Distill(Method):
         teachers: One network, several by role (``{"teacher": a, "second": b}`` are `T` and ``T.of("second")``), or none.
             They are frozen unless they are `Frozen` already.
         objective: The weighted sum to descend.
-        task: How batches are fed and measured.
+        task: How batches are fed and measured; `limbeck.classification` by default.
     """
 
     shown = frozenset({"student", "input", "target", "ids", "mask", "progress"})
@@ -129,10 +131,11 @@ class Distill(Method):
         student: nn.Module,
         teachers: nn.Module | Mapping[str, nn.Module] | None,
         objective: Objective,
-        task: Task = classification,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.objective, self.task = student, objective, task
+        self.student, self.objective = student, objective
+        self.task = task = task or default_task()
         frozen = as_teachers(teachers)
         self.teachers = nn.ModuleDict(frozen)
         if taken := sorted(self.shown & self.teachers.keys()):

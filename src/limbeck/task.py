@@ -171,13 +171,18 @@ def no_mask(batch: Batch) -> None:
     """Let all positions count."""
 
 
+def default_task() -> Task:
+    """Return classification, whose file is built on this one."""
+    from limbeck.tasks.classification import classification
+
+    return classification
+
+
 def _of_classification(field: str) -> Callable[..., Any]:
     """Return the default of a field: what classification has there, whose file is built on this one."""
 
     def default(*args: Any) -> Any:
-        from limbeck.tasks.classification import classification
-
-        return getattr(classification, field)(*args)
+        return getattr(default_task(), field)(*args)
 
     default.__name__ = default.__qualname__ = field
     default.__doc__ = f"Do as {field} of limbeck.classification does."
