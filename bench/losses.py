@@ -41,11 +41,12 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import limbeck
-from limbeck import files, losses
-from limbeck.method import assign, parameters
+from limbeck import losses
+from limbeck.core import files
+from limbeck.core.method import assign, parameters
+from limbeck.core.numerics import unit_rows
 from limbeck.methods.crd import Contrast
 from limbeck.methods.vid import Gaussian
-from limbeck.numerics import unit_rows
 
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- losses: written by bench/losses.py -->", "<!-- losses: end -->"

@@ -27,11 +27,11 @@ import torch
 from torch import Tensor, nn
 
 import limbeck
-from limbeck.compression import Training, Transfer, measured, student_of, teacher_of, transfer
+from limbeck.core.files import write
 from limbeck.data import Rows, tabular
 from limbeck.data.tabular import Tabular, answered
-from limbeck.files import write
 from limbeck.measure import Judgement, judge, paired
+from limbeck.verbs.mimic import Training, Transfer, measured, student_of, teacher_of, transfer
 
 TEACHERS = ("random-forest", "gradient-boosting")
 STUDENTS = ("mlp-32", "mlp-128")
@@ -39,7 +39,7 @@ LABELS, BATCH, LR, LOOK, PATIENCE = 4000, 256, 3e-3, 100, 1500
 
 
 class Lesson(NamedTuple):
-    """Which rows the teacher answers: as `limbeck.compression.transfer` has them, and of so many the first."""
+    """Which rows the teacher answers: as `limbeck.verbs.mimic.transfer` has them, and of so many the first."""
 
     kind: Transfer
     times: tuple[int, ...] = (1,)

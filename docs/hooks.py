@@ -21,8 +21,8 @@ import ziamath
 from docstring_parser import parse
 
 from limbeck import losses, methods
+from limbeck.core.paper import Paper
 from limbeck.engine.assemble import GIVEN, paper_of
-from limbeck.paper import Paper
 
 ROOT = Path(__file__).parents[1]
 COSTS = ROOT / "docs/performance.csv"

@@ -18,7 +18,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import limbeck
-from limbeck.files import write
+from limbeck.core.files import write
 from limbeck.measure import accounts
 from limbeck.report.accounts import console_table, legend, markdown_table
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck import Distill, Frozen, Method, Objective, S, Stage, Turn, classification, on, regression
-from limbeck.method import assign, descend, parameters, play
+from limbeck.core.method import assign, descend, parameters, play
 
 Built = Method | Iterable[Stage]
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from limbeck.batches import count, part, samples, take, tensors
+from limbeck.core.batches import count, part, samples, take, tensors
 
 X, Y = torch.arange(12.0).view(4, 3), torch.tensor([3, 2, 1, 0])
 IMAGES = [torch.full((3, 4 + at, 5), float(at)) for at in range(4)]

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
 from limbeck import Distill, Frozen, Loss, Method, S, Stage, T, Turn, Y, classification, on
-from limbeck.checkup import Checkup, Finding, check, console_table, vet
 from limbeck.cli import main
 from limbeck.cli.check import shares_of
 from limbeck.data import Data
 from limbeck.losses import soft_target
+from limbeck.verbs.check import Checkup, Finding, check, console_table, vet
 
 
 @pytest.fixture(scope="module")
@@ -635,7 +635,7 @@ def test_what_cannot_be_checked_is_left_to_the_training(student, teacher, data):
 
 def test_the_short_form_neither_tries_nor_estimates(student, teacher, data, monkeypatch):
     for slow in ("overfit", "cost", "identity", "scales", "inputs"):
-        monkeypatch.setattr(f"limbeck.checkup.examine.{slow}", pytest.fail)
+        monkeypatch.setattr(f"limbeck.verbs.check.examine.{slow}", pytest.fail)
     vet(limbeck.kd(student, teacher), data)
 
 
@@ -743,5 +743,5 @@ def test_classes_on_another_axis(data):
     checkup = check(limbeck.plain(Pixels()), (ours, ours))
     assert flagged(checkup)["student outputs"] == "failed"
     assert "the classes on axis 1" in message(checkup, "student outputs")
-    last = replace(limbeck.classification, output=lambda out: limbeck.task.logits(out).movedim(1, -1))
+    last = replace(limbeck.classification, output=lambda out: limbeck.core.task.logits(out).movedim(1, -1))
     assert "student outputs" not in flagged(check(limbeck.plain(Pixels(), task=last), (ours, ours)))

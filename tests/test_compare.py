@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
 from limbeck.cli import main
-from limbeck.comparison import Entry, compare, grid
 from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
 from limbeck.measure import judge, paired
@@ -28,6 +27,7 @@ from limbeck.measure.cost import Cost
 from limbeck.measure.evidence import holm, seeds_needed
 from limbeck.report.comparison import Comparison, findings
 from limbeck.report.table import Candidate, csv_table, latex_table, markdown_table, rows
+from limbeck.verbs.compare import Entry, compare, grid
 
 DATA = limbeck.data.load("digits", labels=100, batch_size=128)
 ENTRIES = ["fitnets", Entry("kd", {"temperature": 2.0})]

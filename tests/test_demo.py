@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from limbeck import zoo
-from limbeck.demo import STUDENT, TEACHER, demo
+from limbeck.verbs.demo import STUDENT, TEACHER, demo
 
 
 def test_the_demo_compares_trains_and_reports(tmp_path, capsys):

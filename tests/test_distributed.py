@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 
+from limbeck.core.distributed import gather
 from limbeck.data import Items, ragged
-from limbeck.distributed import gather
-from limbeck.engine.loaders import splits
+from limbeck.data.repeatable import splits
 
 WORLD = 2
 PICTURES = [(torch.full((1, 2, 3 + row), float(row)), {"boxes": torch.zeros(row, 4)}) for row in range(6)]

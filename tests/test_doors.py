@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 import limbeck
 from limbeck import methods, zoo
 from limbeck.cli import main
+from limbeck.core.task import answer_at
 from limbeck.engine.assemble import assemble
 from limbeck.engine.run import Run
-from limbeck.task import answer_at
 
 HOUSE = """
 from dataclasses import dataclass

@@ -12,10 +12,10 @@ from limbeck.cli import main
 from limbeck.cli.case import Case
 from limbeck.cli.networks import with_networks
 from limbeck.cli.words import entries_of
-from limbeck.comparison import Entry, compare
 from limbeck.engine.learner import Learner
-from limbeck.runs import Outcome, Runs
-from limbeck.tuning import tune
+from limbeck.verbs.compare import Entry, compare
+from limbeck.verbs.runs import Outcome, Runs
+from limbeck.verbs.tune import tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # few samples, few epochs
 
@@ -163,7 +163,9 @@ def test_the_command_refuses_networks_that_make_no_sense(words, said, tmp_path, 
 
 
 def test_all_trials_of_a_search_have_the_same_networks(tmp_path, monkeypatch):
-    monkeypatch.setattr("limbeck.tuning._conclude", lambda search, study, *_: [search.trial(t) for t in study.trials])
+    monkeypatch.setattr(
+        "limbeck.verbs.tune._conclude", lambda search, study, *_: [search.trial(t) for t in study.trials]
+    )
     monkeypatch.setattr(Runs, "outcome", lambda *_: Outcome(0.5, 1, 1.0))
     (entry,) = of_words("takd:assistants=[mlp-24]")
     search = {"alpha": [0.5, 0.9]}

@@ -14,10 +14,11 @@ from torchmetrics.functional.classification import multilabel_average_precision
 
 import limbeck
 from limbeck import Frozen
+from limbeck.core.exhibits import Bars, Gallery, Matrix, Note, Scatter, Table
+from limbeck.core.trace import record
 from limbeck.data.loader import Loader
-from limbeck.engine.loaders import splits
+from limbeck.data.repeatable import splits
 from limbeck.engine.observe import Observed, observe
-from limbeck.exhibits import Bars, Gallery, Matrix, Note, Scatter, Table
 from limbeck.report.comparison import redraw_comparison
 from limbeck.report.examples import FILE, read_exhibits, write_exhibits
 from limbeck.report.page import render
@@ -27,7 +28,6 @@ from limbeck.report.sections import exhibit_sections
 from limbeck.tasks.classification import choose
 from limbeck.tasks.multilabel import telling
 from limbeck.tasks.regression import furthest
-from limbeck.trace import record
 from pages import read
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")

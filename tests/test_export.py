@@ -32,10 +32,10 @@ import limbeck
 from limbeck import Exported, ExportError, Frozen, Score, Task, export
 from limbeck.cli import main
 from limbeck.data import Data
-from limbeck.exporting import FILES, console_table
 from limbeck.tasks.classification import classification
 from limbeck.tasks.multilabel import multilabel
 from limbeck.tasks.regression import regression
+from limbeck.verbs.export import FILES, console_table
 
 Batches = list[tuple[Tensor, Tensor]]
 

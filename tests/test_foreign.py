@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck import zoo
-from limbeck.layers import stages
-from limbeck.method import assign, parameters
+from limbeck.core.layers import stages
+from limbeck.core.method import assign, parameters
 
 CLASSES = 10
 

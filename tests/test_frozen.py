@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from limbeck import Distill, Frozen, S, T, Task, classification, kd, matched, on, play
-from limbeck.frozen import as_teachers, bare, frozen
+from limbeck.core.frozen import as_teachers, bare, frozen
 
 MODES = ["eval", "batch_stats", "train"]
 

@@ -15,8 +15,8 @@ import limbeck
 from limbeck import data
 from limbeck.data import Data, Items, ragged
 from limbeck.data.epochs import digest
+from limbeck.data.repeatable import shared, splits
 from limbeck.engine.examined import Look
-from limbeck.engine.loaders import shared, splits
 
 COUNT, BATCH = 12, 4
 

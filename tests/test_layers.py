@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import Frozen, layers, pairs, record
-from limbeck.layers import classifier, embedding, paired, shape_at, stages, table_of
+from limbeck.core.layers import classifier, embedding, paired, shape_at, stages, table_of
 
 X = torch.randn(2, 3, 16, 16)
 

@@ -27,7 +27,7 @@ from limbeck import (
     play,
     tfkd_self,
 )
-from limbeck.method import assign, descend, log, parameters
+from limbeck.core.method import assign, descend, log, parameters
 
 
 def sgd(params):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from limbeck.core.numerics import full_precision, same_shape, settled, unit_rows
 from limbeck.losses import cross_entropy
-from limbeck.numerics import full_precision, same_shape, settled, unit_rows
 
 
 @full_precision

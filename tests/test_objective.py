@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from limbeck import Distill, Loss, M, Objective, S, Source, T, Task, X, Y, on
+from limbeck.core.stage import linear
 from limbeck.losses import soft_target
-from limbeck.stage import linear
 
 SCENE = {
     "student": {"": torch.tensor([1.0, 2.0]), "mid": torch.tensor([3.0, 4.0])},

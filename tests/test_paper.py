@@ -1,6 +1,6 @@
 """References."""
 
-from limbeck.paper import Paper
+from limbeck.core.paper import Paper
 
 
 def test_bibtex():

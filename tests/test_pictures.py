@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck.cli import main
-from limbeck.exhibits import Bars, Gallery, Matrix, Scatter
+from limbeck.core.exhibits import Bars, Gallery, Matrix, Scatter
 from limbeck.report import sections
 from limbeck.report.comparison import pictured
 from limbeck.report.examples import FILE

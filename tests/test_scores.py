@@ -15,20 +15,21 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassF1Score
 
 import limbeck
-from limbeck import methods, tuning
-from limbeck.comparison import Entry, compare
+from limbeck import methods
+from limbeck.core.method import Distill, Method, Turn
+from limbeck.core.paper import Paper
 from limbeck.engine.fit import fit
 from limbeck.measure import accounts, judge, paired
-from limbeck.method import Distill, Method, Turn
 from limbeck.nets.exits import EarlyExit
-from limbeck.paper import Paper
 from limbeck.report.accounts import markdown_table as accounts_table
 from limbeck.report.comparison import findings, pictured
 from limbeck.report.redraw import redraw
 from limbeck.report.table import Candidate, csv_table, header, legend, markdown_table, rows
 from limbeck.report.tuning import console_table, tuning_findings
-from limbeck.runs import Outcome, Runs
-from limbeck.tuning import Range, tune
+from limbeck.verbs import tune as tuning
+from limbeck.verbs.compare import Entry, compare
+from limbeck.verbs.runs import Outcome, Runs
+from limbeck.verbs.tune import Range, tune
 
 RMSE, MAE = (limbeck.Score(name, unit="", best="lowest") for name in ("RMSE", "MAE"))
 HOW = {"progress": False, "accelerator": "cpu"}

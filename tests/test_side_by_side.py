@@ -15,13 +15,14 @@ import pytest
 import torch
 
 import limbeck
-from limbeck import comparison, runs
 from limbeck.cli import jobs, main
-from limbeck.comparison import compare
+from limbeck.core.files import hold
 from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
-from limbeck.files import hold
 from limbeck.report.table import records
+from limbeck.verbs import compare as comparison
+from limbeck.verbs import runs
+from limbeck.verbs.compare import compare
 
 DATA = limbeck.data.load("digits", labels=100, batch_size=128)
 RUNS = 4  # plain and kd, two seeds each

@@ -15,11 +15,11 @@ import limbeck
 from limbeck import Distill, Frozen, S, Stage, T, Y, add, classification, linear, on
 from limbeck.cli import main
 from limbeck.cli.words import entries_of
-from limbeck.comparison import Entry, compare
+from limbeck.core.method import optimizers, play
 from limbeck.engine.assemble import assemble, parameters_of
 from limbeck.losses import attention, label_smoothing, soft_target
-from limbeck.method import optimizers, play
-from limbeck.tuning import Range, tune
+from limbeck.verbs.compare import Entry, compare
+from limbeck.verbs.tune import Range, tune
 
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import limbeck
 from limbeck.cli import main
-from limbeck.compression import Training, alone, compress, measured, student_of, teacher_of, transfer
 from limbeck.data import Rows, tabular
 from limbeck.data.tabular import answered
 from limbeck.nets.tabular import Encode
 from limbeck.report.mimic import read_compression
+from limbeck.verbs.mimic import Training, alone, compress, measured, student_of, teacher_of, transfer
 from pages import read
 
 ADULT = (
@@ -445,7 +445,7 @@ def test_ctrl_c_leaves_nothing_half_trained(folder, monkeypatch, capsys, at):
         return replace(result, finished=calls != ([0] if at == "teacher" else [0, 1, 2]))
 
     with monkeypatch.context() as patched:
-        patched.setattr("limbeck.compression.fit", stopping)
+        patched.setattr("limbeck.verbs.mimic.fit", stopping)
         assert main(words) == 130
     assert "stopped; the same command with --run-dir run --resume goes on" in capsys.readouterr().out
     assert not (folder / "run/mimic.json").exists()

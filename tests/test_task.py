@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck import Frozen, Score, Task, classification, kd, optimizers, play
+from limbeck.core.task import answer_at, ids_of, inputs_of, logits, target_of, traces_of
 from limbeck.losses import cross_entropy
-from limbeck.task import answer_at, ids_of, inputs_of, logits, target_of, traces_of
 
 Z = torch.randn(2, 3)
 Outputs = namedtuple("Outputs", ["logits", "aux"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import record
-from limbeck.trace import locate
+from limbeck.core.trace import locate
 
 
 class Tower(nn.Module):

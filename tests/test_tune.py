@@ -16,22 +16,22 @@ import torch
 from scipy import stats
 
 import limbeck
-from limbeck import tuning
 from limbeck.cli import main
 from limbeck.cli.case import Case
 from limbeck.cli.tune import _with_pairs
 from limbeck.cli.words import entries_of, search_of
+from limbeck.core.files import hold
 from limbeck.data import Data
 from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
-from limbeck.files import hold
 from limbeck.measure import paired
 from limbeck.measure.cost import cost
 from limbeck.report.comparison import Comparison
 from limbeck.report.table import Candidate
 from limbeck.report.tuning import Trial, Tuning, console_table, tuning_findings
-from limbeck.runs import Outcome, Runs
-from limbeck.tuning import Range, tune
+from limbeck.verbs import tune as tuning
+from limbeck.verbs.runs import Outcome, Runs
+from limbeck.verbs.tune import Range, tune
 
 DATA = limbeck.data.load("digits", labels=100, batch_size=128)
 EPOCHS, BATCHES = 2, len(DATA.train)

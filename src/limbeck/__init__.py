@@ -5,22 +5,35 @@ from typing import TYPE_CHECKING, Any
 
 # the core: torch alone
 from limbeck import losses as losses
-from limbeck.exhibits import Exhibit as Exhibit
-from limbeck.finding import Finding as Finding
-from limbeck.frozen import Frozen as Frozen
-from limbeck.frozen import matched as matched
-from limbeck.inherit import Inheritance as Inheritance
-from limbeck.inherit import Inherited as Inherited
-from limbeck.inherit import initialize as initialize
-from limbeck.layers import Layer as Layer
-from limbeck.layers import layers as layers
-from limbeck.layers import pairs as pairs
-from limbeck.method import Distill as Distill
-from limbeck.method import Method as Method
-from limbeck.method import Turn as Turn
-from limbeck.method import add as add
-from limbeck.method import optimizers as optimizers
-from limbeck.method import play as play
+from limbeck.core.exhibits import Exhibit as Exhibit
+from limbeck.core.finding import Finding as Finding
+from limbeck.core.frozen import Frozen as Frozen
+from limbeck.core.frozen import matched as matched
+from limbeck.core.layers import Layer as Layer
+from limbeck.core.layers import layers as layers
+from limbeck.core.layers import pairs as pairs
+from limbeck.core.method import Distill as Distill
+from limbeck.core.method import Method as Method
+from limbeck.core.method import Turn as Turn
+from limbeck.core.method import add as add
+from limbeck.core.method import optimizers as optimizers
+from limbeck.core.method import play as play
+from limbeck.core.objective import IDS as IDS
+from limbeck.core.objective import Loss as Loss
+from limbeck.core.objective import M as M
+from limbeck.core.objective import Objective as Objective
+from limbeck.core.objective import S as S
+from limbeck.core.objective import Source as Source
+from limbeck.core.objective import T as T
+from limbeck.core.objective import X as X
+from limbeck.core.objective import Y as Y
+from limbeck.core.objective import on as on
+from limbeck.core.stage import Stage as Stage
+from limbeck.core.stage import linear as linear
+from limbeck.core.task import Score as Score
+from limbeck.core.task import Task as Task
+from limbeck.core.trace import Trace as Trace
+from limbeck.core.trace import record as record
 
 # the methods: one paper, one file
 from limbeck.methods import ab as ab
@@ -69,74 +82,61 @@ from limbeck.nets.estimator import SklearnTeacher as SklearnTeacher
 from limbeck.nets.exits import EarlyExit as EarlyExit
 from limbeck.nets.exits import with_exits as with_exits
 from limbeck.nets.sections import sections as sections
-from limbeck.objective import IDS as IDS
-from limbeck.objective import Loss as Loss
-from limbeck.objective import M as M
-from limbeck.objective import Objective as Objective
-from limbeck.objective import S as S
-from limbeck.objective import Source as Source
-from limbeck.objective import T as T
-from limbeck.objective import X as X
-from limbeck.objective import Y as Y
-from limbeck.objective import on as on
-from limbeck.stage import Stage as Stage
-from limbeck.stage import linear as linear
-from limbeck.task import Score as Score
-from limbeck.task import Task as Task
 from limbeck.tasks import classification as classification
 from limbeck.tasks import multilabel as multilabel
 from limbeck.tasks import regression as regression
 from limbeck.tasks import segmentation as segmentation
-from limbeck.trace import Trace as Trace
-from limbeck.trace import record as record
+from limbeck.verbs.initialize import Inheritance as Inheritance
+from limbeck.verbs.initialize import Inherited as Inherited
+from limbeck.verbs.initialize import initialize as initialize
 
 if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it is first asked for
     from limbeck import data as data
     from limbeck import measure as measure
     from limbeck import zoo as zoo
-    from limbeck.checkup import Checkup as Checkup
-    from limbeck.checkup import check as check
-    from limbeck.comparison import Entry as Entry
-    from limbeck.comparison import compare as compare
-    from limbeck.comparison import grid as grid
-    from limbeck.distillation import distill as distill
-    from limbeck.engine.evaluate import evaluate as evaluate
     from limbeck.engine.fit import Result as Result
     from limbeck.engine.fit import fit as fit
     from limbeck.engine.learner import ChanceWarning as ChanceWarning
     from limbeck.engine.learner import NoEffectWarning as NoEffectWarning
-    from limbeck.exporting import Exported as Exported
-    from limbeck.exporting import ExportError as ExportError
-    from limbeck.exporting import export as export
     from limbeck.measure.cost import Cost as Cost
     from limbeck.measure.cost import cost as cost
-    from limbeck.tuning import Range as Range
-    from limbeck.tuning import Tuning as Tuning
-    from limbeck.tuning import tune as tune
+    from limbeck.measure.evaluate import evaluate as evaluate
+    from limbeck.verbs.check import Checkup as Checkup
+    from limbeck.verbs.check import check as check
+    from limbeck.verbs.compare import Entry as Entry
+    from limbeck.verbs.compare import compare as compare
+    from limbeck.verbs.compare import grid as grid
+    from limbeck.verbs.distill import distill as distill
+    from limbeck.verbs.export import Exported as Exported
+    from limbeck.verbs.export import ExportError as ExportError
+    from limbeck.verbs.export import export as export
+    from limbeck.verbs.tune import Range as Range
+    from limbeck.verbs.tune import Tuning as Tuning
+    from limbeck.verbs.tune import tune as tune
 
 _ENGINE = {
     "data": "limbeck.data",
     "measure": "limbeck.measure",
     "zoo": "limbeck.zoo",
-    "Checkup": "limbeck.checkup",
-    "check": "limbeck.checkup",
-    "Entry": "limbeck.comparison",
-    "compare": "limbeck.comparison",
-    "grid": "limbeck.comparison",
-    "distill": "limbeck.distillation",
-    "evaluate": "limbeck.engine.evaluate",
+    "Checkup": "limbeck.verbs.check",
+    "check": "limbeck.verbs.check",
+    "Entry": "limbeck.verbs.compare",
+    "compare": "limbeck.verbs.compare",
+    "grid": "limbeck.verbs.compare",
+    "distill": "limbeck.verbs.distill",
+    "evaluate": "limbeck.measure.evaluate",
     "Result": "limbeck.engine.fit",
     "fit": "limbeck.engine.fit",
     "ChanceWarning": "limbeck.engine.learner",
     "NoEffectWarning": "limbeck.engine.learner",
-    "Exported": "limbeck.exporting",
-    "ExportError": "limbeck.exporting",
-    "export": "limbeck.exporting",
+    "Exported": "limbeck.verbs.export",
+    "ExportError": "limbeck.verbs.export",
+    "export": "limbeck.verbs.export",
     "Cost": "limbeck.measure.cost",
     "cost": "limbeck.measure.cost",
-    "Range": "limbeck.tuning",
-    "Tuning": "limbeck.tuning",
-    "tune": "limbeck.tuning",
+    "Range": "limbeck.verbs.tune",
+    "Tuning": "limbeck.verbs.tune",
+    "tune": "limbeck.verbs.tune",
 }
 
 

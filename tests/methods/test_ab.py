@@ -18,10 +18,10 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck import zoo
+from limbeck.core.method import assign, parameters
+from limbeck.core.stage import Stage
 from limbeck.losses import activation_boundary
-from limbeck.method import assign, parameters
 from limbeck.methods.ab import connector
-from limbeck.stage import Stage
 
 EXAMPLE = images()[0]
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
+from limbeck.core.stage import Stage
 from limbeck.losses import cross_entropy, cwtm, dkpp, soft_cross_entropy
 from limbeck.nets.anew import check_anew, start_anew
-from limbeck.stage import Stage
 
 
 def train(stage: Stage, epochs: int = 3) -> None:

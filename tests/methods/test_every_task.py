@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import limbeck
 from limbeck import Method, Stage, Task, methods, multilabel, regression
+from limbeck.core.method import assign, parameters, play
 from limbeck.engine.assemble import assemble
-from limbeck.method import assign, parameters, play
 
 OUTPUTS, BATCH = 5, 8
 SOFTEN = {"ab", "ban", "byot", "dekd", "dml", "fitnets", "kd", "one", "rekd", "takd", "tfkd_self"}

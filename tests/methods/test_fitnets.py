@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
+from limbeck.core.method import assign, parameters
+from limbeck.core.stage import Stage
 from limbeck.losses import hint
-from limbeck.method import assign, parameters
-from limbeck.stage import Stage
 
 EXAMPLE = images()[0]
 

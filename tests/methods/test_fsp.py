@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck import zoo
+from limbeck.core.method import assign, parameters
+from limbeck.core.stage import Stage
 from limbeck.losses import fsp
-from limbeck.method import assign, parameters
 from limbeck.methods.fsp import flow_matrix
-from limbeck.stage import Stage
 
 EXAMPLE = images()[0]
 ONE, BOTH = ("one.0", "one"), ("one", "two")

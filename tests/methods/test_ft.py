@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import limbeck
+from limbeck.core.method import assign, parameters
+from limbeck.core.stage import Stage
 from limbeck.losses import factor
-from limbeck.method import assign, parameters
 from limbeck.nets.translator import Paraphraser, translator
-from limbeck.stage import Stage
 
 EXAMPLE = images()[0]
 

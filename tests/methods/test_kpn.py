@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
-from limbeck.method import assign, parameters
+from limbeck.core.method import assign, parameters
+from limbeck.core.stage import Stage
 from limbeck.methods.kpn import Projection
 from limbeck.nets.injection import injected, projection
-from limbeck.stage import Stage
 
 EXAMPLE = images()[0]
 BOTH = [("one", "one"), ("two", "two")]

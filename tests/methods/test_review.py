@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
+from limbeck.core.stage import rising
 from limbeck.losses import review
 from limbeck.methods.review import Review
 from limbeck.nets.fusion import Fusion
-from limbeck.stage import rising
 
 EXAMPLE = images()[0]
 

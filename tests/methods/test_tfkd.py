@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
+from limbeck.core.stage import Stage
 from limbeck.losses import label_smoothing, soft_target, virtual_teacher
-from limbeck.stage import Stage
 
 Y = torch.tensor([0, 3, 2, 3, 1, 0])
 NOBODY = torch.full((6,), -100)

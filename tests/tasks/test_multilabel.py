@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck import multilabel
-from limbeck.checkup import check
 from limbeck.losses import binary_cross_entropy
+from limbeck.verbs.check import check
 
 N, FEATURES, LABELS = 60, 6, 4
 DRAW = torch.Generator().manual_seed(0)

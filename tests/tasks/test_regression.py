@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import limbeck
 from limbeck import regression
-from limbeck.checkup import check
 from limbeck.losses import squared_error
 from limbeck.nets.tabular import Rescale
+from limbeck.verbs.check import check
 
 N, FEATURES, OUTPUTS = 60, 6, 3
 DRAW = torch.Generator().manual_seed(0)

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck import Method, Stage, methods, segmentation
-from limbeck.checkup import check
+from limbeck.core.exhibits import Bars, Gallery, Matrix, Note, Table
+from limbeck.core.method import assign, parameters, play
 from limbeck.engine.assemble import assemble
 from limbeck.engine.observe import observe
-from limbeck.exhibits import Bars, Gallery, Matrix, Note, Table
-from limbeck.method import assign, parameters, play
 from limbeck.tasks.segmentation import overlaps, pixel_cross_entropy, resized, telling
+from limbeck.verbs.check import check
 
 CLASSES, IGNORED, HEIGHT, WIDTH = 4, 9, 12, 16
 TASK = segmentation(ignore=IGNORED)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck import Distill, S, T, Task, on
-from limbeck.layers import shape_at
+from limbeck.core.layers import shape_at
+from limbeck.core.numerics import full_precision, same_shape
 from limbeck.losses import hint as squared_error
 from limbeck.nets.connectors import pointwise
-from limbeck.numerics import full_precision, same_shape
 
 
 @full_precision

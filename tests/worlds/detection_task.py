@@ -16,10 +16,10 @@ from torchmetrics import Metric, MetricCollection
 from torchvision.ops import box_iou
 from torchvision.utils import draw_bounding_boxes
 
-from limbeck.exhibits import Exhibit, Gallery, Shown
-from limbeck.finding import Examined, Finding
-from limbeck.task import Batch, Score, Task
-from limbeck.trace import Trace
+from limbeck.core.exhibits import Exhibit, Gallery, Shown
+from limbeck.core.finding import Examined, Finding
+from limbeck.core.task import Batch, Score, Task
+from limbeck.core.trace import Trace
 
 SEEN = "transform:"
 """The student's images, resized and normalised, with the targets on them."""

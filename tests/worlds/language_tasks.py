@@ -11,9 +11,9 @@ from torchmetrics import MetricCollection
 from torchmetrics.text import Perplexity
 
 from limbeck import classification
-from limbeck.exhibits import Exhibit, Shown
+from limbeck.core.exhibits import Exhibit, Shown
+from limbeck.core.task import UNLABELLED, Batch, Score, logits, target_of
 from limbeck.losses import cross_entropy
-from limbeck.task import UNLABELLED, Batch, Score, logits, target_of
 from limbeck.tasks.meters import MeanLoss
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck import Distill, Loss, Method, S, T, Task, Turn, X, on
-from limbeck.layers import shape_at
+from limbeck.core.layers import shape_at
+from limbeck.core.numerics import full_precision, unit_rows
+from limbeck.core.task import Batch
 from limbeck.losses import soft_target
-from limbeck.numerics import full_precision, unit_rows
-from limbeck.task import Batch
 
 
 @full_precision

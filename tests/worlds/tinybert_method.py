@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck import Distill, S, Source, T, Task, X, classification, on
-from limbeck.layers import by_depth, shape_at, stages
+from limbeck.core.layers import by_depth, shape_at, stages
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.trace import submodules
 from limbeck.losses import soft_cross_entropy
-from limbeck.numerics import full_precision, same_shape
-from limbeck.trace import submodules
 
 
 @full_precision

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
-from limbeck.exhibits import Exhibit, Gallery, Shown
-from limbeck.finding import Examined, Finding
-from limbeck.task import Score, Task
+from limbeck.core.exhibits import Exhibit, Gallery, Shown
+from limbeck.core.finding import Examined, Finding
+from limbeck.core.task import Score, Task
 from limbeck.tasks.meters import MeanLoss
 
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from translation_task import translation
 
 from limbeck import Distill, Loss, Method, S, T, Task, Turn, X, on
-from limbeck.layers import shape_at
+from limbeck.core.layers import shape_at
+from limbeck.core.task import Batch
 from limbeck.losses import hint
 from limbeck.nets.connectors import pointwise
-from limbeck.task import Batch
 
 
 class Adversaries(Method):

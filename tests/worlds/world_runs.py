@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import limbeck
-from limbeck.method import Make
+from limbeck.core.method import Make
 
 
 class Loader:

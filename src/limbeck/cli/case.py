@@ -10,13 +10,13 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor, nn
 
-from limbeck.batches import samples
 from limbeck.cli.options import call, load_data
 from limbeck.cli.tasks import asked
+from limbeck.core.batches import samples
+from limbeck.core.task import Task, answer_at
 from limbeck.data import Data, Epochs
+from limbeck.data.repeatable import Repeatable, splits
 from limbeck.engine.fit import example_of, task_of
-from limbeck.engine.loaders import Repeatable, splits
-from limbeck.task import Task, answer_at
 from limbeck.zoo._outside import find
 
 Loader = Epochs | Repeatable

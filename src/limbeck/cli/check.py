@@ -6,10 +6,10 @@ from typing import Any
 from jsonargparse import Namespace
 from rich.console import Console
 
-from limbeck.checkup import check, console_table
 from limbeck.cli.by_method import add_by_method, assembled
 from limbeck.cli.case import case_of
 from limbeck.cli.parser import Commands
+from limbeck.verbs.check import check, console_table
 
 
 def add(commands: Commands) -> None:

@@ -24,9 +24,9 @@ from limbeck.cli.options import (
 )
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of
-from limbeck.comparison import compare
 from limbeck.report.comparison import findings
 from limbeck.report.table import console_table
+from limbeck.verbs.compare import compare
 
 
 def add(commands: Commands) -> None:

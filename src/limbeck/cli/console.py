@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from limbeck.core.task import Score
 from limbeck.measure.cost import cost
 from limbeck.report.table import milliseconds, quantity
-from limbeck.task import Score
 
 if TYPE_CHECKING:
     from limbeck.cli.case import Case

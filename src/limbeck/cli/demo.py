@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 
 from limbeck.cli.options import call
 from limbeck.cli.parser import Commands, first_line
-from limbeck.demo import demo
+from limbeck.verbs.demo import demo
 
 
 def add(commands: Commands) -> None:

@@ -22,11 +22,11 @@ from limbeck.cli.console import show_metric
 from limbeck.cli.networks import network, taught_by, weighted
 from limbeck.cli.options import answers, load_data, network_of, views
 from limbeck.cli.parser import Commands, first_line
-from limbeck.engine.evaluate import batches, evaluate
+from limbeck.core.files import write
+from limbeck.core.frozen import frozen
+from limbeck.core.layers import Pair, pairs
+from limbeck.core.task import Score, Task
 from limbeck.engine.run import packed
-from limbeck.files import write
-from limbeck.frozen import frozen
-from limbeck.layers import Pair, pairs
 from limbeck.measure import (
     Outputs,
     agreement,
@@ -44,9 +44,9 @@ from limbeck.measure import (
     side_by_side,
 )
 from limbeck.measure.cost import BATCH
+from limbeck.measure.evaluate import batches, evaluate
 from limbeck.nets.exits import EarlyExit
 from limbeck.report.table import milliseconds, percent, points, quantity, size
-from limbeck.task import Score, Task
 
 SECONDS = 0.2
 """For each time that is taken: torch's own default, since nothing waits for it here."""

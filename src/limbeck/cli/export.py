@@ -13,7 +13,7 @@ from limbeck.cli.networks import network, weighted
 from limbeck.cli.options import answers, load_data, network_of
 from limbeck.cli.parser import Commands, first_line
 from limbeck.data import Data
-from limbeck.exporting import FORMATS, Exported, ExportError, console_table, export
+from limbeck.verbs.export import FORMATS, Exported, ExportError, console_table, export
 
 
 def add(commands: Commands) -> None:

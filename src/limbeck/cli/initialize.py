@@ -14,8 +14,8 @@ from limbeck import zoo
 from limbeck.cli.networks import weighted
 from limbeck.cli.options import student_of
 from limbeck.cli.parser import Commands, first_line
-from limbeck.files import write
-from limbeck.inherit import Channels, initialize
+from limbeck.core.files import write
+from limbeck.verbs.initialize import Channels, initialize
 
 
 def add(commands: Commands) -> None:

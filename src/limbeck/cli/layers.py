@@ -14,7 +14,7 @@ from limbeck.cli.networks import network
 from limbeck.cli.options import answers, load_data
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.tasks import asked
-from limbeck.layers import Layer, layers, pairs
+from limbeck.core.layers import Layer, layers, pairs
 from limbeck.tasks import classification
 
 

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from limbeck.cli.console import STOPPED
 from limbeck.cli.options import call, fresh_folder, several
 from limbeck.cli.parser import Commands, first_line
-from limbeck.compression import (
+from limbeck.data import tabular
+from limbeck.data.tabular import Tabular
+from limbeck.engine.run import Run
+from limbeck.report.mimic import Compression, Model, console_table, write_compression
+from limbeck.report.run import run_report
+from limbeck.report.table import Role
+from limbeck.verbs.mimic import (
     Training,
     Transfer,
     alone,
@@ -25,12 +31,6 @@ from limbeck.compression import (
     teacher_of,
     transfer,
 )
-from limbeck.data import tabular
-from limbeck.data.tabular import Tabular
-from limbeck.engine.run import Run
-from limbeck.report.mimic import Compression, Model, console_table, write_compression
-from limbeck.report.run import run_report
-from limbeck.report.table import Role
 
 NAMES: Mapping[Transfer, str] = {
     "train": "soft labels",

@@ -9,10 +9,10 @@ from torch import nn
 from limbeck import zoo
 from limbeck.cli.case import Case, shape_of
 from limbeck.cli.options import several
-from limbeck.frozen import Frozen
+from limbeck.core.frozen import Frozen
+from limbeck.core.task import Task, logits
 from limbeck.nets.ensemble import Ensemble
-from limbeck.runs import NETWORKS, Entry
-from limbeck.task import Task, logits
+from limbeck.verbs.runs import NETWORKS, Entry
 
 
 class Name(str):

@@ -14,10 +14,10 @@ from lightning.pytorch import loggers as lightning_loggers
 from limbeck import data as datasets
 from limbeck import zoo
 from limbeck.cli.parser import dashed
+from limbeck.core.method import Make
 from limbeck.data import Data
 from limbeck.engine.fit import Precision
 from limbeck.engine.learner import Schedule
-from limbeck.method import Make
 from limbeck.zoo._outside import find
 
 

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import replace
 
 from limbeck import tasks
-from limbeck.task import Task, answer_at
+from limbeck.core.task import Task, answer_at
 from limbeck.zoo._outside import find
 
 

@@ -15,8 +15,8 @@ from limbeck.cli.console import STOPPED, plain, show_networks
 from limbeck.cli.networks import network
 from limbeck.cli.options import answers, call, fresh_folder, load_data, network_of, training
 from limbeck.cli.parser import Commands, first_line
-from limbeck.distillation import goes_on, look_first
 from limbeck.engine.fit import Result, fit
+from limbeck.verbs.distill import goes_on, look_first
 
 
 def add(commands: Commands) -> None:

@@ -27,10 +27,10 @@ from limbeck.cli.options import (
 )
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of, search_of
+from limbeck.core.layers import pairs
 from limbeck.engine.assemble import parameters_of
-from limbeck.layers import pairs
 from limbeck.report.tuning import console_table, tuning_findings
-from limbeck.tuning import tune
+from limbeck.verbs.tune import tune
 
 
 def add(commands: Commands) -> None:

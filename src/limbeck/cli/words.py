@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from limbeck.comparison import grid
 from limbeck.engine.assemble import GIVEN, parameters_of
-from limbeck.runs import Entry
-from limbeck.tuning import Range
+from limbeck.verbs.compare import grid
+from limbeck.verbs.runs import Entry
+from limbeck.verbs.tune import Range
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER}):({NUMBER})(:log)?")

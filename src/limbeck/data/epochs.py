@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from limbeck.task import UNLABELLED, Batch, inputs_of
+from limbeck.core.task import UNLABELLED, Batch, inputs_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self

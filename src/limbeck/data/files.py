@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from limbeck.core.task import Batch
 from limbeck.data.augment import Normalise
 from limbeck.data.epochs import Epochs, Piece, classes_in
 from limbeck.data.items import Drawn, drawn, stacked
-from limbeck.task import Batch
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from limbeck.core.task import Batch
+from limbeck.core.trace import describe
 from limbeck.data.augment import Normalise
 from limbeck.data.epochs import Epochs, Piece, generator, seed_of
-from limbeck.task import Batch
-from limbeck.trace import describe
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from limbeck.core.task import Batch
 from limbeck.data.augment import Augment, Normalise
 from limbeck.data.epochs import Epochs, Piece, classes_in, generator
-from limbeck.task import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.core.task import UNLABELLED
 from limbeck.data.files import RECIPES
 from limbeck.data.imagefolder import SPLITS, SUFFIXES
 from limbeck.data.source import Encoded, Part, Source, assemble, folder, missing, track
-from limbeck.task import UNLABELLED
 
 if TYPE_CHECKING:
     from limbeck.data.items import Sample, Transform

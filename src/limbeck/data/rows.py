@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
+from limbeck.core.task import Batch
 from limbeck.data.epochs import Epochs, Piece, classes_in
-from limbeck.task import Batch
 
 if TYPE_CHECKING:
     from typing_extensions import Self

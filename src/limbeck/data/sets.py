@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.task import Task
 from limbeck.data import cifar, diabetes, digits, idx, imagefolder, masks, parquet
 from limbeck.data.augment import Normalise, recipe
 from limbeck.data.epochs import Epochs, generator
@@ -18,7 +19,6 @@ from limbeck.data.loader import Loader
 from limbeck.data.rows import Rows
 from limbeck.data.source import Encoded, Part, Source, checked
 from limbeck.data.split import balanced, groups, hold_out
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 from limbeck.tasks.multilabel import multilabel
 from limbeck.tasks.regression import regression

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.core.task import UNLABELLED
 from limbeck.data.epochs import classes_in
-from limbeck.task import UNLABELLED
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.frozen import frozen
+from limbeck.core.task import logits
 from limbeck.data.epochs import generator
 from limbeck.data.rows import Rows
 from limbeck.data.split import groups, hold_out
-from limbeck.frozen import frozen
 from limbeck.nets.tabular import Encode, Rescale
-from limbeck.task import logits
 
 MISSING = ("", "?", "na", "n/a", "nan", "-nan", "null", "none")
 """What stands in a cell that holds nothing."""

@@ -12,13 +12,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck import methods
-from limbeck.engine.randomness import random_state, set_random_state
-from limbeck.frozen import frozen
-from limbeck.method import Method, add
+from limbeck.core.frozen import frozen
+from limbeck.core.method import Method, add
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage
+from limbeck.core.task import Task
+from limbeck.data.randomness import random_state, set_random_state
 from limbeck.nets.anew import Anew, draws
-from limbeck.paper import Paper
-from limbeck.stage import Stage
-from limbeck.task import Task
 
 GIVEN = ("student", "teacher", "peers", "example", "task")
 """What a method is given by whoever assembles it; everything else in its signature is an option."""

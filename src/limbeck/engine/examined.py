@@ -14,20 +14,20 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from limbeck.batches import samples as samples_of
+from limbeck.core.batches import samples as samples_of
+from limbeck.core.frozen import Frozen, bare, frozen
+from limbeck.core.method import Method
+from limbeck.core.task import Batch, Task
 from limbeck.data import Epochs
 from limbeck.data.epochs import generator, known
-from limbeck.engine.evaluate import Measurement
+from limbeck.data.repeatable import Repeatable, Splits
 from limbeck.engine.learner import teachers_of
-from limbeck.engine.loaders import Repeatable, Splits
-from limbeck.frozen import Frozen, bare, frozen
-from limbeck.method import Method
-from limbeck.task import Batch, Task
+from limbeck.measure.evaluate import Measurement
 
 
 @dataclass(frozen=True)
 class Look:
-    """Networks and data to look at: a `limbeck.finding.Examined`.
+    """Networks and data to look at: a `limbeck.core.finding.Examined`.
 
     Args:
         task: The task.

@@ -21,25 +21,25 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from limbeck.core.exhibits import Exhibit
+from limbeck.core.method import Make, Method
+from limbeck.core.stage import Stage
+from limbeck.core.task import Batch, Task
 from limbeck.data import Data, Epochs
-from limbeck.engine.evaluate import evaluate
+from limbeck.data.randomness import random_state, set_random_state
+from limbeck.data.repeatable import Splits, splits
 from limbeck.engine.examined import refuse_unfit
 from limbeck.engine.interrupt import interruptible
 from limbeck.engine.learner import Interrupted, Learner, Row, Schedule, teachers_of
-from limbeck.engine.loaders import Splits, splits
 from limbeck.engine.observe import exhibits_of
 from limbeck.engine.progress import bars
-from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.run import Run
-from limbeck.exhibits import Exhibit
 from limbeck.measure.cost import cost
 from limbeck.measure.early_exit import exit_profile
-from limbeck.method import Make, Method
+from limbeck.measure.evaluate import evaluate
 from limbeck.nets.exits import EarlyExit
 from limbeck.report.examples import FILE, write_exhibits
 from limbeck.report.run import run_report
-from limbeck.stage import Stage
-from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")

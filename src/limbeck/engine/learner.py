@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from limbeck.core.frozen import Frozen, frozen
+from limbeck.core.method import Distill, Make, Method, Turn, assign, descend, log, parameters
+from limbeck.core.objective import Objective
+from limbeck.core.stage import Stage
+from limbeck.core.task import Batch, Score
 from limbeck.data.epochs import Epochs
-from limbeck.engine.evaluate import Measurement
-from limbeck.engine.loaders import Repeatable
-from limbeck.engine.randomness import random_state, set_random_state
+from limbeck.data.randomness import random_state, set_random_state
+from limbeck.data.repeatable import Repeatable
 from limbeck.engine.tally import Tally
-from limbeck.frozen import Frozen, frozen
-from limbeck.method import Distill, Make, Method, Turn, assign, descend, log, parameters
-from limbeck.objective import Objective
-from limbeck.stage import Stage
-from limbeck.task import Batch, Score
+from limbeck.measure.evaluate import Measurement
 
 Schedule = Callable[[Optimizer, int], LRScheduler]
 """Makes a learning-rate schedule of an optimizer and its number of updates in the stage."""

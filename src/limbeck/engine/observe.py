@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from limbeck.batches import part, samples, tensors
+from limbeck.core.batches import part, samples, tensors
+from limbeck.core.exhibits import Exhibit, Gallery, Note
+from limbeck.core.frozen import bare, frozen
+from limbeck.core.layers import Pair, pairs
+from limbeck.core.method import Method
+from limbeck.core.task import Batch, Task
+from limbeck.core.trace import record
 from limbeck.data import Data
 from limbeck.data.augment import Normalise
 from limbeck.data.epochs import Epochs
 from limbeck.engine.learner import teachers_of
-from limbeck.exhibits import Exhibit, Gallery, Note
-from limbeck.frozen import bare, frozen
-from limbeck.layers import Pair, pairs
-from limbeck.method import Method
 from limbeck.methods.at import attention_map
 from limbeck.report.run import read_result
-from limbeck.task import Batch, Task
-from limbeck.trace import record
 
 POOL, ROOM = 256, 2**29
 """Samples, spread over the held-out data, among which a task looks for what is telling, and bytes that they may take."""
@@ -119,7 +119,7 @@ def observe(
     try:
         for exhibit in task.exhibit(seen):
             if not isinstance(exhibit, Exhibit):
-                raise TypeError(f"expected exhibits (limbeck.exhibits), got {type(exhibit).__name__}")
+                raise TypeError(f"expected exhibits (limbeck.core.exhibits), got {type(exhibit).__name__}")
             shown.append(exhibit)
     except Exception as error:  # noqa: BLE001  # of a task of the user's own, anything
         warnings.warn(
@@ -131,7 +131,7 @@ def observe(
 
 @dataclass(frozen=True)
 class Observed:
-    """Trained networks and held-out data: a `limbeck.exhibits.Shown`.
+    """Trained networks and held-out data: a `limbeck.core.exhibits.Shown`.
 
     Args:
         task: The task.

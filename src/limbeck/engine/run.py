@@ -18,10 +18,10 @@ import yaml
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
+from limbeck.core.files import write
+from limbeck.core.task import Task
 from limbeck.engine.learner import Row
-from limbeck.files import write
 from limbeck.nets.remade import facts_of
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")

@@ -13,12 +13,12 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from limbeck.core.frozen import Frozen, frozen
+from limbeck.core.task import Score, Task
 from limbeck.data import Data, Epochs
-from limbeck.engine.evaluate import evaluate
-from limbeck.engine.loaders import splits
-from limbeck.frozen import Frozen, frozen
+from limbeck.data.repeatable import splits
 from limbeck.measure.cost import as_fed, latency_ms, macs_of
-from limbeck.task import Score, Task
+from limbeck.measure.evaluate import evaluate
 from limbeck.tasks.classification import classification
 
 LAYERS = frozenset({"ConvolutionBackward0", "AddmmBackward0", "MmBackward0"})

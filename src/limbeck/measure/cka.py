@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from limbeck.numerics import full_precision
+from limbeck.core.numerics import full_precision
 
 FEWEST = 4
 """Samples that the unbiased estimate needs."""

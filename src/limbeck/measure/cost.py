@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from limbeck.batches import part, samples
-from limbeck.frozen import Frozen, bare, frozen
-from limbeck.task import Task
+from limbeck.core.batches import part, samples
+from limbeck.core.frozen import Frozen, bare, frozen
+from limbeck.core.task import Task
+from limbeck.core.trace import describe
 from limbeck.tasks.classification import classification
-from limbeck.trace import describe
 
 if TYPE_CHECKING:
     from torch.utils.benchmark import Timer
@@ -64,8 +64,8 @@ def cost(net: nn.Module, example: Any, task: Task = classification, seconds: flo
 
     Args:
         net: The network; of a teacher with a view of its own (`limbeck.Frozen`), on what the view feeds it.
-        example: A batch of inputs, a column as `limbeck.batches` knows them: a tensor, a list with a sample an entry where
-            samples are ragged, or a dict of these; its first sample is used.
+        example: A batch of inputs, a column as `limbeck.core.batches` knows them: a tensor, a list with a sample an
+            entry where samples are ragged, or a dict of these; its first sample is used.
         task: How inputs are fed.
         seconds: Spent on the time at least; 0.02 is ours, so that every run can afford it. A network that needs longer
             runs twice.

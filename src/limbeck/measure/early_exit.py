@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from limbeck.distributed import place
-from limbeck.engine.evaluate import batches
-from limbeck.frozen import Frozen
+from limbeck.core.distributed import place
+from limbeck.core.frozen import Frozen
+from limbeck.core.task import UNLABELLED, Task
 from limbeck.measure.cost import macs_of
+from limbeck.measure.evaluate import batches
 from limbeck.measure.logits import check_classes
 from limbeck.nets.exits import EarlyExit
-from limbeck.task import UNLABELLED, Task
 from limbeck.tasks.classification import classification
 
 THRESHOLDS = 101

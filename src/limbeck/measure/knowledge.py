@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.evaluate import batches
-from limbeck.frozen import frozen
-from limbeck.layers import Pair
+from limbeck.core.frozen import frozen
+from limbeck.core.layers import Pair
+from limbeck.core.numerics import same_shape, unit_rows
+from limbeck.core.task import Task
+from limbeck.core.trace import describe
+from limbeck.measure.evaluate import batches
 from limbeck.measure.networks import beside
-from limbeck.numerics import same_shape, unit_rows
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
-from limbeck.trace import describe
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.task import UNLABELLED
+from limbeck.core.trace import describe
 from limbeck.methods.kd import soft_target
-from limbeck.numerics import full_precision, same_shape
-from limbeck.task import UNLABELLED
-from limbeck.trace import describe
 
 
 def answer_difference(student: Tensor, teacher: Tensor) -> float:

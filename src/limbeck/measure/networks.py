@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.evaluate import Measurement, batches
-from limbeck.frozen import Frozen, frozen
-from limbeck.layers import Pair
+from limbeck.core.frozen import Frozen, frozen
+from limbeck.core.layers import Pair
+from limbeck.core.task import Task
+from limbeck.core.trace import describe
 from limbeck.measure.cka import MinibatchCKA
 from limbeck.measure.cost import place_of
-from limbeck.task import Task
+from limbeck.measure.evaluate import Measurement, batches
 from limbeck.tasks.classification import classification
-from limbeck.trace import describe
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _joined(seen: Sequence[tuple[Any, Any]]) -> Outputs:
 
 
 def _together(columns: Sequence[Any]) -> Any:
-    """Return the samples of several batches as one column, see `limbeck.batches`."""
+    """Return the samples of several batches as one column, see `limbeck.core.batches`."""
     first = columns[0]
     if isinstance(first, Mapping):
         return {name: _together([column[name] for column in columns]) for name in first}

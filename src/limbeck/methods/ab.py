@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.frozen import frozen
-from limbeck.layers import layers as table
-from limbeck.layers import paired
-from limbeck.method import Distill
+from limbeck.core.frozen import frozen
+from limbeck.core.layers import layers as table
+from limbeck.core.layers import paired
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import M, Objective, S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage
+from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.norm import GlobalBatchNorm
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import M, Objective, S, T, on
-from limbeck.paper import Paper
-from limbeck.stage import Stage
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

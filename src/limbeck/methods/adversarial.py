@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.frozen import frozen
-from limbeck.method import Distill, Method, Turn
+from limbeck.core.frozen import frozen
+from limbeck.core.method import Distill, Method, Turn
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import Loss, S, T, Weight, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Batch, Task
 from limbeck.nets.critic import Critic, judged_by
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import Loss, S, T, Weight, on
-from limbeck.paper import Paper
-from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification, cross_entropy
 
 PAPER = Paper(

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.layers import paired
-from limbeck.method import Distill
-from limbeck.numerics import full_precision
-from limbeck.objective import S, T, on
-from limbeck.paper import Paper
-from limbeck.task import Task
+from limbeck.core.layers import paired
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision
+from limbeck.core.objective import S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

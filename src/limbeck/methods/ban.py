@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.distributed import gather
-from limbeck.method import Distill, Method, Turn
+from limbeck.core.distributed import gather
+from limbeck.core.method import Distill, Method, Turn
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import M, Objective, S, T, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage
+from limbeck.core.task import UNLABELLED, Batch, Task
 from limbeck.methods.kd import soft_cross_entropy
 from limbeck.methods.plain import plain
 from limbeck.nets.anew import Anew, check_anew, start_anew
 from limbeck.nets.draws import Draws
 from limbeck.nets.ensemble import Ensemble
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import M, Objective, S, T, Y, on
-from limbeck.paper import Paper
-from limbeck.stage import Stage
-from limbeck.task import UNLABELLED, Batch, Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from limbeck.method import Distill
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import S, T, Y, on
-from limbeck.paper import Paper
-from limbeck.task import Task
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import S, T, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.tasks.regression import as_wide, regression
 
 PAPER = Paper(

@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from limbeck.layers import embedding
-from limbeck.method import Distill
+from limbeck.core.layers import embedding
+from limbeck.core.method import Distill
+from limbeck.core.objective import M, Objective, S, Weight, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.methods.fitnets import hint
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.exits import EarlyExit, Exit, ExitsEnsemble, with_exits
-from limbeck.objective import M, Objective, S, Weight, Y, on
-from limbeck.paper import Paper
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

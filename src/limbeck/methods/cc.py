@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.distributed import gather
-from limbeck.layers import embeddings, shape_at
-from limbeck.method import Distill
-from limbeck.numerics import full_precision, unit_rows
-from limbeck.objective import S, T, on
-from limbeck.paper import Paper
-from limbeck.task import Task
+from limbeck.core.distributed import gather
+from limbeck.core.layers import embeddings, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, unit_rows
+from limbeck.core.objective import S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -8,8 +8,8 @@ Where we differ from the authors' code: negatives are drawn with replacement, wh
 come from one product with the whole bank, so that no (N, K, D) tensor exists; scores stay in logarithms, without 1e-7
 inside them; the banks start on the unit sphere. The authors have no queue.
 
-The gradient is made in the forward pass (`limbeck.numerics.settled`), which frees the scores before the backward pass and
-lets the banks be written in place; it takes a third of the memory.
+The gradient is made in the forward pass (`limbeck.core.numerics.settled`), which frees the scores before the backward pass
+and lets the banks be written in place; it takes a third of the memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.distributed import gather, place
-from limbeck.layers import embeddings, shape_at
-from limbeck.method import Distill
+from limbeck.core.distributed import gather, place
+from limbeck.core.layers import embeddings, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, settled, unit_rows
+from limbeck.core.objective import IDS, S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.nets.draws import Draws
-from limbeck.numerics import full_precision, settled, unit_rows
-from limbeck.objective import IDS, S, T, on
-from limbeck.paper import Paper
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

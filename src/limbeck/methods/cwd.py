@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from limbeck.layers import paired, shape_at
-from limbeck.method import Distill
+from limbeck.core.layers import paired, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision
+from limbeck.core.objective import S, Source, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.connectors import common_grid, pointwise
-from limbeck.numerics import full_precision
-from limbeck.objective import S, Source, T, on
-from limbeck.paper import Paper
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.method import Distill
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import S, T, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.stage import rising
+from limbeck.core.task import UNLABELLED, Task
 from limbeck.methods.kd import check_temperature
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import S, T, Y, on
-from limbeck.paper import Paper
-from limbeck.stage import rising
-from limbeck.task import UNLABELLED, Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.method import Method, Turn, parameters
+from limbeck.core.method import Method, Turn, parameters
+from limbeck.core.numerics import full_precision
+from limbeck.core.objective import Loss, S
+from limbeck.core.paper import Paper
+from limbeck.core.task import Batch, Task
 from limbeck.methods.kd import soft_target
-from limbeck.numerics import full_precision
-from limbeck.objective import Loss, S
-from limbeck.paper import Paper
-from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.frozen import bare
-from limbeck.layers import embeddings, shape_at
-from limbeck.method import Distill, Method, Turn
+from limbeck.core.frozen import bare
+from limbeck.core.layers import embeddings, shape_at
+from limbeck.core.method import Distill, Method, Turn
+from limbeck.core.numerics import full_precision, lengths, same_shape, unit_rows
+from limbeck.core.objective import S, Source, T, Weight, X, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Batch, Task
+from limbeck.core.trace import describe, locate, submodules
 from limbeck.methods.kd import masked_mean
-from limbeck.numerics import full_precision, lengths, same_shape, unit_rows
-from limbeck.objective import S, Source, T, Weight, X, on
-from limbeck.paper import Paper
-from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification
-from limbeck.trace import describe, locate, submodules
 
 PAPER = Paper(
     key="mou2016distilling",

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.frozen import frozen
-from limbeck.layers import layers, pairs, shape_at
-from limbeck.method import Distill
+from limbeck.core.frozen import frozen
+from limbeck.core.layers import layers, pairs, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import M, S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage, linear
+from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature, soft_cross_entropy
 from limbeck.nets.connectors import regressor
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import M, S, T, on
-from limbeck.paper import Paper
-from limbeck.stage import Stage, linear
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.layers import Layer, layers, paired, shape_at
-from limbeck.method import Distill
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import Objective, S, T, on
-from limbeck.paper import Paper
-from limbeck.stage import Stage
-from limbeck.task import Task
+from limbeck.core.layers import Layer, layers, paired, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import Objective, S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage
+from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

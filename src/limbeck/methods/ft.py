@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.frozen import frozen
-from limbeck.layers import paired, shape_at
-from limbeck.method import Distill
+from limbeck.core.frozen import frozen
+from limbeck.core.layers import paired, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage
+from limbeck.core.task import Task
 from limbeck.nets.translator import Paraphraser, translator
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import S, T, on
-from limbeck.paper import Paper
-from limbeck.stage import Stage
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.layers import paired
-from limbeck.method import Distill
+from limbeck.core.layers import paired
+from limbeck.core.method import Distill
+from limbeck.core.objective import S, Scene, T, X, Y, on
+from limbeck.core.task import UNLABELLED, Batch, Task
 from limbeck.methods.at import PAPER as ATTENTION_TRANSFER
 from limbeck.methods.at import attention as attention_distance
-from limbeck.objective import S, Scene, T, X, Y, on
-from limbeck.task import UNLABELLED, Batch, Task
 from limbeck.tasks.classification import classification
 
 PAPER = replace(ATTENTION_TRANSFER, matches="gradients of the loss")

@@ -20,16 +20,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from limbeck.layers import paired
+from limbeck.core.layers import paired
+from limbeck.core.numerics import same_shape, unit_rows
+from limbeck.core.objective import S, T, X, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import UNLABELLED, Task
 from limbeck.methods.at import attention_map
 from limbeck.methods.gradient import Gradient, derivative
 from limbeck.methods.logits import logit_regression
 from limbeck.nets.connectors import common_grid
 from limbeck.nets.draws import Draws
-from limbeck.numerics import same_shape, unit_rows
-from limbeck.objective import S, T, X, Y, on
-from limbeck.paper import Paper
-from limbeck.task import UNLABELLED, Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

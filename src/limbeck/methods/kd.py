@@ -9,11 +9,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.method import Distill
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import M, S, T, on
-from limbeck.paper import Paper
-from limbeck.task import Task
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import M, S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.distributed import gather
-from limbeck.frozen import bare, frozen
-from limbeck.layers import Pair, paired, shape_at
-from limbeck.method import Distill, Method, Turn
+from limbeck.core.distributed import gather
+from limbeck.core.frozen import bare, frozen
+from limbeck.core.layers import Pair, paired, shape_at
+from limbeck.core.method import Distill, Method, Turn
+from limbeck.core.objective import Loss
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage
+from limbeck.core.task import Batch, Task
 from limbeck.methods.fitnets import hint
 from limbeck.methods.plain import plain
 from limbeck.nets.injection import injected, projection
-from limbeck.objective import Loss
-from limbeck.paper import Paper
-from limbeck.stage import Stage
-from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.method import Distill
-from limbeck.numerics import full_precision
-from limbeck.objective import S, Y, on
-from limbeck.paper import Paper
-from limbeck.task import UNLABELLED, Task
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision
+from limbeck.core.objective import S, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import UNLABELLED, Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -14,14 +14,14 @@ from typing import get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.layers import paired, shape_at
-from limbeck.method import Distill
+from limbeck.core.layers import paired, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision
+from limbeck.core.objective import S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.nets.connectors import common_grid
 from limbeck.nets.generation import Generation, Masks
-from limbeck.numerics import full_precision
-from limbeck.objective import S, T, on
-from limbeck.paper import Paper
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -14,12 +14,12 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.finding import Examined, Finding
-from limbeck.method import Distill
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import S, T, Y, on
-from limbeck.paper import Paper
-from limbeck.task import Task
+from limbeck.core.finding import Examined, Finding
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import S, T, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
 from limbeck.tasks.regression import squared_error
 

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from limbeck.distributed import gather
-from limbeck.layers import paired
-from limbeck.method import Distill
+from limbeck.core.distributed import gather
+from limbeck.core.layers import paired
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision
+from limbeck.core.objective import S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.nets.connectors import common_grid
-from limbeck.numerics import full_precision
-from limbeck.objective import S, T, on
-from limbeck.paper import Paper
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

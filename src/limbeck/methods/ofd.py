@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from limbeck.frozen import bare
-from limbeck.layers import layers as layers_of
-from limbeck.layers import paired, shape_at
-from limbeck.method import Distill
+from limbeck.core.frozen import bare
+from limbeck.core.layers import layers as layers_of
+from limbeck.core.layers import paired, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
+from limbeck.core.trace import submodules
 from limbeck.nets.connectors import common_grid, normalised
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import S, T, on
-from limbeck.paper import Paper
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
-from limbeck.trace import submodules
 
 PAPER = Paper(
     key="heo2019comprehensive",

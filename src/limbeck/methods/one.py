@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from limbeck.layers import stages
-from limbeck.method import Distill
+from limbeck.core.layers import stages
+from limbeck.core.method import Distill
+from limbeck.core.objective import M, S, Weight, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature, soft_target
 from limbeck.nets.anew import Anew
 from limbeck.nets.branches import with_branches
-from limbeck.objective import M, S, Weight, Y, on
-from limbeck.paper import Paper
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from limbeck.method import Distill
-from limbeck.paper import Paper
-from limbeck.task import Task
+from limbeck.core.method import Distill
+from limbeck.core.paper import Paper
+from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

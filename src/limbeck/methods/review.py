@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.layers import paired, shape_at
-from limbeck.method import Distill
+from limbeck.core.layers import paired, shape_at
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import S, T, on
+from limbeck.core.paper import Paper
+from limbeck.core.stage import rising
+from limbeck.core.task import Task
 from limbeck.nets.fusion import Fusion
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import S, T, on
-from limbeck.paper import Paper
-from limbeck.stage import rising
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

@@ -16,10 +16,10 @@ from itertools import pairwise
 
 from torch import nn
 
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage
+from limbeck.core.task import Task
 from limbeck.methods.kd import kd
-from limbeck.paper import Paper
-from limbeck.stage import Stage
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

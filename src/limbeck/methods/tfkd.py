@@ -18,17 +18,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import bare
-from limbeck.method import Distill
+from limbeck.core.frozen import bare
+from limbeck.core.method import Distill
+from limbeck.core.numerics import full_precision
+from limbeck.core.objective import S, Y, on
+from limbeck.core.paper import Paper
+from limbeck.core.stage import Stage
+from limbeck.core.task import UNLABELLED, Task
 from limbeck.methods.kd import check_temperature, kd
 from limbeck.methods.ls import two_valued
 from limbeck.methods.plain import plain
 from limbeck.nets.anew import Anew, check_anew, start_anew, undrawn
-from limbeck.numerics import full_precision
-from limbeck.objective import S, Y, on
-from limbeck.paper import Paper
-from limbeck.stage import Stage
-from limbeck.task import UNLABELLED, Task
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(

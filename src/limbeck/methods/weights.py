@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from limbeck.frozen import bare
-from limbeck.layers import Layer, Pair, Shape, by_depth, paired, shape_at
-from limbeck.layers import layers as table
-from limbeck.method import Distill, Method, Turn
+from limbeck.core.frozen import bare
+from limbeck.core.layers import Layer, Pair, Shape, by_depth, paired, shape_at
+from limbeck.core.layers import layers as table
+from limbeck.core.method import Distill, Method, Turn
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.objective import Objective, S, T, Weight, on
+from limbeck.core.paper import Paper
+from limbeck.core.task import Batch, Task
+from limbeck.core.trace import locate, submodules
 from limbeck.methods.fitnets import hint
 from limbeck.nets.connectors import regressor
-from limbeck.numerics import full_precision, same_shape
-from limbeck.objective import Objective, S, T, Weight, on
-from limbeck.paper import Paper
-from limbeck.task import Batch, Task
 from limbeck.tasks.classification import classification
-from limbeck.trace import locate, submodules
 
 PAPER = Paper(
     key="han2022tinyml",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import Frozen
+from limbeck.core.frozen import Frozen
 from limbeck.nets.anew import Anew, check_anew, start_anew, undrawn
 from limbeck.nets.norm import GlobalBatchNorm
 from limbeck.nets.sections import sections

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from limbeck.distributed import place
+from limbeck.core.distributed import place
 
 
 class Draws(nn.Module):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import Frozen, bare
-from limbeck.numerics import full_precision
-from limbeck.task import Task, logits
+from limbeck.core.frozen import Frozen, bare
+from limbeck.core.numerics import full_precision
+from limbeck.core.task import Task, logits
 
 
 class Ensemble(nn.Module):

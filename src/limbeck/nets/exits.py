@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import Frozen
-from limbeck.layers import classifier, stages
+from limbeck.core.frozen import Frozen
+from limbeck.core.layers import classifier, stages
+from limbeck.core.task import Task
+from limbeck.core.trace import describe
 from limbeck.nets.branches import pooled
 from limbeck.nets.norm import GlobalBatchNorm
 from limbeck.nets.sections import sections
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
-from limbeck.trace import describe
 
 Shape = tuple[int, ...]
 

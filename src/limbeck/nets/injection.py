@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from limbeck.core.trace import locate
 from limbeck.nets.connectors import Shape, normalised
 from limbeck.nets.norm import GlobalBatchNorm
-from limbeck.trace import locate
 
 
 def projection(teacher: Shape, student: Shape, *, rectified: bool = False) -> nn.Module:

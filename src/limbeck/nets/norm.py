@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.distributed import gather, place
+from limbeck.core.distributed import gather, place
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from limbeck.trace import locate
+from limbeck.core.trace import locate
 
 
 def sections(net: nn.Module, after: Sequence[str]) -> list[nn.Module]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.exhibits import Exhibit, Matrix
-from limbeck.files import write
+from limbeck.core.exhibits import Exhibit, Matrix
+from limbeck.core.files import write
 from limbeck.measure import Cost, Judgement, paired
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, strip, tradeoff

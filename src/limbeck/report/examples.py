@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Scatter, Table
-from limbeck.files import write
+from limbeck.core.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Scatter, Table
+from limbeck.core.files import write
 
 FILE = "examples.npz"
 """Its name in the folder of a run or a comparison."""

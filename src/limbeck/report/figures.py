@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from limbeck.core.task import Score
 from limbeck.report.palette import BASELINE, CSS, INK, RULE, SOFT, Look, looks, series
 from limbeck.report.table import Candidate, quantity
-from limbeck.task import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

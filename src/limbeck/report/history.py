@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from limbeck.core.task import Score
 from limbeck.report.figures import Line
 from limbeck.report.palette import Look
-from limbeck.task import Score
 
 Row = Mapping[str, str]
 """A line of ``metrics.csv``; empty where the stage does not have the column."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.files import write
+from limbeck.core.files import write
 from limbeck.report.figures import Line, over_sizes
 from limbeck.report.page import Plot, Section
 from limbeck.report.page import Table as PageTable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck.exhibits import Bars, Gallery, Scatter
+from limbeck.core.exhibits import Bars, Gallery, Scatter
 from limbeck.report.figures import WIDTH, short, style, svg
 from limbeck.report.palette import INK, RULE, SERIES, SOFT, Look, another
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.files import write
+from limbeck.core.files import write
+from limbeck.core.task import Score
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, shares, tradeoff
 from limbeck.report.history import Row, line, players, read_rows, score_columns, stages, terms
@@ -16,7 +17,6 @@ from limbeck.report.page import Plot, Section, Table, render
 from limbeck.report.palette import BASELINE, TEACHER, Look, another
 from limbeck.report.sections import exhibit_sections
 from limbeck.report.table import UNSAID, at_start, milliseconds, quantity, told
-from limbeck.task import Score
 
 UNPAIRED = (
     "Single runs beside each other show nothing about their methods: seeds alone make scores differ. limbeck compare "

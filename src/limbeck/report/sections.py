@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from limbeck import exhibits
-from limbeck.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Scatter
+from limbeck.core import exhibits
+from limbeck.core.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Scatter
 from limbeck.report.page import Plot, Section, Table
 from limbeck.report.palette import Look
 from limbeck.report.pictures import bars, gallery, scatter, table_of_confusions

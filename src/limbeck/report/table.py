@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from limbeck.core.task import Score
 from limbeck.measure import Cost, Judgement, Paired, judge, summary
-from limbeck.task import Score
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from limbeck.files import write
+from limbeck.core.files import write
+from limbeck.core.task import Score
 from limbeck.measure import judge, paired
 from limbeck.report.comparison import Comparison, findings
 from limbeck.report.figures import Line, curves
 from limbeck.report.page import Plot, Section, render
 from limbeck.report.page import Table as PageTable
 from limbeck.report.table import Candidate, amount, header, legend, records, rows, told
-from limbeck.task import Score
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.batches import part
-from limbeck.exhibits import Bars, Exhibit, Matrix, Note, Shown, names
-from limbeck.finding import Examined, Finding, Status, best_order, fits_better
-from limbeck.numerics import full_precision
-from limbeck.task import UNLABELLED, Score, Task, logits
+from limbeck.core.batches import part
+from limbeck.core.exhibits import Bars, Exhibit, Matrix, Note, Shown, names
+from limbeck.core.finding import Examined, Finding, Status, best_order, fits_better
+from limbeck.core.numerics import full_precision
+from limbeck.core.task import UNLABELLED, Score, Task, logits
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection
@@ -115,7 +115,7 @@ def _not_last(setup: Examined, target: Any) -> Iterator[Finding]:
         if answer.shape[:1] + answer.shape[2:] == target.shape:
             message = (
                 f"the {name} answers with {tuple(answer.shape)}, the classes on axis 1, and they must come last: "
-                "output=lambda out: limbeck.task.logits(out).movedim(1, -1), for teacher and student alike"
+                "output=lambda out: limbeck.core.task.logits(out).movedim(1, -1), for teacher and student alike"
             )
             yield Finding(f"{name} outputs", "failed", message)
 

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-from limbeck.task import UNLABELLED
+from limbeck.core.task import UNLABELLED
 from limbeck.tasks.regression import as_wide
 from limbeck.tasks.segmentation import at_labels, overlaps
 

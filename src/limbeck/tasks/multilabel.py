@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.batches import part
-from limbeck.exhibits import Bars, Exhibit, Note, Shown, Table, names
-from limbeck.finding import Examined, Finding
-from limbeck.numerics import full_precision, same_shape
-from limbeck.task import UNLABELLED, Score, Task
-from limbeck.trace import describe
+from limbeck.core.batches import part
+from limbeck.core.exhibits import Bars, Exhibit, Note, Shown, Table, names
+from limbeck.core.finding import Examined, Finding
+from limbeck.core.numerics import full_precision, same_shape
+from limbeck.core.task import UNLABELLED, Score, Task
+from limbeck.core.trace import describe
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

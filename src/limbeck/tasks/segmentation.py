@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.batches import part, tensors
-from limbeck.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Shown, Table
-from limbeck.finding import Examined, Finding, Status, best_order, fits_better
-from limbeck.numerics import full_precision
-from limbeck.task import UNLABELLED, Batch, Score, Task, logits, target_of
-from limbeck.trace import describe
+from limbeck.core.batches import part, tensors
+from limbeck.core.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Shown, Table
+from limbeck.core.finding import Examined, Finding, Status, best_order, fits_better
+from limbeck.core.numerics import full_precision
+from limbeck.core.task import UNLABELLED, Batch, Score, Task, logits, target_of
+from limbeck.core.trace import describe
 
 if TYPE_CHECKING:
     import numpy as np

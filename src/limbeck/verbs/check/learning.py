@@ -10,13 +10,13 @@ from itertools import chain
 
 import torch
 
-from limbeck.batches import take
-from limbeck.checkup.setup import Setup
-from limbeck.checkup.terms import PROGRESS
-from limbeck.finding import Finding
-from limbeck.method import assign, parameters, play
-from limbeck.stage import Stage
-from limbeck.task import Batch
+from limbeck.core.batches import take
+from limbeck.core.finding import Finding
+from limbeck.core.method import assign, parameters, play
+from limbeck.core.stage import Stage
+from limbeck.core.task import Batch
+from limbeck.verbs.check.setup import Setup
+from limbeck.verbs.check.terms import PROGRESS
 
 STEPS, RATES = 50, (1e-3, 1e-2)  # of the two attempts, with Adam
 FEW = 32  # samples: enough to tell, few enough to be quick

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from limbeck.checkup.findings import TermCheck
-from limbeck.checkup.terms import weigh
+from limbeck.core.method import Method
+from limbeck.core.stage import Stage
+from limbeck.data.randomness import random_state, set_random_state
+from limbeck.data.repeatable import Repeatable, Splits, splits
 from limbeck.engine.examined import Look
 from limbeck.engine.learner import teachers_of
-from limbeck.engine.loaders import Repeatable, Splits, splits
-from limbeck.engine.randomness import random_state, set_random_state
-from limbeck.method import Method
-from limbeck.stage import Stage
+from limbeck.verbs.check.findings import TermCheck
+from limbeck.verbs.check.terms import weigh
 
 BROKEN = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError)
 """What a batch that cannot be played raises."""

@@ -8,8 +8,8 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from limbeck.checkup.setup import Setup
-from limbeck.finding import Finding
+from limbeck.core.finding import Finding
+from limbeck.verbs.check.setup import Setup
 
 
 def inputs(setup: Setup) -> Iterator[Finding]:

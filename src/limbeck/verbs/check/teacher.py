@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from limbeck.batches import tensors
-from limbeck.checkup.data import channels, is_scaled
-from limbeck.checkup.setup import Setup
-from limbeck.engine.evaluate import Measurement
+from limbeck.core.batches import tensors
+from limbeck.core.finding import Finding
+from limbeck.core.frozen import Frozen
+from limbeck.core.method import Method
+from limbeck.core.task import Batch, Score
 from limbeck.engine.learner import no_better
-from limbeck.finding import Finding
-from limbeck.frozen import Frozen
-from limbeck.method import Method
-from limbeck.task import Batch, Score
+from limbeck.measure.evaluate import Measurement
+from limbeck.verbs.check.data import channels, is_scaled
+from limbeck.verbs.check.setup import Setup
 
 LIFT = 0.1  # of a score that is a share, from which another scale of inputs is suspected
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.checkup.findings import Finding, TermCheck
-from limbeck.method import parameters
-from limbeck.objective import Loss
-from limbeck.stage import Stage
-from limbeck.task import Batch
+from limbeck.core.method import parameters
+from limbeck.core.objective import Loss
+from limbeck.core.stage import Stage
+from limbeck.core.task import Batch
+from limbeck.verbs.check.findings import Finding, TermCheck
 
 PROGRESS = 0.4  # where in the training terms are weighed: what rises is there by then, what falls is not gone yet
 DOMINANT = 0.99  # share of the gradient that leaves nothing to the other terms

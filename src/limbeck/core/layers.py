@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import bare, frozen
-from limbeck.task import Task
-from limbeck.trace import locate, submodules
+from limbeck.core.frozen import bare, frozen
+from limbeck.core.task import Task
+from limbeck.core.trace import locate, submodules
 
 Shape = tuple[int, ...]
 Pair = tuple[str, str]

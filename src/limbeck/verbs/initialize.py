@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from limbeck.frozen import bare
-from limbeck.task import Task
+from limbeck.core.frozen import bare
+from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.exhibits import Exhibit, Shown
-from limbeck.finding import Examined, Finding
-from limbeck.frozen import Frozen, bare
-from limbeck.objective import Objective, S, Source, Y, on
-from limbeck.trace import Trace, describe, entry, record, tensors_in
+from limbeck.core.exhibits import Exhibit, Shown
+from limbeck.core.finding import Examined, Finding
+from limbeck.core.frozen import Frozen, bare
+from limbeck.core.objective import Objective, S, Source, Y, on
+from limbeck.core.trace import Trace, describe, entry, record, tensors_in
 
 if TYPE_CHECKING:
     from torchmetrics import MetricCollection

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from limbeck.frozen import Frozen, as_teachers, together
-from limbeck.objective import Loss, Objective, Scene, Weight, summed
-from limbeck.task import Batch, Task, default_task
+from limbeck.core.frozen import Frozen, as_teachers, together
+from limbeck.core.objective import Loss, Objective, Scene, Weight, summed
+from limbeck.core.task import Batch, Task, default_task
 
 if TYPE_CHECKING:
-    from limbeck.stage import Stage
+    from limbeck.core.stage import Stage
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 """Makes an optimizer of a list of parameters."""

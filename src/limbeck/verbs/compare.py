@@ -18,16 +18,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
+from limbeck.core.files import hold
+from limbeck.core.method import Make
+from limbeck.core.task import Task
 from limbeck.data import Data
 from limbeck.engine.assemble import parts_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
-from limbeck.files import hold
-from limbeck.method import Make
 from limbeck.report.comparison import Comparison, write_comparison
-from limbeck.runs import BASELINE, LOCK, Outcome, Runs
-from limbeck.runs import Entry as Entry
-from limbeck.task import Task
+from limbeck.verbs.runs import BASELINE, LOCK, Outcome, Runs
+from limbeck.verbs.runs import Entry as Entry
 
 Match = Literal["epochs", "compute"]
 

@@ -21,19 +21,19 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
-from limbeck.batches import samples as samples_of
-from limbeck.comparison import compare, progress_bar
+from limbeck.core.batches import samples as samples_of
+from limbeck.core.files import hold
+from limbeck.core.method import Make
+from limbeck.core.task import Task
 from limbeck.data import Data, Epochs
 from limbeck.data.epochs import known, seed_of
 from limbeck.engine.assemble import GIVEN, parameters_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
-from limbeck.files import hold
-from limbeck.method import Make
 from limbeck.report.tuning import State, Trial, best_of, write_tuning
 from limbeck.report.tuning import Tuning as Tuning
-from limbeck.runs import BASELINE, LOCK, NETWORKS, Entry, Runs
-from limbeck.task import Task
+from limbeck.verbs.compare import compare, progress_bar
+from limbeck.verbs.runs import BASELINE, LOCK, NETWORKS, Entry, Runs
 
 if TYPE_CHECKING:
     import optuna

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from limbeck.task import Task
+    from limbeck.core.task import Task
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.checkup.setup import BROKEN, Setup
-from limbeck.checkup.terms import PROGRESS
-from limbeck.finding import Finding
-from limbeck.method import Distill
-from limbeck.objective import Scene, Term
+from limbeck.core.finding import Finding
+from limbeck.core.method import Distill
+from limbeck.core.objective import Scene, Term
+from limbeck.verbs.check.setup import BROKEN, Setup
+from limbeck.verbs.check.terms import PROGRESS
 
 
 def identity(setup: Setup) -> Iterator[Finding]:

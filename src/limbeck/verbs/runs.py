@@ -20,21 +20,21 @@ from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from limbeck.core.files import hold, write
+from limbeck.core.frozen import frozen
+from limbeck.core.method import Make, Method
+from limbeck.core.task import Score, Task
 from limbeck.data import Data
 from limbeck.engine.assemble import assemble, paper_of, parameters_of, parts_of
-from limbeck.engine.evaluate import evaluate
 from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned
 from limbeck.engine.learner import Row, Schedule
 from limbeck.engine.observe import exhibits_of_runs
 from limbeck.engine.run import Run
-from limbeck.files import hold, write
-from limbeck.frozen import frozen
 from limbeck.measure import cost, paired
-from limbeck.method import Make, Method
+from limbeck.measure.evaluate import evaluate
 from limbeck.report.comparison import pictured
 from limbeck.report.examples import FILE, write_exhibits
 from limbeck.report.table import Candidate, Role
-from limbeck.task import Score, Task
 from limbeck.tasks.classification import classification
 
 BASELINE = "plain"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limbeck.checkup.findings import Checkup, Status
+from limbeck.verbs.check.findings import Checkup, Status
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from limbeck.checkup.findings import TermCheck
+from limbeck.verbs.check.findings import TermCheck
 
 
 def suggested(terms: Sequence[TermCheck], shares: Mapping[str, float]) -> list[TermCheck]:

@@ -10,9 +10,9 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from limbeck.batches import samples, tensors
-from limbeck.frozen import bare, frozen
-from limbeck.task import UNLABELLED, Batch, Task
+from limbeck.core.batches import samples, tensors
+from limbeck.core.frozen import bare, frozen
+from limbeck.core.task import UNLABELLED, Batch, Task
 from limbeck.tasks.classification import classification
 
 

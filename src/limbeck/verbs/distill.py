@@ -10,12 +10,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from limbeck.checkup import vet
+from limbeck.core.task import Task
+from limbeck.data.randomness import random_state, set_random_state
 from limbeck.engine.assemble import assemble, parameters_of
 from limbeck.engine.fit import Result, Trainable, example_of, fit, labels_of, task_of
-from limbeck.engine.randomness import random_state, set_random_state
 from limbeck.engine.run import Run
-from limbeck.task import Task
+from limbeck.verbs.check import vet
 
 
 def distill(

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 
 from torch.utils import _pytree as pytree
 
-from limbeck.finding import Finding as Finding
-from limbeck.finding import Status as Status
+from limbeck.core.finding import Finding as Finding
+from limbeck.core.finding import Status as Status
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from limbeck.checkup.findings import Finding
-from limbeck.checkup.setup import Setup
-from limbeck.checkup.terms import PROGRESS
+from limbeck.core.frozen import frozen
+from limbeck.core.method import assign, parameters, play
+from limbeck.core.task import Batch
 from limbeck.data import Epochs
+from limbeck.data.repeatable import Repeatable
 from limbeck.engine.learner import teachers_of
-from limbeck.engine.loaders import Repeatable
-from limbeck.frozen import frozen
-from limbeck.method import assign, parameters, play
-from limbeck.task import Batch
+from limbeck.verbs.check.findings import Finding
+from limbeck.verbs.check.setup import Setup
+from limbeck.verbs.check.terms import PROGRESS
 
 BATCHES = 8  # of which the middle one counts
 

@@ -6,18 +6,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from limbeck.checkup.cost import cost
-from limbeck.checkup.data import inputs
-from limbeck.checkup.findings import Checkup, TermCheck, failed
-from limbeck.checkup.identity import identity
-from limbeck.checkup.learning import overfit
-from limbeck.checkup.setup import BROKEN, Setup, opened
-from limbeck.checkup.shares import suggested
-from limbeck.checkup.teacher import bystanders, scales, teachers
-from limbeck.checkup.terms import balance, gradients
-from limbeck.finding import Finding
-from limbeck.method import Method
-from limbeck.stage import Stage
+from limbeck.core.finding import Finding
+from limbeck.core.method import Method
+from limbeck.core.stage import Stage
+from limbeck.verbs.check.cost import cost
+from limbeck.verbs.check.data import inputs
+from limbeck.verbs.check.findings import Checkup, TermCheck, failed
+from limbeck.verbs.check.identity import identity
+from limbeck.verbs.check.learning import overfit
+from limbeck.verbs.check.setup import BROKEN, Setup, opened
+from limbeck.verbs.check.shares import suggested
+from limbeck.verbs.check.teacher import bystanders, scales, teachers
+from limbeck.verbs.check.terms import balance, gradients
 
 SAMPLES, SECONDS = 2000, 4.0  # of the data that one look of `check` takes, and the time that it has
 FEWER, SHORTER = 1000, 1.0  # the same of `vet`

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from limbeck.method import Make, Method
+from limbeck.core.method import Make, Method
 
 
 @dataclass(frozen=True)

@@ -30,19 +30,19 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from limbeck.batches import part, tensors
+from limbeck.core.batches import part, tensors
+from limbeck.core.files import write
+from limbeck.core.frozen import Frozen, bare
+from limbeck.core.task import Score, Task
+from limbeck.core.trace import describe
 from limbeck.data import Data
-from limbeck.engine.evaluate import Measurement, batches
 from limbeck.engine.run import packed
-from limbeck.files import write
-from limbeck.frozen import Frozen, bare
 from limbeck.measure.cost import latency_ms
+from limbeck.measure.evaluate import Measurement, batches
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.exits import AllExits, EarlyExit
 from limbeck.report.table import milliseconds, quantity
-from limbeck.task import Score, Task
 from limbeck.tasks.classification import classification
-from limbeck.trace import describe
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from limbeck.batches import count, take
+from limbeck.core.batches import count, take
 from limbeck.data import Data
 from limbeck.data.epochs import Epochs, generator, share
-from limbeck.engine.randomness import Draws
+from limbeck.data.randomness import Draws
 
 _END = object()
 
@@ -146,7 +146,7 @@ def shared(batch: Any, rank: int, world: int, even: bool) -> Any:
     """Return a process's share of a batch.
 
     Args:
-        batch: Columns of samples, see `limbeck.batches`.
+        batch: Columns of samples, see `limbeck.core.batches`.
         rank: Of the process.
         world: How many there are.
         even: Give all equally many, and drop what is left over.

@@ -14,7 +14,6 @@ from torch import nn
 
 from limbeck import data as datasets
 from limbeck import zoo
-from limbeck.comparison import Entry, compare
 from limbeck.data import Data
 from limbeck.engine.fit import fit
 from limbeck.engine.learner import ChanceWarning
@@ -22,6 +21,7 @@ from limbeck.engine.run import Run
 from limbeck.methods import kd, plain
 from limbeck.report.comparison import Comparison, comparison_report, findings
 from limbeck.report.table import console_table
+from limbeck.verbs.compare import Entry, compare
 
 TEACHER, STUDENT = "mlp-256-256", "mlp-32"
 LABELS, BATCH_SIZE = 100, 128

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from limbeck.task import Task
+    from limbeck.core.task import Task
 
 Status = Literal["ok", "warning", "failed"]
 

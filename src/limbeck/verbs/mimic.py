@@ -16,20 +16,20 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from limbeck import methods, zoo
+from limbeck.core.frozen import frozen
+from limbeck.core.method import Method
+from limbeck.core.task import Task
 from limbeck.data import Data
 from limbeck.data.epochs import generator
 from limbeck.data.munge import munge, uniform
 from limbeck.data.rows import Rows
 from limbeck.data.tabular import Tabular, answered
 from limbeck.engine.fit import Result, fit
-from limbeck.frozen import frozen
 from limbeck.measure.cost import cost, latency_ms
-from limbeck.method import Method
 from limbeck.methods.mimic import Outputs
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.estimator import SklearnTeacher
 from limbeck.report.mimic import MANY, Measured
-from limbeck.task import Task
 from limbeck.tasks.classification import classification
 from limbeck.tasks.regression import regression
 from limbeck.zoo._outside import find, parameters
