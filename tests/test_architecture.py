@@ -95,6 +95,14 @@ def test_a_room_is_built_on_those_before_it(path):
     assert rooms_of(path) <= {*ROOMS[: ROOMS.index(room) + 1], *ahead}
 
 
+def test_verbs_bear_the_names_of_functions_and_commands():
+    """What a user asks for is found by the name that he knows."""
+    named = {path.stem for path in (HOUSE / "verbs").iterdir() if not path.name.startswith("__")} - {"runs"}
+    assert {name for name in named if not hasattr(limbeck, name)} == {"demo"}
+    commands = {path.stem for path in (HOUSE / "cli").glob("*.py")}
+    assert named <= commands
+
+
 def test_the_core_is_a_ladder():
     """Each of its files imports only files before it."""
     assert {path.stem for path in (HOUSE / "core").glob("*.py")} == {*CORE, "__init__"}

@@ -15,6 +15,7 @@ from limbeck.cli import (
     check,
     compare,
     demo,
+    distill,
     evaluate,
     export,
     initialize,
@@ -72,7 +73,8 @@ def build(typed: Sequence[str] = ()) -> tuple[Parser, Commands]:
     parser = Parser(prog="limbeck", description="Train a small network to carry what a large one knows.")
     parser.add_argument("--config", action="config", help="a config.yaml of a run, to run the same again")
     commands = Commands(parser, typed)
-    listed = (demo, initialize, train, mimic, check, compare, tune, evaluate, table, export, report, layers, listing)
-    for command in listed:  # as --help lists them
+    training = (demo, initialize, train, distill, mimic, check, compare, tune)
+    trained = (evaluate, table, export, report, layers, listing)
+    for command in (*training, *trained):  # as --help lists them
         command.add(commands)
     return parser, commands

@@ -9,28 +9,17 @@ from lightning import seed_everything
 from rich.console import Console
 
 from limbeck import methods
-from limbeck.cli.by_method import add_by_method, assembled
 from limbeck.cli.case import Case, case_of
 from limbeck.cli.console import STOPPED, plain, show_networks
 from limbeck.cli.networks import network
 from limbeck.cli.options import answers, call, fresh_folder, load_data, network_of, training
 from limbeck.cli.parser import Commands, first_line
 from limbeck.engine.fit import Result, fit
-from limbeck.verbs.distill import goes_on, look_first
 
 
 def add(commands: Commands) -> None:
-    """Add ``limbeck train`` and ``limbeck distill METHOD``."""
+    """Add ``limbeck train``."""
     commands.add("train", _train, first_line(_train), network_of, load_data, answers, training)
-    add_by_method(commands, "distill", _distill, training, caution)
-
-
-def caution(check: bool = True) -> None:
-    """Say whether to look first.
-
-    Args:
-        check: Look for mistakes before the training, which takes seconds; false trains nevertheless.
-    """
 
 
 def _train(leaf: Namespace, config: Mapping[str, Any]) -> int:
@@ -38,18 +27,11 @@ def _train(leaf: Namespace, config: Mapping[str, Any]) -> int:
     case = case_of(leaf)
     seed_everything(leaf.seed, verbose=False)
     net = network(leaf.network, case)
-    return _fit("plain", leaf.network, methods.plain(net, task=case.task), case, leaf, config)
+    return fit_and_tell("plain", leaf.network, methods.plain(net, task=case.task), case, leaf, config)
 
 
-def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Train a student by a method."""
-    case = case_of(leaf)
-    if leaf.check and not goes_on(leaf.run_dir, leaf.resume):
-        look_first(lambda: assembled(method, leaf, case), case.data, leaf.accelerator)
-    return _fit(method, leaf.student, assembled(method, leaf, case), case, leaf, config)
-
-
-def _fit(name: str, network: str, method: Any, case: Case, leaf: Namespace, config: Mapping[str, Any]) -> int:
+def fit_and_tell(name: str, network: str, method: Any, case: Case, leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Train as a command says, and say what came of it."""
     if leaf.resume and leaf.run_dir is None:
         raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")
     run_dir = leaf.run_dir or fresh_folder(name, network, leaf.data)

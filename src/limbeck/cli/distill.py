@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jsonargparse import Namespace
+
+from limbeck.cli.by_method import add_by_method, assembled
+from limbeck.cli.case import case_of
+from limbeck.cli.options import training
+from limbeck.cli.parser import Commands
+from limbeck.cli.train import fit_and_tell
+from limbeck.verbs.distill import goes_on, look_first
+
+
+def add(commands: Commands) -> None:
+    """Add ``limbeck distill METHOD``."""
+    add_by_method(commands, "distill", _distill, training, caution)
+
+
+def caution(check: bool = True) -> None:
+    """Say whether to look first.
+
+    Args:
+        check: Look for mistakes before the training, which takes seconds; false trains nevertheless.
+    """
+
+
+def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
+    """Train a student by a method."""
+    case = case_of(leaf)
+    if leaf.check and not goes_on(leaf.run_dir, leaf.resume):
+        look_first(lambda: assembled(method, leaf, case), case.data, leaf.accelerator)
+    return fit_and_tell(method, leaf.student, assembled(method, leaf, case), case, leaf, config)
