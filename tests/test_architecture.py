@@ -22,6 +22,7 @@ FACES = {"__init__.py", "losses.py"}
 """What stands beside the rooms: `limbeck` and `limbeck.losses`, names alone."""
 CORE = [
     "files",
+    "wrapped",
     "trace",
     "objective",
     "numerics",
