@@ -14,6 +14,7 @@ from limbeck.core.layers import layers as layers
 from limbeck.core.layers import pairs as pairs
 from limbeck.core.method import Distill as Distill
 from limbeck.core.method import Method as Method
+from limbeck.core.method import NoEffectWarning as NoEffectWarning
 from limbeck.core.method import Turn as Turn
 from limbeck.core.method import add as add
 from limbeck.core.method import optimizers as optimizers
@@ -97,7 +98,6 @@ if TYPE_CHECKING:  # the engine: needs limbeck[train], and is imported when it i
     from limbeck.engine.fit import Result as Result
     from limbeck.engine.fit import fit as fit
     from limbeck.engine.learner import ChanceWarning as ChanceWarning
-    from limbeck.engine.learner import NoEffectWarning as NoEffectWarning
     from limbeck.measure.cost import Cost as Cost
     from limbeck.measure.cost import cost as cost
     from limbeck.measure.evaluate import evaluate as evaluate
@@ -128,7 +128,6 @@ _ENGINE = {
     "Result": "limbeck.engine.fit",
     "fit": "limbeck.engine.fit",
     "ChanceWarning": "limbeck.engine.learner",
-    "NoEffectWarning": "limbeck.engine.learner",
     "Exported": "limbeck.verbs.export",
     "ExportError": "limbeck.verbs.export",
     "export": "limbeck.verbs.export",

@@ -1,6 +1,14 @@
-"""The one place that knows about several processes: the global batch."""
+"""The one place that knows that a batch may be part of a larger one: of several processes, and of several batches.
+
+Gradients are averaged over the processes and over the batches that share an update. A mean over samples then is one over
+all of them. A mean over *labelled* samples is not, where one part has more labels than another: `of_update` weighs it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed
@@ -32,3 +40,59 @@ def gather(samples: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_gather
 
     return torch.cat(all_gather(samples.contiguous()))  # type: ignore[no-untyped-call]
+
+
+Counted = Literal["labels", "samples", "mask"]
+"""What a mean is taken over, where not over all: labelled positions, samples that have one, or what a mask lets count."""
+_shares: dict[Counted, Tensor] = {}  # of the batch that is being played
+
+
+def of_update(mean: Tensor, counted: Counted) -> Tensor:
+    """Return a mean over some positions of this batch, weighed so that the update's gradient is that of its whole mean.
+
+    The weight is this batch's share of the counted positions over its share of the samples; without several processes or
+    batches, or where all have equally many, it is 1.
+
+    Args:
+        mean: Over the labelled positions of this batch, or those that its mask lets count.
+        counted: Which.
+    """
+    share = _shares.get(counted)
+    return mean if share is None else mean * share
+
+
+@contextmanager
+def sharing(shares: Mapping[Counted, Tensor]) -> Iterator[None]:
+    """Let `of_update` weigh by these while one batch is played."""
+    _shares.update(shares)
+    try:
+        yield
+    finally:
+        _shares.clear()
+
+
+def shares_of(counts: Tensor, samples: Tensor) -> Tensor:
+    """Return by what to weigh means over counted positions, for the batches of one update.
+
+    Every process must ask: the counts of all are added up.
+
+    Args:
+        counts: Counted positions of each kind and batch in this process, (kinds, batches).
+        samples: Samples of each batch, (batches,), the same in every process.
+    """
+    _, world = place()
+    total, samples = counts.sum(1, keepdim=True).double(), samples.double()
+    if world > 1:
+        distributed.all_reduce(total)
+    # whole numbers first, so that the share of equal parts is exactly 1
+    return (counts * (world * samples.sum()) / (samples * total).clamp(min=1)).float()
+
+
+def across_processes(total: Tensor) -> Tensor:
+    """Return the mean over all processes of a sum that means are divided by; alone, the tensor itself."""
+    _, world = place()
+    if world == 1:
+        return total
+    total = total.detach().clone()
+    distributed.all_reduce(total)
+    return total / world

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
@@ -14,17 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from limbeck.core.batches import count
+from limbeck.core.distributed import Counted, place, shares_of, sharing
 from limbeck.core.frozen import Frozen, as_teachers, together
 from limbeck.core.objective import Loss, Objective, Scene, Weight, summed
 from limbeck.core.task import Batch, Task, default_task
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from limbeck.core.stage import Stage
 
 Make = Callable[[list[nn.Parameter]], Optimizer]
 """Makes an optimizer of a list of parameters."""
 FULL = 1 - 1e-6
 """The stages' shares come to 1, but for rounding."""
+PATIENCE = 10
+"""Batches of a loop of one's own in which a term may have a gradient of 0 before there is a warning."""
+
+
+class NoEffectWarning(UserWarning):
+    """A term of the objective that moves nothing."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,14 @@ class Method(nn.Module, ABC):
     def task(self) -> Task:
         """How batches are fed and measured: classification, where a method does not set it."""
         return default_task()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts, but let those stay in eval mode that were put into it and frozen."""
+        kept = [part for part in self.modules() if mode and _is_put_away(part)]
+        super().train(mode)
+        for part in kept:
+            part.eval()
+        return self
 
     @abstractmethod
     def players(self) -> dict[str, list[nn.Module]]:
@@ -385,12 +404,18 @@ def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], prog
         FloatingPointError: A term is NaN or infinite; the player has not been updated by it.
         RuntimeError: A player's gradients still wait when the batch is over.
         TypeError: Stages, each of which has a method of its own.
+
+    Warns:
+        NoEffectWarning: Once, of a term that gives its player no gradient: it does not reach it, or was
+            0 in ten batches whose loss was not.
     """
     _check_method(method)
     values: dict[str, float] = {}
     waiting: set[str] = set()
+    _, world = place()
 
     def backward(turn: Turn) -> None:
+        _watch(method, turn, optimizers[turn.player])
         _backward(turn)
         logs = log(turn)
         told = dict(zip(logs, torch.stack([v.float() for v in logs.values()]).tolist(), strict=True))  # one transfer
@@ -398,11 +423,110 @@ def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], prog
             raise FloatingPointError(f"{broken[0]!r} is {told[broken[0]]}: lower the learning rate or its weight")
         values.update(told)
 
-    for _ in descend(method, batch, optimizers, progress, waiting, backward):
-        pass
+    with sharing(shares(method, [batch])[0] if world > 1 else {}):
+        for _ in descend(method, batch, optimizers, progress, waiting, backward):
+            pass
     if waiting:
         raise RuntimeError(f"the batch is over, and the gradients of {sorted(waiting)} wait for a turn with step=True")
     return values
+
+
+def shares(method: Method, batches: Sequence[Batch]) -> list[dict[Counted, Tensor]]:
+    """Return by what to weigh the means over labelled or masked positions of each batch of one update.
+
+    Args:
+        method: The method, which says what it reads.
+        batches: Those of this process, in turn.
+    """
+    found = [_counts(method, batch) for batch in batches]
+    kinds = [kind for kind in found[0] if all(kind in of for of in found)]
+    if not kinds:
+        return [{} for _ in batches]
+    counts = torch.stack([torch.stack([of[kind] for of in found]) for kind in kinds])
+    weights = shares_of(counts, torch.tensor(sizes(batches), device=counts.device))
+    return [dict(zip(kinds, own, strict=True)) for own in weights.unbind(1)]
+
+
+def sizes(batches: Sequence[Batch]) -> list[int]:
+    """Return how many samples each batch has; where that cannot be said, all count alike."""
+    try:
+        return [count(batch if not isinstance(batch, Mapping) else dict(batch)) for batch in batches]
+    except ValueError:
+        return [1 for _ in batches]
+
+
+def _counts(method: Method, batch: Batch) -> dict[Counted, Tensor]:
+    """Count the positions that a method's means may be taken over: it has a place for them, or no objective to tell."""
+    objectives = objectives_of(method)
+    reads = {role for one in objectives for role in one.roles()} if objectives else {"target", "mask"}
+    counts: dict[Counted, Tensor] = {}
+    if "target" in reads and isinstance(target := method.task.target(batch), Tensor):
+        known = method.task.known(target)
+        counts = {"labels": known.sum(), "samples": known.reshape(len(known), -1).any(1).sum()}
+    if "mask" in reads and (mask := method.task.mask(batch)) is not None:
+        counts["mask"] = mask.bool().sum()
+    return counts
+
+
+def moves(method: Method, loss: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether a method's loss gives any of the parameters a gradient that is not 0.
+
+    Raises:
+        ValueError: The student's layers are compared, and some lie where no loss reaches them.
+    """
+    if not loss.requires_grad:
+        return False
+    try:
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        if any(one.paths("student") - {""} for one in objectives_of(method)):
+            raise ValueError(
+                "a network calls torch.utils.checkpoint with use_reentrant=True, which hides the gradient of the layers "
+                "inside from losses that compare them: call it with use_reentrant=False, or compare outputs alone"
+            ) from error
+        return True  # such checkpointing cannot be asked
+    return any(bool(gradient.any()) for gradient in gradients if gradient is not None)
+
+
+def _watch(method: Method, turn: Turn, optimizer: Optimizer) -> None:
+    """Warn once of a term that trains nothing; what has moved its player is not looked at again."""
+    watched: dict[str, int] = vars(method).setdefault("_watched", {})  # batches without effect; -1: told, or it has one
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, loss in turn.terms.items():
+        term = f"{turn.player}/{name}"
+        if watched.setdefault(term, 0) < 0:
+            continue
+        if moves(method, loss.weighted, own):
+            watched[term] = -1
+            continue
+        watched[term] += bool(loss.value)  # a loss of 0 has nothing to teach in this batch: no labels, say
+        if watched[term] >= PATIENCE or not loss.weighted.requires_grad:
+            watched[term] = -1
+            warn_of(term, f"in {PATIENCE} batches" if loss.weighted.requires_grad else "at all")
+
+
+def warn_of(term: str, when: str) -> None:
+    """Warn of a term that trains nothing."""
+    warnings.warn(
+        f"the term {term!r} gave its player no gradient {when}: it trains nothing. Perhaps its layers come after what "
+        "it should teach, are detached, or lie inside torch.utils.checkpoint, which needs use_reentrant=False; or the loss "
+        "is 0 for all",
+        NoEffectWarning,
+        stacklevel=4,
+    )
+
+
+def objectives_of(method: nn.Module) -> list[Objective]:
+    """Return the objectives in a method."""
+    return [part for part in method.modules() if isinstance(part, Objective)]
+
+
+def _is_put_away(part: nn.Module) -> bool:
+    """Whether somebody froze a part and put it into eval mode: it has parameters, and none of them trains."""
+    own = list(part.parameters())
+    return not part.training and bool(own) and not any(p.requires_grad for p in own)
 
 
 def _check_method(method: Any) -> None:

@@ -251,6 +251,10 @@ class Task:
         probe = torch.zeros(1, 2)
         return self.outcomes is not None and self.outcomes(probe).shape == probe.shape
 
+    def known(self, target: Tensor) -> Tensor:
+        """Return which positions of targets have a label, as they are shaped: not where they are -100, or NaN of values."""
+        return target != UNLABELLED if self.outcomes is not None else ~target.isnan()
+
     def softened(self, *places: Source) -> tuple[Source, ...]:
         """Return places of answers as logits of their outcomes, for a loss that softens them.
 
@@ -305,7 +309,8 @@ class Task:
                 answer = self.feed(net, inputs)
             else:
                 answer = self.ask(bare(net), inputs, beside)
-        return {**trace, "": answer}
+        shown = net.shown(trace, inputs) if isinstance(net, Frozen) else trace
+        return {**shown, "": answer}
 
 
 def _explain(net: Any, inputs: Any, error: TypeError) -> None:

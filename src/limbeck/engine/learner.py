@@ -14,8 +14,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from limbeck.core.distributed import sharing
 from limbeck.core.frozen import Frozen, frozen
-from limbeck.core.method import Distill, Make, Method, Turn, assign, descend, log, parameters
+from limbeck.core.method import (
+    Distill,
+    Make,
+    Method,
+    Turn,
+    assign,
+    descend,
+    log,
+    moves,
+    parameters,
+    shares,
+    sizes,
+    warn_of,
+)
+from limbeck.core.method import NoEffectWarning as NoEffectWarning
 from limbeck.core.objective import Objective
 from limbeck.core.stage import Stage
 from limbeck.core.task import Batch, Score
@@ -32,10 +47,6 @@ Row = dict[str, float | int | str]
 """One line of ``metrics.csv``."""
 
 LOOK_EVERY = 10  # batches between two looks at the losses, each of which waits for the device
-
-
-class NoEffectWarning(UserWarning):
-    """A term of the objective that moves nothing."""
 
 
 class ChanceWarning(UserWarning):
@@ -90,6 +101,8 @@ class Learner(LightningModule):
         self.index, self.name, self.history = index, name, [] if history is None else history
         self.past = int(self.history[-1]["step"]) if self.history else 0  # batches of the stages before
         self.step = 0
+        self._group: list[Batch] = []  # those of one update, which wait for its last
+        self._parts = 1.0  # how many times a batch's samples go into its update's
         self.teachers: dict[str, dict[str, float]] = {}
         self.shown: dict[str, float] = {}
         self._tally, self._waiting = Tally(), set[str]()
@@ -125,23 +138,36 @@ class Learner(LightningModule):
             module.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Play one batch."""
+        """Play the batches of an update, once all are there: what one has no label for counts in none."""
         if self._random is not None:  # ddp seeds anew, and a run that goes on draws what it would have drawn
             set_random_state(self._random)
             self._random = None
+        self._group.append(batch)
+        if not self._group_ends(self.step + len(self._group) - 1):
+            return
+        group, self._group = self._group, []
+        alone = len(group) == 1 and self.trainer.world_size == 1
+        counted = [{}] if alone else shares(self.method, group)
+        samples = [1] if alone else sizes(group)
+        progress = self.step / self.total  # one update, one weight of each term
+        for one, own, size in zip(group, counted, samples, strict=True):
+            self._parts = sum(samples) / size
+            with sharing(own):
+                self._play(one, progress)
+        self._advance_schedules()
+
+    def _play(self, batch: Batch, progress: float) -> None:
         optimizers = self._by_player(self.optimizers())
         logs: dict[str, Tensor] = {}
-        for turn in descend(
-            self.method, batch, optimizers, self.step / self.total, self._waiting, self._backward, self._update
-        ):
+        for turn in descend(self.method, batch, optimizers, progress, self._waiting, self._backward, self._update):
             logs |= log(turn)
         self._tally.add(logs, self.step)
         self.step += 1
-        if self._group_ends(self.step - 1):
-            self._advance_schedules()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Look at the losses now and then, and stop if asked to."""
+        if self._group:
+            return
         at_end = self.step % self.batches == 0
         if self.step % LOOK_EVERY == 0 and not at_end:
             self._tally.check()
@@ -236,19 +262,13 @@ class Learner(LightningModule):
         listed = optimizers if isinstance(optimizers, list) else [optimizers]
         return dict(zip(self._owned, cast("list[Optimizer]", listed), strict=True))
 
-    def _group(self, step: int) -> int:
-        """How many batches share the update that this one belongs to: the last of an epoch may be fewer."""
-        within = step % self.batches
-        return min(self.accumulate, self.batches - (within - within % self.accumulate))
-
     def _group_ends(self, step: int) -> bool:
         within = step % self.batches + 1
         return within % self.accumulate == 0 or within == self.batches
 
     def _backward(self, turn: Turn) -> None:
         self._look_for_effect(turn)
-        group = self._group(self.step)
-        self.manual_backward(turn.total if group == 1 else turn.total / group)
+        self.manual_backward(turn.total if self._parts == 1 else turn.total / self._parts)
 
     def _update(self, optimizer: Optimizer) -> bool:
         if not self._group_ends(self.step):
@@ -303,7 +323,7 @@ class Learner(LightningModule):
             term = f"{turn.player}/{name}"
             if term in self._effective:
                 continue
-            if _moves(loss.weighted, self._owned[turn.player]):
+            if moves(self.method, loss.weighted, self._owned[turn.player]):
                 self._effective.add(term)
                 self._idle.discard(term)
             else:
@@ -311,12 +331,7 @@ class Learner(LightningModule):
 
     def _warn_of_idle_terms(self) -> None:
         for term in sorted(self._idle):
-            warnings.warn(
-                f"the term {term!r} gave its player no gradient in a whole epoch: it trains nothing. Perhaps its layers "
-                "come after what it should teach, are detached, or the loss is 0 for all",
-                NoEffectWarning,
-                stacklevel=2,
-            )
+            warn_of(term, "in a whole epoch")
         self._effective |= self._idle  # once is enough
         self._idle = set()
 
@@ -356,13 +371,6 @@ def no_better(score: Score, value: float, guess: float, samples: int) -> bool:
     """Whether a score is that of who guesses, give or take two standard errors where it is a share."""
     error = math.sqrt(guess * (1 - guess) / samples) if score.unit == "%" else 0.0
     return score.gain(value, guess) <= 2 * error
-
-
-def _moves(loss: Tensor, parameters: list[nn.Parameter]) -> bool:
-    if not loss.requires_grad:
-        return False
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return any(bool(gradient.any()) for gradient in gradients if gradient is not None)
 
 
 def _refuse_terms_that_never_run(method: nn.Module, total: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.distributed import gather
+from limbeck.core.distributed import across_processes, gather
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, Objective, S, T, Y, on
@@ -125,7 +125,8 @@ class Generation(Method):
     def networks(self) -> dict[str, nn.Module]:
         """Return this generation, those before it, and the ensemble of all that learned from another."""
         student, born = self.distill.student, [net for name, net in self._ancestors.items() if name != LABELLED]
-        mean = "arithmetic" if self.task.one_class else "geometric"
+        as_they_are = self.task.one_class and self.task.output is logits  # of maps the classes are not last
+        mean = "arithmetic" if as_they_are else "geometric"
         ensemble = {"ensemble": Ensemble([*born, student], mean=mean)} if born else {}
         return {"student": student, **self._ancestors, **ensemble}
 
@@ -224,4 +225,4 @@ def _weighted_by(student: Tensor, confidence: Tensor, targets: Tensor) -> Tensor
         )
     sure = confidence.where(targets != UNLABELLED, 0.0)
     hard = F.cross_entropy(student.flatten(0, -2), targets.flatten(), ignore_index=UNLABELLED, reduction="none")
-    return (sure.flatten() * hard).sum() / sure.sum().clamp(min=1e-12)
+    return (sure.flatten() * hard).sum() / across_processes(sure.sum()).clamp(min=1e-12)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, Y, on
@@ -49,7 +50,7 @@ def bounded_regression(student: Tensor, teacher: Tensor, targets: Tensor, margin
     known = ~targets.isnan()
     error_s, error_t = (_error(values, targets, known) for values in (student, teacher))
     samples = known.reshape(len(known), -1).any(1).sum().clamp(min=1)
-    return error_s.where(error_s + margin > error_t, 0.0).sum() / samples
+    return of_update(error_s.where(error_s + margin > error_t, 0.0).sum() / samples, "samples")
 
 
 def bounded(

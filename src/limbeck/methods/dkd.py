@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, Y, on
@@ -133,7 +134,8 @@ class _Decoupled(NamedTuple):
 
     Args:
         odds: log p_y / (1 − p_y), (N, ...).
-        others: The logits with the label's so low that its probability is exactly 0; finite, or 0 · (∞ − ∞) would be NaN.
+        others: The logits, with the label's so low that its probability is exactly 0. It is finite: with −∞, 0 · (∞ − ∞)
+            would be NaN.
         log_sum: The logarithm of the sum of the others' exponentials, (N, ...).
     """
 
@@ -150,20 +152,21 @@ class _Decoupled(NamedTuple):
 
 
 def _of_target(student: _Decoupled, teacher: _Decoupled) -> Tensor:
-    """KL(b_t ‖ b_s), (N, ...): log(1 − p) is log p less the odds, so that one logarithm each will do."""
-    rest_t = (-teacher.odds).sigmoid()
-    return F.logsigmoid(teacher.odds) - F.logsigmoid(student.odds) + rest_t * (student.odds - teacher.odds)
+    """KL(b_t ‖ b_s), (N, ...): p_t (log p_t − log p_s) + (1 − p_t) (log(1 − p_t) − log(1 − p_s)), with p = σ(odds)."""
+    right = teacher.odds.sigmoid() * (F.logsigmoid(teacher.odds) - F.logsigmoid(student.odds))
+    wrong = (-teacher.odds).sigmoid() * (F.logsigmoid(-teacher.odds) - F.logsigmoid(-student.odds))
+    return right + wrong
 
 
 def _of_others(student: _Decoupled, teacher: _Decoupled) -> Tensor:
-    """KL(q_t ‖ q_s), (N, ...), so written that equal logits have a gradient of exactly 0."""
+    """KL(q_t ‖ q_s) = Σ q_t (z_t − z_s) + log Σ exp z_s − log Σ exp z_t, (N, ...), over the other classes."""
     q_t = (teacher.others - teacher.log_sum.unsqueeze(-1)).exp()
     return (q_t * (teacher.others - student.others)).sum(-1) + student.log_sum - teacher.log_sum
 
 
 def _labelled_mean(values: Tensor, targets: Tensor) -> Tensor:
     labelled = targets != UNLABELLED
-    return values.where(labelled, 0.0).sum() / labelled.sum().clamp(min=1)
+    return of_update(values.where(labelled, 0.0).sum() / labelled.sum().clamp(min=1), "labels")
 
 
 def _check(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.distributed import of_update
 from limbeck.core.layers import paired
 from limbeck.core.numerics import same_shape, unit_rows
 from limbeck.core.objective import S, T, X, Y, on
@@ -65,7 +66,7 @@ def label_jacobian(student: Tensor, teacher: Tensor, inputs: Tensor, targets: Te
     labelled = targets != UNLABELLED
     index = torch.where(labelled, targets, 0).long().unsqueeze(1)
     chosen = torch.zeros_like(student, dtype=torch.float32).scatter_(1, index, labelled.float().unsqueeze(1))
-    return _along(chosen, student, teacher, inputs) / labelled.sum().clamp(min=1)
+    return of_update(_along(chosen, student, teacher, inputs) / labelled.sum().clamp(min=1), "labels")
 
 
 def jacobian_projection(student: Tensor, teacher: Tensor, inputs: Tensor, signs: Tensor | None = None) -> Tensor:

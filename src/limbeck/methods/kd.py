@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, S, T, on
@@ -120,4 +121,4 @@ def _check(student: Tensor, teacher: Tensor, temperature: float) -> None:
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of the values where the mask is not 0; 0 where it is empty."""
     same_shape("the mask and the positions", values, mask)
-    return values.where(mask.bool(), 0.0).sum() / mask.bool().sum().clamp(min=1)
+    return of_update(values.where(mask.bool(), 0.0).sum() / mask.bool().sum().clamp(min=1), "mask")

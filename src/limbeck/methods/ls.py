@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, Y, on
@@ -44,7 +45,7 @@ def label_smoothing(student: Tensor, targets: Tensor, smoothing: float = 0.1) ->
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing must lie in [0, 1], got {smoothing}")
     share = smoothing / student.shape[-1]
-    return two_valued(student, targets, 1 - smoothing + share, share)
+    return of_update(two_valued(student, targets, 1 - smoothing + share, share), "labels")
 
 
 def two_valued(logits: Tensor, targets: Tensor, label: float, other: float) -> Tensor:

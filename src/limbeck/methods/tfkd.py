@@ -18,6 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.distributed import of_update
 from limbeck.core.frozen import bare
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
@@ -76,7 +77,7 @@ def virtual_teacher(
     entropy = -math.log(label) + (classes - 1) * other * gap
     softening = temperature if mode == "paper" else 1.0
     divergence = two_valued(student / softening, targets, label, other) - entropy
-    return torch.where((targets != UNLABELLED).any(), softening**2 * divergence, 0.0)
+    return of_update(torch.where((targets != UNLABELLED).any(), softening**2 * divergence, 0.0), "labels")
 
 
 def tfkd_reg(

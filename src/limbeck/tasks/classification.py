@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.batches import part
+from limbeck.core.distributed import of_update
 from limbeck.core.exhibits import Bars, Exhibit, Matrix, Note, Shown, names
 from limbeck.core.finding import Examined, Finding, Status, best_order, fits_better
 from limbeck.core.numerics import full_precision
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torchmetrics import MetricCollection
 
 UNSURE, MISTAKEN = 2, 2  # samples shown on which the teacher hesitates, and on which the student errs
+A_CLASS = 10  # samples, of which one at least is of each class: ours
 MOST_CLASSES = 1000  # beyond these a table of confusions is too large to keep, and to look at
 KNOWN, CONFUSED = "What the teacher knows beyond the label", "What it confuses"
 
@@ -40,7 +42,7 @@ def cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
         )
     rows = targets.flatten(0, -2) if soft else targets.flatten()
     loss = F.cross_entropy(student.flatten(0, -2), rows, ignore_index=UNLABELLED)
-    return torch.where((targets != UNLABELLED).any(), loss, 0.0)
+    return of_update(torch.where((targets != UNLABELLED).any(), loss, 0.0), "labels")
 
 
 def as_they_are(answer: Tensor) -> Tensor:
@@ -151,6 +153,12 @@ def _labels(setup: Examined, widths: Mapping[str, int]) -> Finding:
     low, high, known = int(targets.min()), int(targets.max()), setup.outputs or widths[name]
     values = {"lowest": float(low), "highest": float(high), "classes": float(known)}
     message = f"labels lie between {low} and {high}, of {known} classes"
+    if low == 1 and high == known - 1 and known > 2 and len(targets) >= A_CLASS * known:
+        message += (
+            ": they begin at 1, and class 0 has no sample. Count them from 0, targets - 1, and make the networks with "
+            f"num_classes={high}"
+        )
+        return Finding("labels", "warning", message, values)
     if low >= 0 and high < known:
         return Finding("labels", "ok", message, values)
     if low >= 0 and setup.outputs is None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.batches import part
+from limbeck.core.distributed import of_update
 from limbeck.core.exhibits import Bars, Exhibit, Note, Shown, Table, names
 from limbeck.core.finding import Examined, Finding
 from limbeck.core.numerics import full_precision, same_shape
@@ -33,7 +34,7 @@ def binary_cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
     """
     same_shape("labels", student, targets)
     loss, known = _each(student, targets)
-    return loss.sum() / known.sum().clamp(min=1)
+    return of_update(loss.sum() / known.sum().clamp(min=1), "labels")
 
 
 def _each(student: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

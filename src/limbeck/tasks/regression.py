@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck.core.batches import part
+from limbeck.core.distributed import of_update
 from limbeck.core.exhibits import Exhibit, Gallery, Note, Scatter, Shown
 from limbeck.core.finding import Examined, Finding
 from limbeck.core.numerics import full_precision, same_shape
@@ -39,7 +40,7 @@ def squared_error(student: Tensor, targets: Tensor) -> Tensor:
     same_shape("values", student, targets)
     known = ~targets.isnan()
     error = F.mse_loss(student, targets.to(student.dtype).where(known, student.detach()), reduction="sum")
-    return error / known.sum().clamp(min=1)
+    return of_update(error / known.sum().clamp(min=1), "labels")
 
 
 def as_wide(targets: Tensor, answer: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.batches import part, tensors
+from limbeck.core.distributed import of_update
 from limbeck.core.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Shown, Table
 from limbeck.core.finding import Examined, Finding, Status, best_order, fits_better
 from limbeck.core.numerics import full_precision
@@ -72,7 +73,7 @@ def pixel_cross_entropy(student: Tensor, targets: Tensor) -> Tensor:
     """
     scores = at_labels(student, targets).movedim(-1, 1)
     loss = F.cross_entropy(scores, targets, ignore_index=UNLABELLED, reduction="sum")
-    return loss / (targets != UNLABELLED).sum().clamp(min=1)
+    return of_update(loss / (targets != UNLABELLED).sum().clamp(min=1), "labels")
 
 
 def overlaps(counts: Tensor) -> Tensor:
