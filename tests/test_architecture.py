@@ -21,7 +21,10 @@ ROOMS = ["core", "tasks", "nets", "methods", "zoo", "data", "measure", "report",
 FACES = {"__init__.py", "losses.py"}
 """What stands beside the rooms: `limbeck` and `limbeck.losses`, names alone."""
 CORE = [
+    "quiet",
+    "options",
     "files",
+    "copied",
     "wrapped",
     "trace",
     "objective",
