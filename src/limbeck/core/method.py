@@ -83,7 +83,7 @@ class Method(nn.Module, ABC):
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all parts, but let those stay in eval mode that were put into it and frozen."""
-        kept = [part for part in self.modules() if mode and _is_put_away(part)]
+        kept = put_away(self) if mode else []
         super().train(mode)
         for part in kept:
             part.eval()
@@ -523,10 +523,10 @@ def objectives_of(method: nn.Module) -> list[Objective]:
     return [part for part in method.modules() if isinstance(part, Objective)]
 
 
-def _is_put_away(part: nn.Module) -> bool:
-    """Whether somebody froze a part and put it into eval mode: it has parameters, and none of them trains."""
-    own = list(part.parameters())
-    return not part.training and bool(own) and not any(p.requires_grad for p in own)
+def put_away(method: nn.Module) -> list[nn.Module]:
+    """Return the parts that somebody froze and put into eval mode: they have parameters, and none of them trains."""
+    resting = [(part, list(part.parameters())) for part in method.modules() if not part.training]
+    return [part for part, own in resting if own and not any(p.requires_grad for p in own)]
 
 
 def _check_method(method: Any) -> None:
