@@ -26,6 +26,7 @@ from limbeck.core.method import (
     log,
     moves,
     parameters,
+    put_away,
     shares,
     sizes,
     warn_of,
@@ -132,10 +133,16 @@ class Learner(LightningModule):
         self._started = time.perf_counter() - self._elapsed
 
     def set_modes(self) -> None:
-        """Put what trains into train mode, and all else into eval mode, so that batch-norm statistics stay as they are."""
+        """Put what trains into train mode, and all else into eval mode, so that batch-norm statistics stay as they are.
+
+        What the user froze and put into eval mode stays so.
+        """
+        kept = put_away(self.method)
         self.train(self.stage.trains is None)
         for module in self.stage.trains or ():
             module.train()
+        for module in kept:
+            module.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Play the batches of an update, once all are there: what one has no label for counts in none."""
