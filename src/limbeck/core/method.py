@@ -19,6 +19,7 @@ from limbeck.core.batches import count
 from limbeck.core.distributed import Counted, place, shares_of, sharing
 from limbeck.core.frozen import Frozen, as_teachers, together
 from limbeck.core.objective import Loss, Objective, Scene, Weight, summed
+from limbeck.core.sound import refuse_unsound
 from limbeck.core.task import Batch, Task, default_task
 
 if TYPE_CHECKING:
@@ -331,10 +332,13 @@ def parameters(method: Method, trains: Collection[nn.Module] | None = None) -> d
         trains: Only parameters of these modules; all by default.
 
     Raises:
-        ValueError: A player has nothing to train, two players share a parameter, or a player and a teacher do.
+        ValueError: A player has nothing to train, two players share a parameter, or a player and a teacher do; a network
+            without weights or with broken ones, or one that cannot learn, as a quantised one.
         TypeError: Stages, each of which has a method of its own.
     """
     _check_method(method)
+    taught = {name.rpartition(".")[2]: part for name, part in method.named_modules() if isinstance(part, Frozen)}
+    refuse_unsound(method.networks(), {role: teacher.net for role, teacher in taught.items()})
     allowed = None if trains is None else {id(p) for module in trains for p in module.parameters()}
     owner: dict[int, str] = {}
     players: dict[str, list[nn.Parameter]] = {}
@@ -456,14 +460,12 @@ def sizes(batches: Sequence[Batch]) -> list[int]:
 
 
 def _counts(method: Method, batch: Batch) -> dict[Counted, Tensor]:
-    """Count the positions that a method's means may be taken over: it has a place for them, or no objective to tell."""
-    objectives = objectives_of(method)
-    reads = {role for one in objectives for role in one.roles()} if objectives else {"target", "mask"}
-    counts: dict[Counted, Tensor] = {}
-    if "target" in reads and isinstance(target := method.task.target(batch), Tensor):
+    """Count the positions that a method's means may be taken over."""
+    roles, counts = reads(method), dict[Counted, Tensor]()
+    if "target" in roles and isinstance(target := method.task.target(batch), Tensor):
         known = method.task.known(target)
         counts = {"labels": known.sum(), "samples": known.reshape(len(known), -1).any(1).sum()}
-    if "mask" in reads and (mask := method.task.mask(batch)) is not None:
+    if "mask" in roles and (mask := method.task.mask(batch)) is not None:
         counts["mask"] = mask.bool().sum()
     return counts
 
@@ -516,6 +518,12 @@ def warn_of(term: str, when: str) -> None:
         NoEffectWarning,
         stacklevel=4,
     )
+
+
+def reads(method: nn.Module) -> set[str]:
+    """Return the roles that a method reads in a batch; what has no objective to tell may read targets and masks."""
+    objectives = objectives_of(method)
+    return {role for one in objectives for role in one.roles()} if objectives else {"target", "mask"}
 
 
 def objectives_of(method: nn.Module) -> list[Objective]:
