@@ -17,12 +17,14 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
 from limbeck import Distill, Frozen, Loss, Method, S, Stage, T, Turn, Y, classification, on
 from limbeck.cli import main
 from limbeck.cli.check import shares_of
+from limbeck.core.finding import learned_nothing
 from limbeck.data import Data
 from limbeck.losses import soft_target
 from limbeck.verbs.check import Checkup, Finding, check, console_table, vet
@@ -219,9 +221,18 @@ def test_a_teacher_that_a_method_holds_itself(student, teacher, data):
 
 
 def test_a_teacher_whose_buffers_change(student, teacher, data):
+    """A frozen one writes to copies; one that counts in an attribute is found."""
     checkup = check(limbeck.kd(student, Counting(teacher)), data)
-    assert flagged(checkup) == {"teacher buffers": "failed"}
-    assert "asked" in message(checkup, "teacher buffers")
+    assert flagged(checkup) == {}
+
+    class Aging(Counting):
+        age = 0.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.age += 1.0
+            return self.net(x) * self.age
+
+    assert flagged(check(limbeck.kd(student, Aging(teacher)), data))["teacher determinism"] == "failed"
 
 
 @pytest.mark.parametrize("order", [[*range(1, 10), 0], [1, 0, 3, 2, *range(4, 10)]])
@@ -571,14 +582,14 @@ def distilled(student: nn.Module, teacher: nn.Module | list[nn.Module] | None, d
 
 
 def test_distill_refuses_what_would_train_in_vain(student, teacher, data):
-    wrong = Reordered(Counting(teacher), [1, 0, *range(2, 10)])
+    wrong = Frozen(Reordered(teacher, [1, 0, *range(2, 10)]), mode="train")
     before = copy.deepcopy(student)
     with pytest.raises(ValueError, match="classes are permuted") as caught:
         limbeck.distill(student, wrong, data, epochs=1, progress=False)
     told = str(caught.value).splitlines()
     assert len(told) == 3  # both mistakes, and how to go on
     assert "classes are permuted" in told[0]
-    assert "buffers ['net.asked']" in told[1]
+    assert "the teacher is in train mode" in told[1]
     assert "`limbeck check` shows more; check=False (--check false) trains nevertheless" in told[2]
     assert equal(list(student.parameters()), list(before.parameters()))
     assert limbeck.distill(student, wrong, data, epochs=1, progress=False, check=False).finished
@@ -745,3 +756,189 @@ def test_classes_on_another_axis(data):
     assert "the classes on axis 1" in message(checkup, "student outputs")
     last = replace(limbeck.classification, output=lambda out: limbeck.core.task.logits(out).movedim(1, -1))
     assert "student outputs" not in flagged(check(limbeck.plain(Pixels(), task=last), (ours, ours)))
+
+
+# numbers, answers and samples -----------------------------------------------------------------------------------------
+
+
+def test_numbers_that_are_none(student, teacher, data):
+    """A buffer counts as well as a weight, and the student as well as its teacher; nothing else is said then."""
+    normed = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), teacher)
+    normed[1].running_var[3] = float("nan")
+    checkup = check(limbeck.kd(student, normed), data)
+    assert flagged(checkup) == {"teacher weights": "failed"}
+    assert "1.running_var" in message(checkup, "teacher weights")
+    with torch.no_grad():
+        next(student.parameters())[0, 0] = float("inf")
+    assert flagged(check(limbeck.plain(student), data)) == {"student weights": "failed"}
+
+
+def test_inputs_that_are_no_numbers(student, teacher, data):
+    train, val = loaders(data)
+    train.dataset.tensors[0][5, 0, 2, 2] = float("nan")
+    checkup = check(limbeck.kd(student, teacher), (train, val))
+    assert flagged(checkup) == {"inputs": "failed"}
+    assert "1 numbers" in message(checkup, "inputs")
+
+
+def test_answers_that_are_the_same_to_all(student, teacher, data):
+    """A teacher without weights; but a student whose last layer begins at 0 answers otherwise after an update."""
+    for p in teacher.parameters():
+        nn.init.zeros_(p)
+    assert flagged(check(limbeck.kd(student, teacher), data))["teacher answers"] == "warning"
+    fresh = [module for module in student.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.zeros_(fresh.weight)
+    nn.init.zeros_(fresh.bias)
+    assert "student answers" not in flagged(check(limbeck.plain(student), data))
+
+
+def test_samples_of_several_splits(student, data):
+    train, val = loaders(data)
+    inputs, targets = train.dataset.tensors
+    half = DataLoader(TensorDataset(inputs[:200], targets[:200]), 50)
+    found = check(limbeck.plain(student), (train, val, half))
+    assert flagged(found) == {"test": "warning"}
+    assert values(found, "test")["shared"] == 200
+
+
+def test_rows_that_are_alike_by_themselves_are_no_leak():
+    """Of a table of few values most rows are there several times, in any split."""
+    torch.manual_seed(0)
+    x = torch.randint(3, (600, 4)).float() - 1
+    y = (x.sum(1) > 0).long()
+    ours = tuple(DataLoader(TensorDataset(x[part], y[part]), 50) for part in (slice(400), slice(400, 600)))
+    checkup = check(limbeck.plain(nn.Linear(4, 2)), ours)
+    assert values(checkup, "validation")["shared"] > 100
+    assert "validation" not in flagged(checkup)
+
+
+def test_a_last_batch_of_one_sample(data):
+    train, val = loaders(data)
+    few = TensorDataset(*(tensor[:51] for tensor in train.dataset.tensors))
+    normed = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    found = check(limbeck.plain(normed), (DataLoader(few, 25), val))
+    assert flagged(found)["last batch"] == "failed"
+    assert "drop_last=True" in message(found, "last batch")
+    listed = list(DataLoader(few, 10))
+    with pytest.raises(ValueError, match="drop_last=True"):
+        limbeck.distill(normed, None, (listed, val), "plain", epochs=1, progress=False)
+    assert "last batch" not in flagged(check(limbeck.plain(normed), (DataLoader(few, 25, drop_last=True), val)))
+    alone = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert "last batch" not in flagged(check(limbeck.plain(alone), (DataLoader(few, 25), val)))
+
+
+def test_a_loss_that_is_not_finite_without_labels(student, teacher):
+    few = limbeck.data.load("digits", labels=10, batch_size=10)
+    smoothed = limbeck.Task(loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+    checkup = check(limbeck.kd(student, teacher, task=smoothed), few)
+    assert flagged(checkup)["labels"] == "failed"
+    assert "a mean over nothing" in message(checkup, "labels")
+    assert "labels" not in flagged(check(limbeck.kd(student, teacher), few))
+
+
+def test_a_student_that_knew_another_scale(teacher, data):
+    """One that was trained before, and whose inputs were pixels then."""
+    fresh = network(data, "mlp-32", 3)
+    assert "student inputs" not in flagged(check(limbeck.plain(fresh), loaders(data, lambda x: 60 * x + 130)))
+    found = check(limbeck.plain(teacher), loaders(data, lambda x: 60 * x + 130))
+    assert flagged(found)["student inputs"] == "warning"
+    assert "standardised" in message(found, "student inputs")
+
+
+# what losses depend on ------------------------------------------------------------------------------------------------
+
+
+def test_layers_that_nobody_registered(student, teacher, data):
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.head = {"body": nn.Linear(64, 32)}, nn.Linear(32, 10)
+            self.scale = torch.ones(32, requires_grad=True)  # no parameter
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.parts["body"](x.flatten(1)).relu() * self.scale)
+
+    checkup = check(limbeck.kd(Held(), teacher), data)
+    assert flagged(checkup)["unregistered"] == "failed"
+    assert values(checkup, "unregistered")["tensors"] == 3
+    assert "(32, 64)" in message(checkup, "unregistered")
+    adapter = nn.Linear(10, 10)
+    inside = on(lambda s, t: F.mse_loss(adapter(s), t), S, T, name="pair")
+    assert flagged(check(Distill(student, teacher, classification.hard + inside), data))["unregistered"] == "failed"
+    placed = on(F.mse_loss, S.via(adapter), T, name="pair")
+    assert flagged(check(Distill(student, teacher, classification.hard + placed), data)) == {}
+
+
+def test_reentrant_checkpointing_is_no_fault_by_itself(teacher, data):
+    class Thrifty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 32), nn.Sequential(nn.ReLU(), nn.Linear(32, 10))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.second, self.first(x.flatten(1)), use_reentrant=True)
+
+    checkup = check(limbeck.kd(Thrifty(), teacher), data)
+    assert flagged(checkup) == {}
+    assert all(term.gradient > 0 for term in checkup.terms)
+
+
+def test_what_a_loss_of_ones_own_runs_over(student, teacher, data):
+    def found(loss: Callable[[Tensor, Tensor], Tensor], weight: float = 1.0) -> dict[str, str]:
+        objective = classification.hard + weight * on(loss, S, T, name="soft")
+        flags = flagged(check(Distill(student, teacher, objective), data))
+        return {name: status for name, status in flags.items() if name.split()[0] in ("axis", "reduction")}
+
+    def mean(s: Tensor, t: Tensor) -> Tensor:
+        return F.kl_div(s.log_softmax(-1), t.log_softmax(-1), log_target=True)
+
+    assert found(mean) == {"reduction soft": "warning"}
+    assert found(mean, 10.0) == {}  # the weight makes up for it
+    assert found(lambda s, t: F.kl_div(s.log_softmax(-1), t.softmax(-1), reduction="batchmean")) == {}
+    assert found(lambda s, t: F.cross_entropy(s.T, t.T.softmax(1))) == {"axis soft": "warning"}
+    assert found(F.mse_loss) == {}
+    assert found(lambda s, t: F.mse_loss(s.softmax(-1), t.softmax(-1))) == {}
+    assert found(lambda s, t: F.mse_loss(torch.cdist(s, s), torch.cdist(t, t))) == {}  # relations see no shift either
+    assert found(lambda s, t: -torch.corrcoef(torch.cat([s.T, t.T]))[:10, 10:].diagonal().mean()) == {}
+
+
+# after the training ---------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_learned_nothing():
+    accuracy, error = classification.score, limbeck.regression.score
+    assert learned_nothing("student", accuracy, 0.5, 0.1, 400) is None
+    assert learned_nothing("student", accuracy, 0.11, None, 400) is None
+    found = learned_nothing("student", accuracy, 0.11, 0.1, 400)
+    assert found is not None
+    assert "after the training the student is no better than chance: accuracy 11.00 %" in found.message
+    assert learned_nothing("student", error, 2.0, 1.5, 400) is not None  # less is better
+    assert learned_nothing("student", error, 1.0, 1.5, 400) is None
+
+
+def test_the_train_command_checks_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("warnings.showwarning", None)
+    (tmp_path / "listed.py").write_text(LISTED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    line = "train --network listed:Listed --samples 200 --epochs 1 --progress false --accelerator cpu --run-dir a"
+    words = line.split()
+    assert main(words) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "belong to no network" in told
+    assert "--check false" in told
+    assert not (tmp_path / "a").exists()
+    assert main([*words, "--check", "false"]) == 0
+
+
+LISTED = """
+from torch import nn
+
+class Listed(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.layers, self.head = [nn.Linear(64, 16)], nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        return self.head(self.layers[0](x.flatten(1)).relu())
+"""

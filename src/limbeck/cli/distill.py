@@ -9,21 +9,13 @@ from limbeck.cli.by_method import add_by_method, assembled
 from limbeck.cli.case import case_of
 from limbeck.cli.options import training
 from limbeck.cli.parser import Commands
-from limbeck.cli.train import fit_and_tell
+from limbeck.cli.train import caution, fit_and_tell
 from limbeck.verbs.distill import goes_on, look_first
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck distill METHOD``."""
     add_by_method(commands, "distill", _distill, training, caution)
-
-
-def caution(check: bool = True) -> None:
-    """Say whether to look first.
-
-    Args:
-        check: Look for mistakes before the training, which takes seconds; false trains nevertheless.
-    """
 
 
 def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:

@@ -15,19 +15,30 @@ from limbeck.cli.networks import network
 from limbeck.cli.options import answers, call, fresh_folder, load_data, network_of, training
 from limbeck.cli.parser import Commands, first_line
 from limbeck.engine.fit import Result, fit
+from limbeck.verbs.distill import goes_on, look_first
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck train``."""
-    commands.add("train", _train, first_line(_train), network_of, load_data, answers, training)
+    commands.add("train", _train, first_line(_train), network_of, load_data, answers, training, caution)
+
+
+def caution(check: bool = True) -> None:
+    """Say whether to look first.
+
+    Args:
+        check: Look for mistakes before the training, which takes seconds; false trains nevertheless.
+    """
 
 
 def _train(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Train a network on the labels: a teacher, say."""
     case = case_of(leaf)
     seed_everything(leaf.seed, verbose=False)
-    net = network(leaf.network, case)
-    return fit_and_tell("plain", leaf.network, methods.plain(net, task=case.task), case, leaf, config)
+    method = methods.plain(network(leaf.network, case), task=case.task)
+    if leaf.check and not goes_on(leaf.run_dir, leaf.resume):
+        look_first(lambda: method, case.data, leaf.accelerator)
+    return fit_and_tell("plain", leaf.network, method, case, leaf, config)
 
 
 def fit_and_tell(name: str, network: str, method: Any, case: Case, leaf: Namespace, config: Mapping[str, Any]) -> int:

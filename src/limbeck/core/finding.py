@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from limbeck.core.task import Task
+    from limbeck.core.task import Score, Task
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -66,6 +67,39 @@ class Examined(Protocol):
 
     def held_out(self, share: float = 1.0) -> Iterator[Any]:
         """Yield batches of validation data, or of training data where there is no other; a share of what one look takes."""
+
+
+def no_better(score: Score, value: float, guess: float, samples: int) -> bool:
+    """Whether a score is that of who guesses, give or take two standard errors where it is a share.
+
+    Args:
+        score: What is measured.
+        value: What was reached.
+        guess: The score of who guesses.
+        samples: On how many it was measured.
+    """
+    error = math.sqrt(guess * (1 - guess) / samples) if score.unit == "%" else 0.0
+    return score.gain(value, guess) <= 2 * error
+
+
+def learned_nothing(name: str, score: Score, value: float, guess: float | None, samples: int) -> Finding | None:
+    """Return what to say of a network that is no better than guessing after its training; None where it learned something.
+
+    Args:
+        name: Of the network.
+        score: What is measured.
+        value: What it reached on held-out samples.
+        guess: The score of who guesses, if there is such a thing.
+        samples: On how many it was measured.
+    """
+    if guess is None or not samples or not no_better(score, value, guess, samples):
+        return None
+    message = (
+        f"after the training the {name} is no better than chance: {score.name} {score.show(value)}, where guessing has "
+        f"{score.show(guess)}, on {samples} samples. Look at its losses in metrics.csv: where they do not fall, take "
+        "another learning rate, or ask `limbeck check`; where they do, held-out samples are prepared or labelled otherwise"
+    )
+    return Finding(f"{name} {score.name}", "warning", message, {score.name: value, "chance": guess})
 
 
 def best_order(confusion: Tensor) -> Tensor:

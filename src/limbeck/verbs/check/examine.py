@@ -9,15 +9,19 @@ from typing import Any
 from limbeck.core.finding import Finding
 from limbeck.core.method import Method
 from limbeck.core.stage import Stage
+from limbeck.verbs.check.answers import constant, finite
 from limbeck.verbs.check.cost import cost
-from limbeck.verbs.check.data import inputs
+from limbeck.verbs.check.data import inputs, left_over, unlabelled
 from limbeck.verbs.check.findings import Checkup, TermCheck, failed
 from limbeck.verbs.check.identity import identity
+from limbeck.verbs.check.leaks import leaks
 from limbeck.verbs.check.learning import overfit
 from limbeck.verbs.check.setup import BROKEN, Setup, opened
 from limbeck.verbs.check.shares import suggested
+from limbeck.verbs.check.softening import softening
 from limbeck.verbs.check.teacher import bystanders, scales, teachers
 from limbeck.verbs.check.terms import balance, gradients
+from limbeck.verbs.check.wiring import modes, wiring
 
 SAMPLES, SECONDS = 2000, 4.0  # of the data that one look of `check` takes, and the time that it has
 FEWER, SHORTER = 1000, 1.0  # the same of `vet`
@@ -73,12 +77,13 @@ def check(
             note = f"only the first stage{name} was checked: later ones depend on its training"
             found.append(Finding("stages", "ok", note))
         try:
-            found += inputs(setup)
-            found += setup.task.examine(setup)
-            if _playable(found, setup):
-                found += _first_looks(setup, expect)
-                terms = setup.terms
-                found += _further_looks(setup, epochs)
+            if _sound(found, setup):
+                found += inputs(setup)
+                found += setup.task.examine(setup)
+                if _playable(found, setup):
+                    found += _first_looks(setup, expect)
+                    terms = setup.terms
+                    found += _further_looks(setup, epochs)
         except BROKEN as error:
             found.append(Finding("batch", "failed", f"a batch cannot be played: {error}"))
     if shares and terms:
@@ -120,9 +125,10 @@ def vet(method: Method | Iterable[Stage], data: Any, accelerator: str = "auto") 
 def _vetted(setup: Setup) -> list[Finding]:
     found: list[Finding] = []
     try:
-        found += setup.task.examine(setup)
-        if _playable(found, setup):
-            found += _first_looks(setup)
+        if _sound(found, setup):
+            found += setup.task.examine(setup)
+            if _playable(found, setup):
+                found += _first_looks(setup)
     except BROKEN as error:  # `fit` fails likewise, and better; or not at all, at another precision
         found.append(Finding("batch", "warning", f"not everything was checked before the training: {error}"))
     if setup.loaders.val is None:
@@ -130,6 +136,14 @@ def _vetted(setup: Setup) -> list[Finding]:
     score = setup.task.score.name
     # `fit` measures the teachers on all of the validation data, and warns of those that guess
     return [one for one in found if not (one.status == "warning" and one.name.endswith(f" {score}"))]
+
+
+def _sound(found: list[Finding], setup: Setup) -> bool:
+    """Add why nothing further is worth a look: who trains what is taught, and numbers that are none."""
+    found += finite(setup)
+    if setup.wrong is not None and not failed(found):
+        found.append(Finding("players", "failed", setup.wrong))
+    return not failed(found)
 
 
 def _playable(found: list[Finding], setup: Setup) -> bool:
@@ -140,12 +154,19 @@ def _playable(found: list[Finding], setup: Setup) -> bool:
 def _first_looks(setup: Setup, expect: float | None = None) -> Iterator[Finding]:
     yield from teachers(setup, expect)
     yield from bystanders(setup.method)
-    yield from gradients(setup.terms)
+    yield from modes(setup.method)
+    yield from left_over(setup)
+    yield from unlabelled(setup)
+    yield from gradients(setup.terms, setup.played.reentrant)
+    yield from wiring(setup)
+    yield from constant(setup)
+    yield from leaks(setup)
 
 
 def _further_looks(setup: Setup, epochs: int | None) -> Iterator[Finding]:
     yield from scales(setup)
     yield from balance(setup.terms, setup.method.networks())
     yield from identity(setup)
+    yield from softening(setup)
     yield from overfit(setup)
     yield from cost(setup, epochs)

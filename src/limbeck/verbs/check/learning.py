@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from itertools import chain
 import torch
 
 from limbeck.core.batches import take
+from limbeck.core.copied import copied
 from limbeck.core.finding import Finding
 from limbeck.core.method import assign, parameters, play
 from limbeck.core.stage import Stage
@@ -49,7 +49,7 @@ def overfit(setup: Setup) -> Iterator[Finding]:
 
 def _losses(stage: Stage, batch: Batch, rate: float) -> Iterator[float]:
     """Yield the first player's loss, step by step, until it is not finite."""
-    trial = copy.deepcopy(stage)
+    trial = copied(stage)
     player = next(iter(trial.method.players()))
     optimizers = assign(parameters(trial.method, trial.trains), lambda own: torch.optim.Adam(own, lr=rate))
     for _ in range(STEPS):

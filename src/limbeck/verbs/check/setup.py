@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +14,15 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from limbeck.core.method import Method
+from limbeck.core.copied import copied
+from limbeck.core.method import Method, NoEffectWarning, parameters
 from limbeck.core.stage import Stage
 from limbeck.data.randomness import random_state, set_random_state
 from limbeck.data.repeatable import Repeatable, Splits, splits
 from limbeck.engine.examined import Look
 from limbeck.engine.learner import teachers_of
 from limbeck.verbs.check.findings import TermCheck
-from limbeck.verbs.check.terms import weigh
+from limbeck.verbs.check.terms import Played, weigh
 
 BROKEN = (ValueError, TypeError, LookupError, RuntimeError, ArithmeticError)
 """What a batch that cannot be played raises."""
@@ -33,9 +34,11 @@ class Setup(Look):
 
     Args:
         stage: A copy of the method's first stage.
+        wrong: Why its players cannot train, if so; a copy does not show what the networks share.
     """
 
     stage: Stage
+    wrong: str | None = None
 
     @property
     def method(self) -> Method:
@@ -43,9 +46,28 @@ class Setup(Look):
         return self.stage.method
 
     @cached_property
-    def terms(self) -> list[TermCheck]:
+    def played(self) -> Played:
         """What every term does on the batch."""
         return weigh(self.stage, self.batch)
+
+    @property
+    def terms(self) -> list[TermCheck]:
+        """What every term does on the batch, to its player."""
+        return self.played.terms
+
+    @cached_property
+    def _answers(self) -> dict[nn.Module, Any]:
+        return {}
+
+    def answer(self, net: nn.Module) -> Any:
+        """Return what a network answers to ``batch``, in eval mode and without gradients; each is asked once."""
+        if net not in self._answers:
+            self._answers[net] = self.asked(net)
+        return self._answers[net]
+
+    def asked(self, net: nn.Module) -> Any:
+        """Ask a network anew."""
+        return super().answer(net)
 
 
 @contextmanager
@@ -62,11 +84,16 @@ def opened(
     try:
         torch.manual_seed(0)
         device = _device(accelerator)
-        stage = _first_stage(method, device)
-        with torch.compiler.set_stance("force_eager"), _untouched(splits(data, seed=0)) as loaders:
+        stage, wrong = _first_stage(method, device)
+        with (
+            torch.compiler.set_stance("force_eager"),
+            _untouched(splits(data, seed=0)) as loaders,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", NoEffectWarning)  # it is a finding
             method = stage.method
             teachers = dict(teachers_of(method))
-            yield Setup(method.task, method.networks(), teachers, loaders, device, samples, seconds, stage)
+            yield Setup(method.task, method.networks(), teachers, loaders, device, samples, seconds, stage, wrong)
     finally:
         set_random_state(before)
 
@@ -77,8 +104,8 @@ def _device(accelerator: str) -> torch.device:
     return (torch.accelerator.current_accelerator() if here else None) or torch.device("cpu")
 
 
-def _first_stage(method: Method | Iterable[Stage], device: torch.device) -> Stage:
-    """Return a copy of the first stage, where and in the modes in which it will be trained."""
+def _first_stage(method: Method | Iterable[Stage], device: torch.device) -> tuple[Stage, str | None]:
+    """Return a copy of the first stage, where and in the modes in which it will be trained, and why it cannot be."""
     if isinstance(method, nn.Module) and not isinstance(method, Method):
         raise TypeError(
             f"expected a method, got the network {type(method).__name__}: limbeck.plain(net) trains it on the labels"
@@ -89,10 +116,10 @@ def _first_stage(method: Method | Iterable[Stage], device: torch.device) -> Stag
         first = Stage(method) if isinstance(method, Method) else next(iter(method), None)
         if first is None:
             raise ValueError("there is nothing to check: the method has no stage")
-        try:
-            stage = copy.deepcopy(first)
-        except (RuntimeError, TypeError) as error:
-            raise TypeError(f"the method cannot be copied, so it cannot be checked untouched: {error}") from error
+        wrong = _wrong(first)
+        if wrong is not None and "'meta'" in wrong:  # which cannot be moved
+            raise ValueError(wrong)
+        stage = copied(first)
         if inspect.isgenerator(method):
             method.close()  # `fit` is told that it is used up, and does not begin with the second stage
     for part in (stage.method, *stage.method.networks().values()):
@@ -100,7 +127,15 @@ def _first_stage(method: Method | Iterable[Stage], device: torch.device) -> Stag
     stage.method.train(stage.trains is None)
     for module in stage.trains or ():
         module.train()
-    return stage
+    return stage, wrong
+
+
+def _wrong(stage: Stage) -> str | None:
+    try:
+        parameters(stage.method, stage.trains)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _given(stages: Any) -> list[Any]:

@@ -12,16 +12,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from limbeck.core.batches import tensors
-from limbeck.core.finding import Finding
-from limbeck.core.frozen import Frozen
+from limbeck.core.finding import Finding, no_better
+from limbeck.core.frozen import Frozen, frozen
 from limbeck.core.method import Method
 from limbeck.core.task import Batch, Score
-from limbeck.engine.learner import no_better
 from limbeck.measure.evaluate import Measurement
 from limbeck.verbs.check.data import channels, is_scaled
 from limbeck.verbs.check.setup import Setup
 
 LIFT = 0.1  # of a score that is a share, from which another scale of inputs is suspected
+KNOWS = 0.6  # of the way from guessing to being right, from which a student was trained before
 
 
 def teachers(setup: Setup, expect: float | None = None) -> Iterator[Finding]:
@@ -30,14 +30,23 @@ def teachers(setup: Setup, expect: float | None = None) -> Iterator[Finding]:
         yield _mode(role, teacher)
         yield from _repeats(role, teacher, setup)
         yield _knows(role, teacher, setup, expect)
+    for role in setup.task.traces(setup.batch):
+        yield from _kept(role, setup)
 
 
 def scales(setup: Setup) -> Iterator[Finding]:
-    """See whether a teacher is right more often on inputs scaled otherwise."""
+    """See whether a network is right more often on inputs scaled otherwise: a teacher, or a student that was trained."""
     inputs = setup.task.inputs(setup.batch)
+    if not is_scaled(inputs):
+        return
     for role, teacher in setup.teachers.items():
-        if is_scaled(inputs):
-            yield _scale(role, teacher, setup, inputs)
+        yield _scale(role, teacher, setup, inputs)
+    for name, student in setup.networks.items():
+        found = _scale(name, frozen(student), setup, inputs)
+        guess = found.values.get("chance", 1.0)
+        # one that was not trained yet may be luckier at another scale, but not right most of the time
+        if found.status != "ok" and max(found.values.values()) > guess + KNOWS * (1 - guess):
+            yield found
 
 
 def bystanders(method: Method) -> Iterator[Finding]:
@@ -70,9 +79,8 @@ def _mode(role: str, teacher: Frozen) -> Finding:
 
 
 def _repeats(role: str, teacher: Frozen, setup: Setup) -> Iterator[Finding]:
-    """Ask twice; compare answers and buffers."""
-    buffers = {name: buffer.clone() for name, buffer in teacher.net.named_buffers()}
-    first, second = (tensors(setup.answer(teacher)) for _ in range(2))
+    """Ask twice, and compare the answers. Buffers stay as they are: a frozen network writes to copies."""
+    first, second = (tensors(setup.asked(teacher)) for _ in range(2))
     difference = max(
         (
             float((one.float() - other.float()).abs().max() / one.float().abs().max().clamp(min=1e-12))
@@ -84,7 +92,12 @@ def _repeats(role: str, teacher: Frozen, setup: Setup) -> Iterator[Finding]:
         default=0.0,
     )
     values = {"largest relative difference": difference}
-    if not difference < 1e-3:  # a GPU adds in any order; NaN fails too
+    if math.isnan(difference):
+        message = (
+            f"the {role}'s answers to a batch are NaN: its inputs are, or something in it divides by 0 or overflows"
+        )
+        yield Finding(f"{role} answers", "failed", message)
+    elif not difference < 1e-3:  # a GPU adds in any order
         yield Finding(
             f"{role} determinism",
             "failed",
@@ -94,12 +107,29 @@ def _repeats(role: str, teacher: Frozen, setup: Setup) -> Iterator[Finding]:
         )
     else:
         yield Finding(f"{role} determinism", "ok", f"the {role} answers the same batch alike twice", values)
-    changed = [name for name, buffer in teacher.net.named_buffers() if not torch.equal(buffer, buffers[name])]
-    if changed:
-        message = f"a pass through the {role} changes its buffers {changed[:4]}: its answers depend on what came before"
-        yield Finding(f"{role} buffers", "failed", message)
+
+
+def _kept(role: str, setup: Setup) -> Iterator[Finding]:
+    """Measure answers that batches bring along: of samples in another order they are those of who guesses."""
+    task, measurement, title = setup.task, Measurement(setup.task), f"{role} kept answers"
+    for batch in setup.some(setup.loaders.train, share=1 / 8):
+        answer, target = task.traces(batch)[role].get(""), task.target(batch)
+        if not isinstance(answer, Tensor):
+            return
+        measurement.add(answer, target)
+    if not measurement.samples or measurement.guess is None:
+        return
+    value, n = measurement.compute()[task.score.name], measurement.samples
+    values = {task.score.name: value, "samples": float(n), "chance": measurement.guess}
+    measured = f"the {role}'s answers that batches bring along have {task.score.name} {_shown(task.score, value)}"
+    if no_better(task.score, value, measurement.guess, n):
+        message = (
+            f"{measured} on {n} training samples, no better than chance: they are of other samples, or in another order, "
+            "as where they were kept while a loader shuffled. Keep them by the samples' ids"
+        )
+        yield Finding(title, "failed", message, values)
     else:
-        yield Finding(f"{role} buffers", "ok", f"a pass leaves the {role}'s buffers as they were")
+        yield Finding(title, "ok", measured, values)
 
 
 def _knows(role: str, teacher: Frozen, setup: Setup, expect: float | None) -> Finding:
@@ -163,9 +193,9 @@ def _scale(role: str, teacher: Frozen, setup: Setup, inputs: Tensor) -> Finding:
     title, score = f"{role} inputs", setup.task.score
     if why := _unlike(role, teacher, setup):
         return Finding(title, "ok", f"not checked: {why}")
-    reached, n = {}, 0
+    reached, n, guess = {}, 0, None
     for name, scale in {"as they are": lambda inputs: inputs, **_usual_scales(inputs)}.items():
-        reached[name], n, _ = _score(teacher, setup, setup.held_out(share=1 / 8), scale)
+        reached[name], n, guess = _score(teacher, setup, setup.held_out(share=1 / 8), scale)
         if not n:
             return Finding(title, "ok", "not checked: there are no labels")
     as_is = reached["as they are"]
@@ -176,7 +206,7 @@ def _scale(role: str, teacher: Frozen, setup: Setup, inputs: Tensor) -> Finding:
             f"the inputs are not normalised as the {role}'s were: {best} they bring its {score.name} from "
             f"{_shown(score, as_is)} to {_shown(score, reached[best])}"
         )
-        return Finding(title, "warning", message, reached)
+        return Finding(title, "warning", message, reached | ({} if guess is None else {"chance": guess}))
     return Finding(title, "ok", f"no other scale of the inputs suits the {role} much better", reached)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from limbeck.core.task import Batch
 from limbeck.verbs.check.findings import Finding, TermCheck
 
 PROGRESS = 0.4  # where in the training terms are weighed: what rises is there by then, what falls is not gone yet
-DOMINANT = 0.99  # share of the gradient that leaves nothing to the other terms
+DOMINANT = (
+    0.998  # share of the gradient that leaves nothing to the other terms: at's own 1000 comes to 0.996 in small nets
+)
 CONFLICT = -0.5  # cosine of two gradients
 
 
@@ -29,31 +31,75 @@ class _Weighed(NamedTuple):
     reaches: bool
 
 
-def weigh(stage: Stage, batch: Batch) -> list[TermCheck]:
+class Played(NamedTuple):
+    """What one batch showed, half-way through the schedules of the weights.
+
+    Args:
+        terms: What each term does to its player.
+        leaves: The tensors that need a gradient and that the losses depend on, each once.
+        reentrant: Whether a part ran under ``torch.utils.checkpoint`` with ``use_reentrant=True``.
+    """
+
+    terms: list[TermCheck]
+    leaves: list[Tensor]
+    reentrant: bool
+
+
+def weigh(stage: Stage, batch: Batch) -> Played:
     """Differentiate every term by the parameters of its player; nothing is updated between the turns."""
     owned = parameters(stage.method, stage.trains)
     weighed: dict[str, list[_Weighed]] = {player: [] for player in owned}
+    leaves: dict[int, Tensor] = {}
+    reentrant = False
     for turn in stage.method.step(batch, PROGRESS):
         if turn.player not in owned:
             raise ValueError(f"the turn of {turn.player!r}, who is not among the players {sorted(owned)}")
-        weighed[turn.player] += [_weighed(name, loss, owned[turn.player]) for name, loss in turn.terms.items()]
-    return [term for player, own in weighed.items() for term in _compared(player, own)]
+        found, again = _graph(turn.total)
+        leaves |= found
+        reentrant |= again
+        weighed[turn.player] += [_weighed(name, loss, owned[turn.player], again) for name, loss in turn.terms.items()]
+    terms = [term for player, own in weighed.items() for term in _compared(player, own)]
+    return Played(terms, list(leaves.values()), reentrant)
 
 
-def gradients(terms: Sequence[TermCheck]) -> Iterator[Finding]:
-    """Find terms that train nothing, or whose gradient is not finite."""
+def _graph(loss: Tensor) -> tuple[dict[int, Tensor], bool]:
+    """Return the leaves of a loss's graph, and whether a part of it is made again in the backward pass, and hidden."""
+    leaves: dict[int, Tensor] = {}
+    waiting, seen, reentrant = [loss.grad_fn], set[Any](), False
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            leaves[id(leaf)] = leaf
+        reentrant |= type(node).__name__ == "CheckpointFunctionBackward"
+        waiting += [of for of, _ in node.next_functions]
+    return leaves, reentrant
+
+
+def gradients(terms: Sequence[TermCheck], reentrant: bool = False) -> Iterator[Finding]:
+    """Find terms that train nothing, or whose gradient is not finite.
+
+    Args:
+        terms: Of all players.
+        reentrant: Whether a part ran under ``torch.utils.checkpoint`` with ``use_reentrant=True``.
+    """
     moved = True
     for term in terms:
         name, values = f"{term.player}/{term.name}", {"value": term.value, "gradient": term.gradient}
         if not math.isfinite(term.value) or not math.isfinite(term.gradient):
             message = (
-                f"the term {name!r} is {term.value}, its gradient {term.gradient}: look for a division or root at 0"
+                f"the term {name!r} is {term.value}, its gradient {term.gradient}: look for a division or root at 0, a "
+                "logarithm of 0, or a mean over nothing, as of the labels of a batch without any"
             )
             yield Finding("gradients", "failed", message, values)
         elif not term.reaches:
-            message = (
-                f"the term {name!r} gives its player no gradient: it trains nothing. Its layers come after what it should "
-                "teach, or are detached"
+            message = f"the term {name!r} gives its player no gradient: it trains nothing. " + (
+                "A network calls torch.utils.checkpoint with use_reentrant=True, which hides layers inside from losses: "
+                "use_reentrant=False does not"
+                if reentrant
+                else "Its layers come after what it should teach, or are detached"
             )
             yield Finding("gradients", "failed", message, values)
         elif term.gradient == 0:
@@ -92,15 +138,29 @@ def balance(terms: Sequence[TermCheck], shipped: Collection[str]) -> Iterator[Fi
             yield Finding("conflict", "warning", message, {"cosine": cosine})
 
 
-def _weighed(name: str, loss: Loss, own: list[nn.Parameter]) -> _Weighed:
+def _weighed(name: str, loss: Loss, own: list[nn.Parameter], reentrant: bool) -> _Weighed:
     parts: Sequence[Tensor | None] = [None] * len(own)
     if loss.weighted.requires_grad:
-        parts = torch.autograd.grad(loss.weighted, own, retain_graph=True, allow_unused=True)
+        differentiate = _by_backward if reentrant else _by_grad
+        parts = differentiate(loss.weighted, own)
     flat = [
         torch.zeros(p.numel()) if part is None else part.detach().flatten().float().cpu()
         for p, part in zip(own, parts, strict=True)
     ]
     return _Weighed(name, loss, torch.cat(flat), any(part is not None for part in parts))
+
+
+def _by_grad(loss: Tensor, own: list[nn.Parameter]) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
+
+
+def _by_backward(loss: Tensor, own: list[nn.Parameter]) -> Sequence[Tensor | None]:
+    """Reentrant checkpointing knows `backward` alone; the parameters are a copy's, and have no gradients yet."""
+    loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    parts = [p.grad for p in own]
+    for p in own:
+        p.grad = None
+    return parts
 
 
 def _compared(player: str, own: list[_Weighed]) -> Iterator[TermCheck]:
