@@ -1,9 +1,15 @@
 """The demo, in miniature."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from safetensors.torch import load_file
 
+import limbeck
 from limbeck import zoo
+from limbeck.cli import main
+from limbeck.core.files import sha256_of
 from limbeck.verbs.demo import STUDENT, TEACHER, demo
 
 
@@ -24,3 +30,43 @@ def test_the_demo_compares_trains_and_reports(tmp_path, capsys):
         net = zoo.network(name, 10, (1, 8, 8))
         net.load_state_dict(load_file(tmp_path / "demo" / f"{file}.safetensors"))
         assert torch.isfinite(net(torch.rand(3, 1, 8, 8))).all()
+
+
+def test_a_demo_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
+    calls: list[str] = []
+
+    def stopping(*given: object, **options: object) -> limbeck.Result:
+        calls.append(options["run_dir"].name)
+        return replace(limbeck.fit(*given, **options), finished=len(calls) > 1)
+
+    folder = tmp_path / "new" / "demo"
+    words = ["demo", "--seeds", "1", "--epochs", "2", "--run-dir", str(folder)]
+    monkeypatch.setattr("limbeck.verbs.demo.fit", stopping)
+    assert main(words) == 130
+    assert calls == ["teacher"]
+    assert "stopped; the same command goes on" in capsys.readouterr().out
+    assert not (folder / "student.safetensors").exists()
+    assert main(words) == 0
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("stage-0.ckpt")}
+    weights = sha256_of(folder / "student.safetensors")
+    (folder / "report.html").unlink()
+    assert main(words) == 0  # nothing is trained again
+    assert kept == {path: path.stat().st_mtime_ns for path in folder.rglob("stage-0.ckpt")}
+    assert sha256_of(folder / "student.safetensors") == weights
+    assert (folder / "report.html").exists()
+    assert main([*words, "--epochs", "3"]) == 2
+    assert "another epochs: 2, and not 3" in capsys.readouterr().err
+
+
+def test_folders_that_are_none(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--run-dir", str(tmp_path / "file" / "demo")]) == 2
+    assert "which cannot be written to (" in capsys.readouterr().err
+    assert main(["demo", "--run-dir", str(tmp_path / "file")]) == 2
+    assert "take another folder, run_dir= (--run-dir)" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("epochs: 1")
+    with pytest.raises(ValueError, match="holds a run that is no demo, whose files this one would replace"):
+        demo(run_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        demo(epochs=0, run_dir=str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,12 +85,67 @@ def test_members_of_other_classes() -> None:
         (2, {"weights": [1, -1]}, "expected 2 weights ≥ 0"),
         (2, {"weights": [0, 0]}, "not all 0"),
         (2, {"mean": "harmonic"}, "'arithmetic' or 'geometric', got 'harmonic'"),
-        (2, {"temperature": 0.0}, "temperature must be positive, got 0"),
+        (2, {"temperature": 0.0}, "temperature must be positive and finite, got 0"),
+        (2, {"weights": [1, float("nan")]}, "expected 2 weights ≥ 0"),
     ],
 )
 def test_what_is_no_ensemble(count: int, options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         limbeck.Ensemble(members()[:count], **options)
+
+
+class Read(nn.Module):
+    """A member that answers with what ``read`` makes of its logits."""
+
+    def __init__(self, read: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.net, self.read = members()[0], read
+
+    def forward(self, x: Tensor) -> object:
+        return self.read(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            [nn.Linear(6, 4)],
+            r"member 1, Linear, has weights of torch.float32 on cpu, the first of torch.float64 .* Convert",
+        ),
+        ([nn.Linear(6, 4).half()], r"member 1, Linear, has weights of torch.float16"),
+        ([Read(lambda z: z.argmax(-1))], r"member 1, Read, gives torch.int64 of shape \(5,\): expected logits"),
+        ([Read(lambda z: z[:, 0])], r"member 1, Read, gives torch.float64 of shape \(5,\)"),
+        ([Read(lambda z: {"logits": z.sigmoid() > 0.5})], r"member 1, Read, gives torch.bool of shape \(5, 4\)"),
+        ([Read(lambda z: z[:, :1])], r"of the same classes, got shapes .*\(5, 1\)"),
+    ],
+)
+def test_members_that_do_not_go_together(others: list[nn.Module], message: str) -> None:
+    ensemble = limbeck.Ensemble([members()[0], *others])
+    with pytest.raises(ValueError, match=message):
+        ensemble(X)
+
+
+def test_probabilities_need_classes() -> None:
+    one = [Read(lambda z: z[:, :1]), Read(lambda z: z[:, 1:2])]
+    with pytest.raises(ValueError, match="the members give one number each: take mean='geometric'"):
+        limbeck.Ensemble(one)(X)
+    assert limbeck.Ensemble(one, mean="geometric")(X).shape == (5, 1)
+    maps = [Read(lambda z: z[:, :3, None, None].expand(-1, -1, 2, 4)) for _ in range(2)]
+    with pytest.raises(
+        ValueError, match=r"answers of shape \(5, 3, 2, 4\), and an arithmetic mean needs the classes last"
+    ):
+        limbeck.Ensemble(maps)(X)
+    said = limbeck.Ensemble(maps, output=limbeck.segmentation().output)(X)
+    assert said.shape == (5, 2, 4, 3)
+
+
+def test_members_of_other_modes_and_kinds() -> None:
+    frozen = limbeck.Frozen(members()[0], mode="batch_stats")
+    with pytest.raises(ValueError, match=r"member 1 is frozen with mode='batch_stats'.*freeze the ensemble"):
+        limbeck.Ensemble([members()[1], frozen])
+    with pytest.raises(TypeError, match="member 1 of an ensemble must be a network, got function"):
+        limbeck.Ensemble([members()[1], lambda x: x])
+    assert limbeck.Ensemble(net for net in members())(X).shape == (5, 4)
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import OrderedDict
 from itertools import pairwise
 
@@ -241,7 +242,8 @@ def test_outputs_are_never_sliced():
 
 def test_layers_that_one_network_lacks():
     teacher, student = resnet(8, (6, 8, 10, 12)), resnet(8, (4, 4, 6, 8), seed=1)  # a shortcut in layer1, and none
-    report = initialize(student, teacher, example=X)
+    with pytest.warns(UserWarning, match=r"'layer1\.0\.shortcut' \(Identity\): the teacher's has '0', a Conv2d"):
+        report = initialize(student, teacher, example=X)
     assert report.of("left") == []
     assert "layer1.0.shortcut.0.weight" in report.unused
     reverse = initialize(resnet(8, (3, 4, 6, 8), seed=1), resnet(8, (4, 4, 6, 8)), example=X)
@@ -251,6 +253,75 @@ def test_layers_that_one_network_lacks():
         "conv1.weight",
         "layer1.0.conv1.weight",
     }
+
+
+class Inverted(nn.Module):
+    """Adds its input where the widths are equal, as torchvision's inverted residuals do."""
+
+    def __init__(self, inputs: int, width: int, act: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.act, self.adds = nn.Conv2d(inputs, width, 1), act or nn.ReLU(), inputs == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x)) + (x if self.adds else 0)
+
+
+def inverted(*widths: int, act: nn.Module | None = None) -> nn.Module:
+    net = nn.Sequential(OrderedDict(blocks=nn.ModuleList(Inverted(*pair, act) for pair in pairwise(widths))))
+    layers = [*net.blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 5)]
+    return scrambled(nn.Sequential(*layers), 0)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        # both have all weights, and one adds what the other does not
+        (
+            inverted(3, 4, 4),
+            inverted(3, 6, 8),
+            r"begins at '1' \(Inverted\), whose layers are the same: .* residual sum",
+        ),
+        (
+            resnet(widths=(4, 4, 6, 8)),
+            resnet(widths=(4, 6, 6, 8)),
+            r"begins at 'layer1.0.*the teacher's has .* has not",
+        ),
+        (
+            inverted(3, 4, 5, act=nn.GELU()),
+            inverted(3, 6, 8),
+            r"begins at '0.act' .* is GELU\(.* in the student and ReLU",
+        ),
+        (inverted(3, 4, 5, act=nn.GELU()), inverted(3, 4, 5), r"begins at '0.act'"),
+    ],
+)
+def test_what_differs_without_parameters_is_no_success(student, teacher, message):
+    with pytest.warns(UserWarning, match=message):
+        report = initialize(student, teacher, example=X)
+    assert report.share == 1
+    assert report.difference > 0.01
+    assert "But the student does not compute what the teacher does" in str(report)
+    console = Console(width=2000, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report)
+    assert "does not compute what the teacher does" in " ".join(console.export_text().split())
+
+
+def test_what_does_not_differ_is_said_too():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = initialize(resnet(8, seed=1), resnet(14), example=X)
+        left = initialize(scrambled(ResNet(8, (4, 4, 6, 12)), 1), resnet(), example=X)
+    assert (report.difference, report.differs) == (0.0, "")
+    assert left.difference > 0.01  # what was left explains it
+    assert left.differs == ""
+    assert initialize(resnet(8, seed=1), resnet(14)).difference is None
+
+
+def test_the_student_is_looked_at_and_left_as_it_is():
+    student, teacher = resnet(seed=1).train(), resnet()
+    initialize(student, teacher, example=X)
+    assert student.training
+    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in student.state_dict().items())
+    assert not any(module._forward_hooks for module in student.modules())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -86,12 +87,93 @@ def test_calibration_to_a_budget_and_to_an_accuracy() -> None:
     budget = (FIRST + ALL) / 2
     chosen = calibrate(net, batches(), macs=budget)
     assert chosen.macs <= budget
-    assert chosen.accuracy == max(point.accuracy for point in curve if point.macs <= budget)
-    assert net.thresholds.tolist() == pytest.approx([chosen.threshold] * 2)
+    assert chosen.accuracy >= max(point.accuracy for point in curve if point.macs <= budget)
+    assert net.thresholds.tolist() == pytest.approx(chosen.thresholds)
     least = sorted(point.accuracy for point in curve)[len(curve) // 2]
     chosen = calibrate(net, batches(), accuracy=least)
     assert chosen.accuracy >= least
-    assert chosen.macs == min(point.macs for point in curve if point.accuracy >= least)
+    assert chosen.macs <= min(point.macs for point in curve if point.accuracy >= least)
+    profile = exit_profile(net, batches())
+    assert (profile.accuracy, profile.macs) == pytest.approx((chosen.accuracy, chosen.macs))
+
+
+def speaking(logits: Tensor) -> tuple[EarlyExit, list[tuple[Tensor, Tensor]]]:
+    """A network whose exits say ``logits``, (N, M, K), of samples that are all of class 0; the batch is these."""
+    count, exits, classes = logits.shape
+    width = exits * classes
+
+    def linear(weight: Tensor) -> nn.Linear:
+        layer = nn.Linear(width, len(weight), bias=False)
+        layer.weight.data = weight
+        return layer
+
+    heads = [linear(torch.eye(width)[exit * classes : (exit + 1) * classes]) for exit in range(exits)]
+    sections = [linear(torch.eye(width)) for _ in range(exits - 1)]
+    net = EarlyExit([*sections, nn.Sequential(linear(torch.eye(width)), heads[-1])], heads[:-1]).eval()
+    return net, [(logits.flatten(1), torch.zeros(count, dtype=torch.int64))]
+
+
+def all_points(net: EarlyExit, batch: tuple[Tensor, Tensor]) -> list[tuple[float, float]]:
+    """Accuracy and compute at every combination of thresholds that tells samples apart, by running the network."""
+    x, y = batch
+    prices = torch.tensor(exit_profile(net, [batch]).exit_macs).double()
+    sure = [logits.softmax(-1).amax(-1).unique().tolist() for logits in net.all_exits(x)[:-1]]
+    points = []
+    for thresholds in itertools.product(*([0.0, *each] for each in sure)):
+        net.set_thresholds(thresholds)
+        said, taken = net.answer(x)
+        points.append(((said.argmax(1) == y).double().mean().item(), prices[taken].mean().item()))
+    return points
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("exits", [1, 2])
+@torch.no_grad()
+def test_calibration_finds_what_trying_all_thresholds_finds(exits: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(9, exits + 1, 3, generator=draw)
+    net, loader = speaking(logits.round() if seed == 0 else logits)  # of rounded ones many are alike
+    points = all_points(net, loader[0])
+    for wanted in sorted({accuracy for accuracy, _ in points}):
+        chosen = calibrate(net, loader, accuracy=wanted)
+        assert chosen.accuracy >= wanted
+        assert chosen.macs == pytest.approx(min(macs for accuracy, macs in points if accuracy >= wanted))
+    for budget in sorted({macs for _, macs in points}):
+        chosen = calibrate(net, loader, macs=budget + 1e-6)
+        assert chosen.macs <= budget + 1e-6
+        assert chosen.accuracy == pytest.approx(max(accuracy for accuracy, macs in points if macs <= budget + 1e-6))
+
+
+def test_an_exit_that_is_sure_and_wrong_does_not_cost_the_next_one() -> None:
+    """One threshold for both keeps the second exit, which is right and less sure, from answering."""
+    right, wrong = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    draw = torch.Generator().manual_seed(0)
+    first = wrong * (4 + torch.rand(40, 1, generator=draw))
+    second, last = right * (1 + torch.rand(40, 1, generator=draw)), right.expand(40, 2)
+    net, loader = speaking(torch.stack([first, second, last], 1))
+    cheapest = min(point.macs for point in exit_curve(net, loader) if point.accuracy == 1)
+    chosen = calibrate(net, loader, accuracy=1.0)
+    assert chosen.thresholds == (1.0, 0.0)
+    assert chosen.accuracy == 1
+    assert chosen.macs < 0.7 * cheapest
+
+
+def test_an_accuracy_that_a_single_threshold_reaches_is_not_refused() -> None:
+    """Of 2,000 samples one needs the deep exit, and one must not take it: the hundredths of the samples lie beside it."""
+    sure = torch.linspace(0.1, 3, 2000)
+    early = torch.stack([sure, torch.zeros(2000)], 1)
+    deep = early.clone()
+    early[1000], deep[1001] = early[1000].flip(0), deep[1001].flip(0)
+    net, loader = speaking(torch.stack([early, deep], 1))
+    assert max(point.accuracy for point in exit_curve(net, loader)) < 1
+    assert calibrate(net, loader, accuracy=1.0).accuracy == 1
+    assert net(loader[0][0]).argmax(1).tolist() == [0] * 2000
+
+
+def test_answers_that_are_no_numbers() -> None:
+    net, loader = speaking(torch.tensor([[[1.0, torch.nan], [1.0, 0.0]]]))
+    with pytest.raises(ValueError, match="answers are not finite"):
+        calibrate(net, loader, accuracy=0.5)
 
 
 def test_unlabelled_samples_do_not_count() -> None:
@@ -106,7 +188,9 @@ def test_unlabelled_samples_do_not_count() -> None:
         ({}, "either a budget"),
         ({"macs": 1e6, "accuracy": 0.5}, "either a budget"),
         ({"macs": 10.0}, "macs must be at least 72, what the first exit takes, got 10"),
-        ({"accuracy": 1.0}, "no threshold reaches an accuracy of 1.0: the best is 0"),
+        ({"macs": float("nan")}, "macs must be at least 72, what the first exit takes, got nan"),
+        ({"accuracy": 1.0}, r"no thresholds reach an accuracy of 1.0: the best is 0"),
+        ({"accuracy": 75.0}, r"must lie in \[0, 1\], got 75"),
     ],
 )
 def test_what_cannot_be_reached(options, message: str) -> None:

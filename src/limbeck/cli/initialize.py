@@ -8,13 +8,13 @@ import torch
 from jsonargparse import Namespace
 from lightning import seed_everything
 from rich.console import Console
-from safetensors.torch import save
 
 from limbeck import zoo
 from limbeck.cli.networks import weighted
 from limbeck.cli.options import student_of
 from limbeck.cli.parser import Commands, first_line
-from limbeck.core.files import write
+from limbeck.core.files import keep
+from limbeck.engine.run import kept
 from limbeck.verbs.initialize import Channels, initialize
 
 
@@ -52,11 +52,10 @@ def _initialize(leaf: Namespace, config: Mapping[str, Any]) -> int:
         raise ValueError(f"to: expected a file ending in .safetensors, got {leaf.to!r}")
     seed_everything(leaf.seed, verbose=False)
     shape = tuple(leaf.shape)
-    student, teacher = (
-        zoo.network(name, leaf.num_outputs, shape) for name in (leaf.student, weighted(leaf.teacher, "teacher"))
-    )
+    student = zoo.network(leaf.student, leaf.num_outputs, shape, new_head=leaf.new_head or None)
+    teacher = zoo.network(weighted(leaf.teacher, "teacher"), leaf.num_outputs, shape, new_head=False)
     report = initialize(student, teacher, example=torch.randn(2, *shape), channels=leaf.channels, blocks=leaf.blocks)
-    write(to, save({name: tensor.contiguous() for name, tensor in student.state_dict().items()}))
+    keep(to, kept(student))
     console = Console(emoji=False, highlight=False)
     console.print(report)
     console.print(f"written to {to}: begin with --student {zoo.split_name(leaf.student)[0]}@{to}", soft_wrap=True)

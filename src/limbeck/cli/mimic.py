@@ -1,43 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor, nn
 
 from limbeck.cli.console import STOPPED
 from limbeck.cli.options import call, fresh_folder, several
 from limbeck.cli.parser import Commands, first_line
 from limbeck.data import tabular
 from limbeck.data.tabular import Tabular
-from limbeck.engine.run import Run
-from limbeck.report.mimic import Compression, Model, console_table, write_compression
-from limbeck.report.run import run_report
-from limbeck.report.table import Role
-from limbeck.verbs.mimic import (
-    Training,
-    Transfer,
-    alone,
-    compress,
-    from_fewer,
-    measured,
-    student_of,
-    teacher_of,
-    transfer,
-)
-
-NAMES: Mapping[Transfer, str] = {
-    "train": "soft labels",
-    "unlabelled": "unlabelled rows too",
-    "random": "random rows × {}",
-    "munge": "MUNGE × {}",
-}
+from limbeck.report.mimic import console_table
+from limbeck.verbs.mimic import Training, Transfer, compress
 
 
 def add(commands: Commands) -> None:
@@ -76,8 +53,9 @@ def load_table(
         categorical: Columns that hold categories, as [sex,country].
         drop: Columns to leave out, as [id,name].
         regression: The target is a number.
-        labels: Keep this many training labels; the other rows stay, without. 4000 as in the paper.
-        val_share: Share of train held out for validation.
+        labels: Keep this many labels in all, those of the validation rows among them; the other rows stay, without. The
+            paper trains on 4000.
+        val_share: Share of the labelled rows held out for validation, which says after which epoch each network stops.
         test_share: Share of a CSV file held out for the test.
         split_seed: Of the choice of validation and test rows, and of labels.
     """
@@ -126,7 +104,7 @@ def schooling(
     """Say how to train; all defaults are ours.
 
     Args:
-        epochs: Of the rows that the teacher answered.
+        epochs: Of the rows that the teacher answered, at most: networks keep the one with the least validation loss.
         lr: Learning rate of Adam, constant.
         batch_size: Rows in a batch.
         seed: Of everything random but the splits.
@@ -142,61 +120,27 @@ def _mimic(leaf: Namespace, config: Mapping[str, Any]) -> int:
     table, training = call(load_table, leaf), call(schooling, leaf)
     if leaf.resume and leaf.run_dir is None:
         raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")
-    names = _names(leaf.transfer, [leaf.times] if isinstance(leaf.times, int) else leaf.times)
     run_dir = Path(leaf.run_dir or fresh_folder("mimic", leaf.student, Path(table.name).stem))
-    Run(run_dir).check(config, leaf.resume)
-    make = partial(student_of, leaf.student, table)
-    make()  # a name that is none is told before a teacher has learned
     console = Console(emoji=False, highlight=False, soft_wrap=True)
     try:
-        rows = transfer(table, leaf.transfer, max(names), leaf.swap, leaf.variance, leaf.follow, leaf.seed)
-        teacher = teacher_of(leaf.teacher, table, training)
-        torch.manual_seed(leaf.seed)
-        result = compress(
-            make(), teacher, table, rows, training, run_dir=run_dir, resume=leaf.resume, settings=dict(config)
+        found = compress(
+            table,
+            leaf.teacher,
+            leaf.student,
+            rows=leaf.transfer,
+            times=leaf.times,
+            swap=leaf.swap,
+            variance=leaf.variance,
+            follow=leaf.follow,
+            training=training,
+            run_dir=run_dir,
+            resume=leaf.resume,
+            settings=config,
         )
-        models = tuple(_models(names, teacher, make, table, rows, result.student, training))
     except KeyboardInterrupt:
         console.print(f"stopped; the same command with --run-dir {run_dir} --resume goes on")
         return STOPPED
-    said = Compression(table.name, "+".join(several(leaf.teacher)), leaf.student, len(table.test), models)
-    write_compression(said, run_dir)
-    Console(emoji=False).print(console_table(said))
-    for file in (run_dir / "student.safetensors", run_report(run_dir)):
+    Console(emoji=False).print(console_table(found.compression))
+    for file in (run_dir / "student.safetensors", run_dir / "report.html"):
         console.print(Text(str(file)))
     return 0
-
-
-def _names(kind: Transfer, sizes: Sequence[int]) -> dict[int, str]:
-    """Name the student of each size, the smallest first."""
-    if not sizes or (len(set(sizes)) > 1 and kind in ("train", "unlabelled")):
-        raise ValueError(f"times: several sizes are those of made-up rows, --transfer munge or random, got {sizes}")
-    if min(sizes) < 1:
-        raise ValueError(f"times must be at least 1, got {min(sizes)}")
-    return {times: NAMES[kind].format(times) for times in sorted(set(sizes))}
-
-
-def _models(
-    names: Mapping[int, str],
-    teacher: nn.Module,
-    make: Callable[[], nn.Module],
-    table: Tabular,
-    rows: Tensor,
-    student: nn.Module,
-    training: Training,
-) -> Iterator[Model]:
-    """Measure the teacher, the student, and beside it those that learned from less."""
-    known, updates = table.train.rows, max(1, len(rows) // training.batch_size)
-
-    def fewer(name: str, role: Role, some: Tensor) -> Model:
-        return Model(name, role, len(some), measured(from_fewer(make, teacher, table, some, updates, training), table))
-
-    yield Model("teacher", "teacher", len(known), measured(teacher, table))
-    plain = alone(make, table, updates, training)
-    yield Model("labels alone", "baseline", len(known), measured(plain, table))
-    *sizes, most = names
-    if sizes:
-        yield fewer(NAMES["train"], "control", known)
-    for times in sizes:
-        yield fewer(names[times], "distilled", rows[: times * len(known)])
-    yield Model(names[most], "distilled", len(rows), measured(student, table))

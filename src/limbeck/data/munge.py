@@ -50,7 +50,8 @@ def munge(
 
     Raises:
         TypeError: Rows that are no floating-point tensor.
-        ValueError: Missing or infinite values, too few rows, or an option out of its range.
+        ValueError: Missing or infinite values, or a range that is infinite in the rows' precision; too few rows or no
+            columns; an option out of its range.
 
     Example:
         >>> rows = torch.rand(100, 3)
@@ -70,7 +71,13 @@ def munge(
     for _ in range(passes):
         copied = rows.clone()
         made.append(_pass(copied, _following(copied, place) if follow else edits, discrete, swap, variance, generator))
-    return torch.cat(made)
+    rows = torch.cat(made)
+    if not rows.isfinite().all():
+        raise ValueError(
+            f"variance={variance} is so small that made-up values are infinite in {rows.dtype}: they lie about "
+            "|e − e'| / variance from the given ones"
+        )
+    return rows
 
 
 def uniform(rows: Tensor, count: int, generator: torch.Generator, *, categorical: Collection[int] = ()) -> Tensor:
@@ -89,7 +96,7 @@ def uniform(rows: Tensor, count: int, generator: torch.Generator, *, categorical
 
     Raises:
         TypeError: Rows that are no floating-point tensor.
-        ValueError: Missing or infinite values, or too few rows.
+        ValueError: As for `munge`.
     """
     _check(rows, categorical)
     low, high = rows.amin(0), rows.amax(0)
@@ -104,7 +111,9 @@ def neighbours(rows: Tensor, categorical: Collection[int] = ()) -> Tensor:
     """Return for each row (N, D) the index (N,) of its nearest other row; see `munge` for the distance."""
     from sklearn.neighbors import NearestNeighbors
 
-    search = NearestNeighbors(n_neighbors=1).fit(_places(rows, categorical)(rows).numpy())
+    points = _places(rows, categorical)(rows)
+    narrow = points.dtype in (torch.float16, torch.bfloat16)  # which NumPy or scikit-learn cannot search
+    search = NearestNeighbors(n_neighbors=1).fit((points.float() if narrow else points).numpy())
     return torch.from_numpy(search.kneighbors(return_distance=False)[:, 0])  # without an argument no row is its own
 
 
@@ -177,6 +186,10 @@ def _check(rows: Tensor, categorical: Collection[int]) -> None:
         raise ValueError(
             f"rows: expected at least two rows (N, D), each to be the other's neighbour, got {tuple(rows.shape)}"
         )
+    if not rows.shape[1]:
+        raise ValueError(f"rows: expected at least one column, got shape {tuple(rows.shape)}")
+    if rows.device.type != "cpu":
+        raise ValueError(f"rows: expected them on the CPU, where chance comes from, got {rows.device}: rows.cpu()")
     if unknown := [column for column in categorical if not 0 <= column < rows.shape[1]]:
         raise ValueError(f"categorical: expected columns 0 to {rows.shape[1] - 1}, got {unknown[0]}")
     if len(broken := torch.nonzero(~rows.isfinite().all(0)).flatten()):
@@ -184,4 +197,11 @@ def _check(rows: Tensor, categorical: Collection[int]) -> None:
         raise ValueError(
             f"rows: column {int(broken[0])} has {count} values that are missing or infinite, which have no distance: leave "
             "those rows out, or fill them in (sklearn.impute.SimpleImputer)"
+        )
+    ranges = rows.amax(0) - rows.amin(0)
+    if len(wide := torch.nonzero(~ranges.isfinite()).flatten()):
+        column = int(wide[0])
+        raise ValueError(
+            f"rows: column {column} reaches from {float(rows[:, column].min()):.3g} to {float(rows[:, column].max()):.3g}, "
+            f"a range that is infinite in {rows.dtype}: divide the column by 10, say, or take rows.double()"
         )

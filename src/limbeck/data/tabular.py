@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +52,15 @@ class Tabular:
     Args:
         name: What it was loaded by.
         train: With labels.
-        unlabelled: Rows (N, D) of train whose labels were put away.
-        val: For choosing.
+        unlabelled: Rows (N, D) whose labels were put away.
+        val: With labels too, for choosing.
         test: For the final number alone.
         columns: In the order of the rows.
         classes: Names, in the order of the targets; none of a regression.
         note: What the reader of a result should know.
+
+    Raises:
+        ValueError: No row to learn from has more than one class.
     """
 
     name: str
@@ -67,6 +71,24 @@ class Tabular:
     columns: tuple[Column, ...]
     classes: tuple[str, ...]
     note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            return
+        there = set(self.train.targets.tolist())
+        missing = [name for place, name in enumerate(self.classes) if place not in there]
+        if len(there) < 2:
+            raise ValueError(
+                f"{self.name}: the {len(self.train)} labelled rows to learn from are all of one class: keep more labels, "
+                "labels= (--labels), or hold out less, val_share=, test_share="
+            )
+        if missing:
+            warnings.warn(
+                f"{self.name}: no row to learn from is of {', '.join(map(repr, missing[:5]))}, "
+                f"{len(missing)} of {len(self.classes)} classes, so that no model can answer them; more labels "
+                "(--labels), or another --split-seed, may hold some",
+                stacklevel=3,
+            )
 
     @property
     def categorical(self) -> tuple[int, ...]:
@@ -154,14 +176,16 @@ def load(
         categorical: Columns that hold categories, as text or as numbers without an order; an empty cell is one too.
         drop: Columns to leave out: a row's number, say.
         regression: Predict a number.
-        labels: Keep this many of train's labels, every class in proportion.
-        val_share: Of train, held out for validation.
+        labels: Keep this many labels in all, every class in proportion; the rows to train on and to validate by are taken
+            from them, and the other rows stay without. Test rows keep theirs.
+        val_share: Of the labelled rows, held out for validation.
         test_share: Of a file, held out for the test.
         split_seed: Of what is held out, and of the labels kept.
 
     Raises:
         FileNotFoundError: No such file; with where it was looked for.
-        ValueError: No such name or column, text where numbers belong, missing numbers, or too few rows.
+        ValueError: No such name or column, text where numbers belong, missing numbers, too few rows, or fewer labels than
+            classes.
     """
     read = _read(data, root, target)
     if read.target in drop:
@@ -182,13 +206,16 @@ def load(
         train, test = split(table, test_share, "test_share", "test")
     else:
         train, test = table.take(torch.arange(len(table) - read.tests)), table.take(torch.arange(-read.tests, 0))
-    train, val = split(train, val_share, "val_share", "val")
     unlabelled = train.rows[:0]
     if labels is not None and labels != len(train):
-        if not 1 <= labels <= len(train):
-            raise ValueError(f"labels: expected between 1 and the {len(train)} training rows, got {labels}")
+        least = max(2, len(classes))  # one to learn from and one to choose by, and one of each class
+        if not least <= labels <= len(train):
+            raise ValueError(
+                f"labels: expected between {least} and the {len(train)} rows outside the test, got {labels}"
+            )
         rest, train = split(train, labels / len(train), "labels", "labels")
         unlabelled = rest.rows
+    train, val = split(train, val_share, "val_share", "val")
     return Tabular(data, train, unlabelled, val, test, columns, classes, read.note)
 
 
@@ -215,14 +242,15 @@ def _read(data: str, root: str | Path | None, target: str | None) -> _Read:
         return read
     if not data.endswith(".csv"):
         raise ValueError(f"expected a table out of {', '.join(_SETS)}, or a file that ends in .csv, got {data!r}")
-    cells = _cells(Path(root or ".") / data)
+    path = Path(root or ".") / data
+    cells = _cells(path)
     if all(_number(name) is not None for name in cells):
         raise ValueError(
             f"{data} begins with a row of numbers, {', '.join(cells)[:60]}: put the columns' names above it, as the "
             "first row is read as names"
         )
     if len(cells) == 1:
-        raise ValueError(f"{data}: expected columns between commas, got the single one {next(iter(cells))!r}")
+        raise ValueError(_single(path, next(iter(cells))))
     target = next(reversed(cells)) if target is None else target
     if target not in cells:
         raise ValueError(f"{data} has no column {target!r}: it has {', '.join(cells)}")
@@ -252,10 +280,17 @@ def _adult(folder: Path) -> _Read:
 
 def _covtype(folder: Path) -> _Read:
     parts = [_cells(folder / file) for file in ("train.csv", "test.csv")]
+    if lacking := [name for name in (*parts[0], "Cover_Type") if not all(name in part for part in parts)]:
+        raise ValueError(
+            f"{folder}: expected train.csv and test.csv with the same columns, Cover_Type among them; {lacking[0]!r} is "
+            "not in both. Kaggle's own test.csv has no labels: hold rows of train.csv out as test.csv"
+        )
     cells = {name: parts[0][name] + parts[1][name] for name in parts[0] if name != "Id"}
     groups = {group: [name for name in cells if name.startswith(group)] for group in ("Wilderness_Area", "Soil_Type")}
     for group, members in groups.items():
-        found = zip(*(cells.pop(name) for name in members), strict=True)
+        found = list(zip(*(cells.pop(name) for name in members), strict=True))
+        if any(row.count("1") != 1 for row in found):
+            raise ValueError(f"{folder}: expected a single 1 in the columns {group}... of each row")
         cells[group] = [members[row.index("1")].removeprefix(group) for row in found]
     cells["Cover_Type"] = cells.pop("Cover_Type")  # the last one again
     note = "15,120 of the 581,012 rows, equally many of each class"
@@ -280,11 +315,35 @@ def _cells(path: Path, header: Sequence[str] | None = None) -> dict[str, list[st
         texts = csv.ConvertOptions(column_types=dict.fromkeys(named, pa.string()), strings_can_be_null=False)
         comments = csv.ParseOptions(invalid_row_handler=_comment if header else None)
         table = csv.read_csv(path, csv.ReadOptions(column_names=header), comments, texts)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: expected rows of values between commas, below a row of names: {error}") from error
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise ValueError(_unread(path, error)) from error
     if not table.num_rows:
         raise ValueError(f"{path}: expected at least one row, got none")
     return {name.strip(): compute.utf8_trim_whitespace(table[name]).to_pylist() for name in named}
+
+
+def _unread(path: Path, error: Exception) -> str:
+    """Say why a file cannot be read, and what to do."""
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as wrong:
+        guess = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "cp1252"
+        return (
+            f"{path} is not text in UTF-8 (byte {wrong.start} is {content[wrong.start]:#04x}): write it anew, as with "
+            f"iconv -f {guess} -t utf-8, or save it as CSV UTF-8"
+        )
+    first = content.decode("utf-8").partition("\n")[0]
+    if "," not in first and any(mark in first for mark in ";\t|"):
+        return _single(path, first.strip())
+    return f"{path}: expected rows of values between commas, below a row of names: {error}"
+
+
+def _single(path: Path, name: str) -> str:
+    others = {";": "semicolons", "\t": "tabs", "|": "bars"}
+    mark = next((mark for mark in others if mark in name), None)
+    advice = "" if mark is None else f" with {others[mark]} in it: write commas instead, and a point in decimal numbers"
+    return f"{path}: expected columns between commas, got the single one {name!r:.80}{advice}"
 
 
 def _comment(row: Any) -> str:
@@ -311,7 +370,12 @@ def _targets(data: str, read: _Read, regression: bool) -> tuple[tuple[str, ...],
     _refuse_missing(data, read.target, column, "a row without a target teaches nothing: leave it out")
     if regression:
         text = "A number cannot be predicted from words. Name another column as target, or leave regression=True out"
-        return (), _numbers(data, read.target, column, text)[:, None]
+        values = _numbers(data, read.target, column, text)[:, None]
+        if bool((values == values[0]).all()):
+            raise ValueError(
+                f"{data}: the target {read.target!r} is {column[0]} in all {len(column)} rows: name another column"
+            )
+        return (), values
     classes, targets = _numbered(column)
     if not 2 <= len(classes) <= len(column) // 2:
         raise ValueError(
@@ -330,7 +394,7 @@ def _numbered(cells: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
 
 def _by_number(text: str) -> tuple[bool, int, str]:
     """10 comes after 9, and words after numbers."""
-    return (False, int(text), "") if text.isdecimal() else (True, 0, text)
+    return (False, int(text), text) if text.isdecimal() else (True, 0, text)
 
 
 def _numbers(data: str, name: str, cells: Sequence[str], text: str | None = None) -> Tensor:
@@ -358,12 +422,20 @@ def _numbers(data: str, name: str, cells: Sequence[str], text: str | None = None
             f"{data}: column {name!r} has {len(infinite)} values that are infinite in 32 bits, {infinite[0]!r} first: "
             f"leave those rows out, bound them, or leave the column out, drop=[{name!r}] (--drop {name})"
         )
+    apart, left = len(set(numbers)), len(set(found.tolist()))
+    if 2 * left <= apart:
+        warnings.warn(
+            f"{data}: column {name!r} has {apart:,} different numbers, of which 32 bits, 7 digits, leave {left:,} apart: "
+            "subtract what they have in common, or, if they but number the rows, leave the column out, "
+            f"drop=[{name!r}] (--drop {name})",
+            stacklevel=2,
+        )
     return found
 
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)  # Python reads 1_000, as nobody else does
     except ValueError:
         return None
 

@@ -7,6 +7,7 @@ from limbeck.measure.cka import cka as cka
 from limbeck.measure.cost import Cost as Cost
 from limbeck.measure.cost import batch_latency_ms as batch_latency_ms
 from limbeck.measure.cost import cost as cost
+from limbeck.measure.early_exit import Calibrated as Calibrated
 from limbeck.measure.early_exit import ExitProfile as ExitProfile
 from limbeck.measure.early_exit import Operating as Operating
 from limbeck.measure.early_exit import calibrate as calibrate

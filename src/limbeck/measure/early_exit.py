@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,12 @@ from limbeck.tasks.classification import classification
 
 THRESHOLDS = 101
 """Points of a curve: thresholds a hundredth of the samples apart."""
+LOOKED_AT = 3_000_000
+"""Samples times shared thresholds that a search begins with, at most; ours, for some seconds."""
+TOGETHER = 1_000_000
+"""Samples times seeds that are looked at together, for the memory."""
+AROUND = 50
+"""Points on each side of the best one from which a search goes on."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,21 @@ class Operating:
     """
 
     threshold: float
+    accuracy: float
+    macs: float
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Where a network with exits was set to run.
+
+    Args:
+        thresholds: One for each exit.
+        accuracy: Top-1, in [0, 1].
+        macs: Multiply-accumulates of a sample, on average.
+    """
+
+    thresholds: tuple[float, ...]
     accuracy: float
     macs: float
 
@@ -109,8 +130,15 @@ def calibrate(
     macs: float | None = None,
     accuracy: float | None = None,
     task: Task = classification,
-) -> Operating:
-    """Set a network's thresholds to a compute budget, or to an accuracy.
+) -> Calibrated:
+    """Set a network's thresholds, one for each exit, to a compute budget or to an accuracy.
+
+    The thresholds lie between the confidences that occur. The search begins with one threshold for all exits, at every
+    confidence, and goes on from the best points by changing one exit's threshold at a time, to every confidence. So the
+    point is at least as good as the best with one threshold for all exits, and no exit's threshold alone can be changed
+    for a better one. With one or two exits and up to 1,000 samples it is the best there is.
+
+    What is chosen on these samples flatters itself on them: measure it on others.
 
     Args:
         net: The network; its thresholds are set.
@@ -123,24 +151,142 @@ def calibrate(
         The point that was chosen, as measured on the loader.
 
     Raises:
-        ValueError: Not exactly one of the two was given, or no threshold reaches it.
+        ValueError: Not exactly one of the two was given, or no thresholds reach it; no labelled sample, targets that are
+            not one class a sample, or answers that are not finite.
     """
     if (macs is None) == (accuracy is None):
         raise ValueError("expected either a budget, macs=, or an accuracy to keep, accuracy=")
-    curve = exit_curve(net, loader, task)
-    if macs is not None:
-        within = [point for point in curve if point.macs <= macs]
-        if not within:
-            raise ValueError(f"macs must be at least {curve[0].macs:,.0f}, what the first exit takes, got {macs:,.0f}")
-        chosen = max(within, key=lambda point: (point.accuracy, -point.macs))
-    else:
-        reaching = [point for point in curve if point.accuracy >= float(accuracy or 0)]
-        if not reaching:
-            best = max(point.accuracy for point in curve)
-            raise ValueError(f"no threshold reaches an accuracy of {accuracy}: the best is {best:.4f}")
-        chosen = min(reaching, key=lambda point: point.macs)
-    net.set_thresholds([chosen.threshold] * len(net.exits))
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ValueError(f"accuracy is a share of the samples and must lie in [0, 1], got {accuracy}")
+    confidence, right, price = _seen(net, loader, task)
+    if macs is not None and not macs >= float(price[0]):
+        raise ValueError(f"macs must be at least {int(price[0]):,}, what the first exit takes, got {macs:,.0f}")
+    chosen = _search(_Seen(confidence[:, :-1], right.long(), price), _Goal(len(right), macs, accuracy))
+    if accuracy is not None and chosen.accuracy < accuracy:
+        raise ValueError(f"no thresholds reach an accuracy of {accuracy}: the best is {chosen.accuracy:.4f}")
+    net.set_thresholds(chosen.thresholds)
     return chosen
+
+
+# The search ----------------------------------------------------------------------------------------------------------
+
+
+class _Points(NamedTuple):
+    """Points where a network may run: thresholds (P, E), and over all samples what is right (P) and what it takes (P)."""
+
+    thresholds: Tensor
+    right: Tensor
+    macs: Tensor
+
+    def take(self, which: Tensor) -> _Points:
+        return _Points(*(values[which] for values in self))
+
+    def with_better(self, others: _Points) -> _Points:
+        """Return, of a front and other points, those that no other beats, the cheapest first."""
+        if len(self.right):
+            below = torch.searchsorted(self.macs, others.macs, right=True) - 1  # few are left to be sorted
+            others = others.take(others.right > self.right[below.clamp(min=0)].where(below >= 0, -1))
+        both = _Points(*map(torch.cat, zip(self, others, strict=True)))
+        both = both.take(both.right.argsort(descending=True, stable=True))
+        both = both.take(both.macs.argsort(stable=True))
+        best_before = F.pad(both.right.cummax(0).values[:-1], (1, 0), value=-1)
+        return both.take(both.right > best_before)
+
+
+class _Goal(NamedTuple):
+    """What is looked for, over so many samples: the most within a budget, or else the least that is enough."""
+
+    samples: int
+    macs: float | None
+    accuracy: float | None
+
+    def best(self, front: _Points) -> int:
+        """Return the place of the point that is to be chosen, or that comes nearest."""
+        if self.macs is not None:
+            return int((front.macs.double() / self.samples <= self.macs).sum()) - 1
+        least = float(self.accuracy or 0)
+        return min(int((front.right.double() / self.samples < least).sum()), len(front.right) - 1)
+
+
+def _search(seen: _Seen, goal: _Goal) -> Calibrated:
+    """Change one exit's threshold at a time, from the points that are nearest to the goal, until none gets better."""
+    front, seeds = seen.front(), seen.beginnings()
+    begun: set[tuple[float, ...]] = set()
+    while True:
+        for part in torch.split(seeds, max(1, TOGETHER // seen.samples)):
+            for exit in range(seen.exits):
+                front = front.with_better(seen.moves(part, exit))
+        best = goal.best(front)
+        nearest = front.thresholds[max(0, best - AROUND) : best + AROUND + 1]
+        fresh = [row for row in map(tuple, nearest.tolist()) if row not in begun]
+        if not fresh:
+            counts = (float(values[best]) / goal.samples for values in (front.right, front.macs))
+            return Calibrated(tuple(front.thresholds[best].tolist()), *counts)
+        begun.update(fresh)
+        seeds = torch.tensor(fresh, dtype=seeds.dtype)
+
+
+class _Seen:
+    """What the exits say of all samples; what becomes of them as a threshold rises comes by cumulative sums.
+
+    Args:
+        confidence: Of every exit but the deepest, (N, E).
+        right: Whether each of all exits is right, (N, E + 1), as 0 and 1.
+        price: What each exit takes, (E + 1).
+    """
+
+    def __init__(self, confidence: Tensor, right: Tensor, price: Tensor) -> None:
+        self.confidence, self.right, self.price = confidence, right, price
+        self.samples, self.exits = confidence.shape
+
+    def front(self) -> _Points:
+        """Return the best points of all thresholds that the exits may share."""
+        passed, order = self.confidence.cummax(1).values.flatten().sort(stable=True)  # where a sample goes on
+        gains = self.right.diff(dim=1), self.price.diff().expand(self.samples, -1)
+        thresholds, ends = _between(passed)
+        firsts = self.right[:, 0].sum(), self.price[0] * self.samples
+        sums = (first + _up_to(gain.flatten()[order])[ends] for first, gain in zip(firsts, gains, strict=True))
+        points = _Points(thresholds[:, None].expand(-1, self.exits), *sums)
+        return points.take(torch.zeros(0, dtype=torch.int64)).with_better(points)
+
+    def beginnings(self) -> Tensor:
+        """Return thresholds that the exits share, (B, E): all, or some at even distances where there are many."""
+        thresholds, _ = _between(self.confidence.flatten().sort().values)
+        count = min(len(thresholds), max(THRESHOLDS, LOOKED_AT // self.samples))
+        places = torch.linspace(0, len(thresholds) - 1, count).round().long()
+        return thresholds[places, None].repeat(1, self.exits)
+
+    def moves(self, seeds: Tensor, exit: int) -> _Points:
+        """Return all points that differ from one of the seeds (B, E) in one exit's threshold."""
+        confidence, order = self.confidence[:, exit].sort(stable=True)
+        thresholds, ends = _between(confidence)
+        sure = F.pad(self.confidence > seeds[:, None], (0, 1), value=True)  # (B, N, E + 1)
+        sure[..., exit] = True
+        leaving = sure.int().argmax(-1)
+        sure[..., exit] = False
+        passing = sure.int().argmax(-1)  # where they leave that pass this exit; the same where they left before
+        sums = []
+        for value in (self.right, self.price.expand_as(self.right)):
+            here, there = (value.gather(1, taken.T).T for taken in (leaving, passing))
+            sums.append((here.sum(1, keepdim=True) + _up_to((there - here)[:, order])[:, ends]).flatten())
+        moved = seeds[:, None].repeat(1, len(thresholds), 1)
+        moved[..., exit] = thresholds
+        return _Points(moved.flatten(0, 1), *sums)
+
+
+def _between(ordered: Tensor) -> tuple[Tensor, Tensor]:
+    """Return thresholds from 0 to 1, one between each two confidences, and how many confidences are at most each."""
+    levels, counts = torch.unique_consecutive(ordered, return_counts=True)
+    low, high = levels[:-1], levels[1:]
+    middle = ((low.double() + high.double()) / 2).to(levels.dtype)
+    inner = torch.where(middle < high, middle, low)  # of neighbours in this precision the lower
+    ends = [levels.new_zeros(1), inner, levels.new_ones(1)]
+    return torch.cat(ends), F.pad(counts.cumsum(0), (1, 0))
+
+
+def _up_to(gains: Tensor) -> Tensor:
+    """Return what the first 0, 1, ... of the gains come to, along the last axis."""
+    return F.pad(gains.cumsum(-1), (1, 0))
 
 
 def _curve(confidence: Tensor, right: Tensor, price: Tensor) -> list[Operating]:
@@ -176,6 +322,10 @@ def _seen(net: EarlyExit, loader: Iterable[Any], task: Task) -> tuple[Tensor, Te
         price = _prices(view, inputs[:1]) if price is None else price
         said = torch.stack(view.all_exits(inputs), 1)
         check_classes(said[:, -1], target)
+        if not said.isfinite().all():
+            raise ValueError(
+                "the network's answers are not finite, so no exit can be sure: train it again, or look at its inputs"
+            )
         known = target != UNLABELLED
         confidence.append(said.softmax(-1).amax(-1)[known])
         right.append((said.argmax(-1) == target[:, None])[known])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.core.files import write
+from limbeck.core.files import Damaged, keep, read
 from limbeck.report.figures import Line, over_sizes
 from limbeck.report.page import Plot, Section
 from limbeck.report.page import Table as PageTable
@@ -23,9 +22,10 @@ RESULTS = "mimic.json"
 MANY = 1000
 """Rows in the batch that is timed beside a single row."""
 
-HEADER = ("model", "rows", "size", "1 row", f"{MANY:,} rows", "RMSE", "accuracy")
+HEADER = ("model", "rows", "epochs", "size", "1 row", f"{MANY:,} rows", "RMSE", "accuracy")
 CAPTION = (
-    "Rows: that had labels, or that the teacher answered. In brackets: which part of the teacher's. Times are medians on "
+    "Rows: that had labels, or that the teacher answered. Epochs: of the training; the one with the least validation loss, "
+    "for all networks. In brackets: which part of the teacher's. Times are medians on "
     "one CPU thread. RMSE on the test rows: of probabilities against labels as 0 and 1; of a regression, of its values."
 )
 CURVE = (
@@ -64,12 +64,14 @@ class Model:
             teacher's answers to the labelled rows; as distilled the others.
         rows: How many it learned from.
         measured: What it costs and reaches.
+        epochs: After how many its training was stopped; None of what was not trained in epochs.
     """
 
     name: str
     role: Role
     rows: int
     measured: Measured
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Compression:
         student: The network's.
         tests: How many test rows there are.
         models: The teacher first, of the distilled ones the one to ship last.
+        labels: How many rows had labels to learn from.
+        stopping: And how many more labels said after which epoch to stop.
     """
 
     data: str
@@ -89,21 +93,41 @@ class Compression:
     student: str
     tests: int
     models: tuple[Model, ...]
+    labels: int = 0
+    stopping: int = 0
 
 
 def write_compression(compression: Compression, folder: str | Path) -> None:
     """Write what was measured into a run's folder, for its page."""
-    write(Path(folder) / RESULTS, json.dumps(asdict(compression), indent=1, ensure_ascii=False) + "\n")
+    keep(Path(folder) / RESULTS, asdict(compression))
 
 
 def read_compression(folder: str | Path) -> Compression | None:
-    """Read what was measured; None of a run that compresses no model of a table."""
+    """Read what was measured; None of a run that compresses no model of a table.
+
+    Raises:
+        Damaged: The file is not what was written.
+    """
     path = Path(folder) / RESULTS
     if not path.exists():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    models = (Model(**{**model, "measured": Measured(**model["measured"])}) for model in found.pop("models"))
-    return Compression(**found, models=tuple(models))
+    remedy = "the same `limbeck mimic` with --resume writes it again"
+    found = read(path, remedy)
+    try:
+        models = (Model(**{**model, "measured": Measured(**model["measured"])}) for model in found.pop("models"))
+        return Compression(**found, models=tuple(models))
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"{path} is not what limbeck mimic writes ({error}): {remedy}") from error
+
+
+def used_labels(compression: Compression) -> str:
+    """Return how many labels were used, in a sentence; nothing where that was not kept."""
+    if not compression.labels:
+        return ""
+    return (
+        f"{compression.labels + compression.stopping:,} labels in all: {compression.labels:,} to learn from, "
+        f"{compression.stopping:,} to say after which epoch to stop."
+    )
 
 
 def compression_section(compression: Compression) -> Section:
@@ -116,7 +140,8 @@ def compression_section(compression: Compression) -> Section:
     )
     curve = [model for model in compression.models if model.role == "distilled"]
     plots = [_curve(compression, curve)] if len(curve) > 1 else []
-    return Section("What it was compressed into", [said], PageTable(HEADER, _rows(compression), CAPTION), plots)
+    caption = f"{used_labels(compression)} {CAPTION}".strip()
+    return Section("What it was compressed into", [said], PageTable(HEADER, _rows(compression), caption), plots)
 
 
 def console_table(compression: Compression) -> Table:
@@ -127,6 +152,7 @@ def console_table(compression: Compression) -> Table:
 
     title = f"{compression.teacher} into {compression.student}: {compression.data}, {compression.tests:,} test rows"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.caption, table.caption_justify = Text(used_labels(compression)), "left"
     for heading in HEADER:
         table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
     for cells in _rows(compression):
@@ -141,6 +167,7 @@ def _rows(compression: Compression) -> list[tuple[str, ...]]:
         (
             model.name,
             f"{model.rows:,}",
+            "–" if model.epochs is None else str(model.epochs),
             _beside(first.bytes, of.bytes, size),
             _beside(first.row_ms, of.row_ms, milliseconds),
             _beside(first.many_ms, of.many_ms, milliseconds),

@@ -14,6 +14,8 @@ from torch import nn
 
 from limbeck import data as datasets
 from limbeck import zoo
+from limbeck.core.files import write
+from limbeck.core.method import Method
 from limbeck.data import Data
 from limbeck.engine.fit import fit
 from limbeck.engine.learner import ChanceWarning
@@ -39,16 +41,25 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
     Args:
         seeds: How many times each student is trained, each time from other weights; the same ones for all methods.
         epochs: Of every student.
-        run_dir: Where the report and the networks go.
+        run_dir: Where the report, the networks and every training go. The same call goes on there, however a former one
+            ended.
+
+    Raises:
+        ValueError: No seed or epoch; a folder that holds other runs, or a demo of other epochs.
+        OSError: A folder that cannot be written to.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint.
     """
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    for name, value in (("seeds", seeds), ("epochs", epochs)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    folder = _ready(Path(run_dir))
+    began_before = (folder / "teacher").exists()
     started, console = time.perf_counter(), Console(emoji=False, highlight=False, soft_wrap=True)
     everything = datasets.load("digits", batch_size=BATCH_SIZE)
     few = datasets.load("digits", batch_size=BATCH_SIZE, labels=LABELS)
 
-    def trained(entries: list[str | Entry], data: Data, title: str, note: str) -> Comparison:
-        compared = compare(
+    def compared(name: str, entries: list[str | Entry], data: Data, title: str, note: str) -> Comparison:
+        found = compare(
             entries,
             lambda: _network(STUDENT, data),
             teacher,
@@ -56,22 +67,31 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
             epochs=epochs,
             seeds=seeds,
             clip=CLIP,
+            run_dir=folder / name,
         )
-        return replace(compared, title=title, note=note)
+        return replace(found, title=title, note=note)
+
+    def trained(name: str, method: Method, data: Data) -> None:
+        """Train what the comparisons do not, or read what is trained."""
+        result = fit(method, data, epochs=epochs, clip=CLIP, progress=False, run_dir=folder / name, resume=True)
+        if not result.finished:  # a teacher that was half trained must not pass for one that was
+            raise KeyboardInterrupt("stopped by the user")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ChanceWarning)  # the untrained teacher is meant
         teacher, untrained = (_network(TEACHER, everything, seed) for seed in (0, 1))
-        fit(plain(teacher), everything, epochs=epochs, clip=CLIP, progress=False)
+        trained("teacher", plain(teacher), everything)
         comparisons = [
-            trained(
+            compared(
+                "few-labels",
                 ["kd", "fitnets", "ls", Entry("kd", name="kd, untrained teacher", teacher=untrained, control=True)],
                 few,
                 f"{LABELS} labels, {len(few.train.ids) - LABELS:,} more images without",
                 f"The teacher, {TEACHER}, was trained on all {len(few.train.ids):,} labels. "
                 f"The students, {STUDENT}, know {LABELS} of them.",
             ),
-            trained(
+            compared(
+                "all-labels",
                 ["kd"],
                 everything,
                 f"All {len(few.train.ids):,} labels",
@@ -79,23 +99,45 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
             ),
         ]
         student = _network(STUDENT, few, seed=0)  # the first of those compared, once more
-        fit(kd(student, teacher), few, epochs=epochs, clip=CLIP, progress=False)
-    Run(run_dir).write_networks({"student": student, "teacher": teacher})
+        trained("student", kd(student, teacher), few)
+    Run(folder).write_networks({"student": student, "teacher": teacher})
     facts = {
         "Command": f"limbeck demo --seeds {seeds} --epochs {epochs}",
-        "Time": f"{time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads",
+        "Time": f"{time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads"
+        + (", beside what was there from a former call" if began_before else ""),
         "Versions": f"torch {torch.__version__}, Python {sys.version.split()[0]}",
     }
-    report = comparison_report(comparisons, Path(run_dir) / "report.html", facts=facts)
+    report = comparison_report(comparisons, folder / "report.html", facts=facts)
     for comparison in comparisons:
         console.print(console_table(comparison.candidates, comparison.title))
         console.print(f"  {comparison.note}")
         for sentence in findings(comparison):
             console.print(f"  {sentence}")
     console.print(
-        f"\n{facts['Time']}. Report: {report}\nStudent (kd, {LABELS} labels): {Path(run_dir) / 'student.safetensors'}"
+        f"\n{facts['Time']}. Report: {report}\nStudent (kd, {LABELS} labels): {folder / 'student.safetensors'}"
     )
     return comparisons
+
+
+def _ready(folder: Path) -> Path:
+    """Return the folder, made and writable, before anything is trained.
+
+    Raises:
+        ValueError: It holds another run, or a comparison.
+        OSError: It cannot be written to.
+    """
+    if Run(folder).exists or (folder / "results.json").exists():
+        raise ValueError(
+            f"{folder} holds a run that is no demo, whose files this one would replace: take another run_dir"
+        )
+    try:
+        write(folder / ".writable", "").unlink()
+    except OSError as error:
+        raise type(error)(
+            f"the demo keeps its report and networks in {folder}, which cannot be written to ({error.strerror or error}): "
+            "take another folder, run_dir= (--run-dir)"
+        ) from error
+    return folder
 
 
 def _network(name: str, data: Data, seed: int | None = None) -> nn.Module:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.copied import copied
 from limbeck.core.frozen import bare
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -56,10 +58,15 @@ class Inheritance:
     Args:
         entries: One for each parameter and buffer of the student, in their order.
         unused: The teacher's parameters and buffers that nothing was taken from.
+        difference: How far the student's answers to the example are from those of the teacher with the same blocks and
+            channels, the largest difference over the largest answer; None without an example, or where shapes differ.
+        differs: Where the two begin to differ, in words; empty where they do not, or what was left explains it.
     """
 
     entries: tuple[Inherited, ...]
     unused: tuple[str, ...] = ()
+    difference: float | None = None
+    differs: str = ""
 
     def of(self, how: How) -> list[Inherited]:
         """Return the entries that were copied whole, sliced, or left."""
@@ -74,9 +81,12 @@ class Inheritance:
     def __str__(self) -> str:
         """Return the counts, in a sentence."""
         counts = {how: len(self.of(how)) for how in get_args(How)}
-        return (
+        said = (
             f"{counts['whole']} copied whole, {counts['sliced']} sliced, {counts['left']} left as they were: "
             f"{100 * self.share:.1f} % of the student is the teacher's; {len(self.unused)} of the teacher's are not used"
+        )
+        return (
+            f"{said}. But the student does not compute what the teacher does: {self.differs}" if self.differs else said
         )
 
     def __rich__(self) -> Table:
@@ -93,6 +103,7 @@ class Inheritance:
             shapes = ["x".join(map(str, shape)) for shape in (first.shape, first.source_shape)]
             cells = layer, shapes[0], worst.how, first.source.rpartition(".")[0], shapes[1], worst.reason
             table.add_row(*map(escape, cells), style="yellow" if worst.how == "left" else None)
+        table.caption_style = "bold red" if self.differs else "table.caption"
         return table
 
 
@@ -117,12 +128,16 @@ def initialize(
     solution: its batch norm has statistics of the wide network, so let it see some batches before it is judged,
     ``torch.optim.swa_utils.update_bn(data.train, student)``; about 100 of them.
 
-    Paths must be the same in both networks, as in two of a family. What does not fit is left as it was and listed.
+    Paths must be the same in both networks, as in two of a family. What does not fit is left as it was and listed. What
+    networks do without parameters, as a residual sum that only one of them has, no list of parameters shows: with an
+    ``example`` both are asked, and if the answers differ and nothing was left, the report says where that begins, and
+    there is a warning.
 
     Args:
         student: The network to train; its weights change in place.
         teacher: The network to take from; it is left as it was.
-        example: A batch of inputs, (N, ...), where the teacher is, to trace it by; needed where widths differ.
+        example: A batch of inputs, (N, ...), where the teacher is, to trace it by and to compare the two on; needed where
+            widths differ.
         channels: ``"largest"`` keeps those with the largest weights, as GAN Compression does; ``"first"`` the first ones,
             for networks trained to share their weights that way (slimmable, once-for-all, NetAug).
         blocks: Which of the teacher's blocks to take where the rule above should not decide, by the row's path and in the
@@ -162,6 +177,11 @@ def initialize(
     for entry in report.entries:
         if entry.how != "left":
             ours[entry.path].copy_(theirs[entry.path])
+    if example is None:
+        return report
+    report = replace(report, **_compared(student, net, example, task, bool(report.of("left"))))
+    if report.differs:
+        warnings.warn(f"initialize: {report.differs}", stacklevel=2)
     return report
 
 
@@ -170,7 +190,7 @@ def initialize(
 
 def _shortened(student: nn.Module, teacher: nn.Module, blocks: Blocks) -> tuple[nn.Module, dict[str, str]]:
     """Return a copy of the teacher with the student's blocks, and where each of its modules was in the teacher."""
-    net = copy.deepcopy(teacher).requires_grad_()
+    net = copied(teacher).requires_grad_()
     for path in blocks:
         if not all(isinstance(_at(root, path), ROWS) for root in (student, net)):
             raise ValueError(
@@ -329,6 +349,81 @@ def _report(student: nn.Module, net: nn.Module, teacher: nn.Module, origins: Map
             entries.append(Inherited(path, how, tuple(ours.shape), source, tuple(whole[source].shape)))
     used = {entry.source for entry in entries if entry.how != "left"}
     return Inheritance(tuple(entries), tuple(path for path in whole if path not in used))
+
+
+# What differs without parameters --------------------------------------------------------------------------------------
+
+CLOSE = 1e-4
+"""Of the largest answer: sums of another order differ by less."""
+
+
+def _compared(student: nn.Module, net: nn.Module, example: Any, task: Task, left: bool) -> dict[str, Any]:
+    """Return how far the student's answers are from those of ``net``, and where the two begin to differ."""
+    place = next((tensor.device for tensor in net.state_dict().values() if isinstance(tensor, Tensor)), None)
+    twin = copy.deepcopy(bare(student)).eval().to(place)
+    (own, inner), (its, theirs) = (_looked_at(one.eval(), example, task) for one in (twin, net))
+    if not (isinstance(own, Tensor) and isinstance(its, Tensor) and own.shape == its.shape):
+        return {"difference": None}
+    difference = _apart(own, its)
+    if left or difference <= CLOSE:
+        return {"difference": difference}
+    path = next((path for path, shown in inner.items() if path in theirs and _apart(shown, theirs[path]) > CLOSE), "")
+    where = _what_differs(path, twin.get_submodule(path), net.get_submodule(path))
+    said = (
+        f"its answers differ by up to {difference:.2g} times the largest from those of the teacher with these blocks and "
+        f"channels, although all weights are the teacher's. {where}"
+    )
+    return {"difference": difference, "differs": said}
+
+
+def _looked_at(net: nn.Module, example: Any, task: Task) -> tuple[Any, dict[str, Tensor]]:
+    """Return a network's answer, and what each of its layers shows, in the order in which they end."""
+    shown: dict[str, Tensor] = {}
+
+    def note(path: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            shown.setdefault(path, output.detach().clone())  # a layer behind it may write into it
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, path=path: note(path, output))
+        for path, module in net.named_modules()
+    ]
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            return task.feed(net, example), shown
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _apart(own: Tensor, its: Tensor) -> float:
+    """Return the largest difference over the largest value; infinite where shapes differ."""
+    if own.shape != its.shape:
+        return math.inf
+    own, its = own.double(), its.double()
+    return float((own - its).abs().max() / its.abs().max().clamp(min=1e-12)) if its.numel() else 0.0
+
+
+def _what_differs(path: str, ours: nn.Module, theirs: nn.Module) -> str:
+    """Say what is probably other in the first layer whose output is, in the student and in the teacher."""
+    name = f"{path!r} ({type(ours).__name__})" if path else type(ours).__name__
+    own, its = (dict(module.named_children()) for module in (ours, theirs))
+    for has, lacks, who, other in ((its, own, "teacher", "student"), (own, its, "student", "teacher")):
+        if only := [child for child in has if child not in lacks]:
+            return (
+                f"It begins at {name}: the {who}'s has {only[0]!r}, a {type(has[only[0]]).__name__}, and the {other}'s has "
+                "not, so that a sum may add channels that do not belong together. Take a width with which both have it, or "
+                "neither"
+            )
+    if own:
+        return (
+            f"It begins at {name}, whose layers are the same: what it does between them is not, as a residual sum that "
+            "only one of the two has, since it depends on the widths. Take widths with which both have it"
+        )
+    if type(ours) is not type(theirs) or repr(ours) != repr(theirs):
+        return f"It begins at {name}, which is {ours!r} in the student and {theirs!r} in the teacher"
+    return f"It begins at {name}, which is fed otherwise: look at what the module around it does before"
 
 
 def _reason(ours: Tensor, theirs: Tensor) -> str:
