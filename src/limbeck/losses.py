@@ -2,12 +2,12 @@
 
 from limbeck.methods.ab import activation_boundary as activation_boundary
 from limbeck.methods.adversarial import absolute_error as absolute_error
-from limbeck.methods.at import attention as attention
+from limbeck.methods.at import attention_distance as attention
 from limbeck.methods.ban import confidence_weighted as cwtm
 from limbeck.methods.ban import permuted_cross_entropy as dkpp
 from limbeck.methods.bounded import bounded_regression as bounded_regression
-from limbeck.methods.cc import correlation as correlation
-from limbeck.methods.cwd import channelwise as channelwise
+from limbeck.methods.cc import correlation_distance as correlation
+from limbeck.methods.cwd import channelwise_divergence as channelwise
 from limbeck.methods.dist import dist_inter as dist_inter
 from limbeck.methods.dist import dist_intra as dist_intra
 from limbeck.methods.dist import relations as dist
@@ -16,9 +16,9 @@ from limbeck.methods.dkd import dkd_others as dkd_others
 from limbeck.methods.dkd import dkd_target as dkd_target
 from limbeck.methods.embedding import embedding_cosine as embedding_cosine
 from limbeck.methods.embedding import embedding_squared as embedding_squared
-from limbeck.methods.fitnets import hint as hint
+from limbeck.methods.fitnets import hint_distance as hint
 from limbeck.methods.fsp import flow_distance as fsp
-from limbeck.methods.ft import factor as factor
+from limbeck.methods.ft import factor_distance as factor
 from limbeck.methods.gradient import feature_gradient as feature_gradient
 from limbeck.methods.gradient import gradient_attention as gradient_attention
 from limbeck.methods.gradient import gradient_symmetry as gradient_symmetry
@@ -33,11 +33,11 @@ from limbeck.methods.mgd import masked_generative as masked_generative
 from limbeck.methods.mimic import probability_regression as mimic
 from limbeck.methods.nst import neuron_selectivity as neuron_selectivity
 from limbeck.methods.ofd import margin_relu as margin_relu
-from limbeck.methods.pkt import probability as probability
+from limbeck.methods.pkt import probability_divergence as probability
 from limbeck.methods.review import hierarchical_context as review
 from limbeck.methods.rkd import rkd_angle as rkd_angle
 from limbeck.methods.rkd import rkd_distance as rkd_distance
-from limbeck.methods.sp import similarity as similarity
+from limbeck.methods.sp import similarity_distance as similarity
 from limbeck.methods.tfkd import virtual_teacher as virtual_teacher
 from limbeck.methods.weights import weight_matching as weight_matching
 from limbeck.tasks.classification import cross_entropy as cross_entropy

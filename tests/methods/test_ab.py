@@ -21,7 +21,7 @@ from limbeck import zoo
 from limbeck.core.method import assign, parameters
 from limbeck.core.stage import Stage
 from limbeck.losses import activation_boundary
-from limbeck.methods.ab import connector
+from limbeck.nets.connectors import normalised
 
 EXAMPLE = images()[0]
 
@@ -102,7 +102,7 @@ def test_stage_1_is_the_loop_on_responses_before_their_activation() -> None:
     assert first.method.objective.names == ["boundary.one", "boundary.two"]
     assert first.method.objective.weights == [0.02, 0.04]
     first.method.double()
-    connectors = [connector(4, 6).double(), connector(8, 12).double()]
+    connectors = [normalised(4, 6).double(), normalised(8, 12).double()]
     for own, term in zip(connectors, first.method.objective.terms, strict=True):
         own.load_state_dict(term.adapters[0].state_dict())
 

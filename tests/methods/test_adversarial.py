@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import limbeck
 from limbeck.losses import absolute_error
-from limbeck.methods.adversarial import Adversarial
+from limbeck.methods.adversarial import Adversarial, _says
 from limbeck.nets.critic import Critic
 
 
@@ -45,9 +45,15 @@ def test_playing_it_is_the_hand_written_loop() -> None:
         fool, labels = bce(real, True), F.cross_entropy(label, y)
         (F.cross_entropy(z_s, y) + 2 * (z_s - z_t).abs().mean() + 0.3 * (fool + labels)).backward()
         of_student.step()
-        assert logs["student/fool"] == pytest.approx(fool.item(), rel=1e-5)
+        assert logs["student/fool"] == pytest.approx(fool.item(), rel=1e-6)
     for ours, theirs in ((method.distill.student, student), (method.critic, critic)):
-        torch.testing.assert_close(state(ours), state(theirs), rtol=1e-5, atol=1e-7)  # scores compare in float32
+        torch.testing.assert_close(state(ours), state(theirs), rtol=1e-12, atol=1e-13)
+
+
+def test_scores_are_compared_in_full_precision() -> None:
+    score = normal(6, seed=1)
+    assert_full_precision(lambda given: _says(given, 1.0), score)
+    assert _says(score, 0.0).item() == pytest.approx(F.softplus(score).mean().item(), rel=1e-15)
 
 
 def test_by_hand() -> None:

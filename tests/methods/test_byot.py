@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from method_toys import CLASSES, convnet, images, mlp, state, vectors
+from method_toys import CLASSES, convnet, images, mlp, normal, state, vectors
 from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional as F
@@ -93,6 +93,21 @@ def test_each_sample_leaves_where_it_is_sure() -> None:
                 logits, number = sections[2](h), 2
         torch.testing.assert_close(said[row], logits)
         assert taken[row] == number
+
+
+def test_without_branches_the_first_sure_exit_answers_and_not_the_deepest() -> None:
+    sections = [nn.Identity(), nn.Identity(), nn.Linear(2, 2, bias=False)]
+    exits = [nn.Linear(2, 2, bias=False) for _ in range(2)]
+    for scale, layer in zip((1.0, 2.0, 3.0), (*exits, sections[2]), strict=True):
+        nn.init.eye_(layer.weight).data.mul_(scale)  # exit i says i times its input
+    net = EarlyExit(sections, exits, [0.9, 0.8]).eval()
+    # surer than 0.9 means a difference of more than 2.197 (first exit), than 0.8 one of 1.386 (second, which says twice)
+    x = torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.5, 0.0], [0.0, 2.5]])
+    logits, every = AllExits(net)(x)
+    assert logits[:, 0].tolist() == [3.0, 2.0, 1.5, 0.0]  # of the first, the second and the last exit
+    assert logits[3, 1] == 2.5
+    assert torch.equal(logits, net(x))
+    assert torch.equal(every, torch.stack([x, 2 * x, 3 * x], 1))
 
 
 def test_deeper_sections_see_only_who_is_left() -> None:
@@ -214,9 +229,25 @@ def test_training_changes_the_student_itself() -> None:
     [((2, 4, 16, 16), (2, 8, 4, 4)), ((2, 4, 5, 5), (2, 8, 2, 2)), ((2, 7, 4), (2, 7, 4)), ((2, 4), (2, 9))],
 )
 def test_exits_fit_what_they_are_given(shape, deepest) -> None:
-    leave = Exit(shape, deepest, width=8, classes=3)
-    assert leave.bottleneck(torch.randn(shape)).shape == (2, 8)
-    assert leave(torch.randn(shape)).shape == (2, 3)
+    leave = Exit(shape, deepest, width=8, classes=3).double().eval()
+    x = normal(*shape)
+    parts = list(leave.bottleneck)
+    h = x
+    if len(shape) == 4:  # halved until it is as small as the deepest, then once without stride
+        strides = [2] * round(math.log2(math.ceil(shape[2] / deepest[2]))) + [1]
+        for stride, (deep, point, norm, _) in zip(strides, zip(*[iter(parts[:-1])] * 4, strict=True), strict=True):
+            by_channel = F.conv2d(h, deep.weight, stride=stride, padding=1, groups=h.shape[1])
+            mixed = torch.einsum("oc,nchw->nohw", point.weight.flatten(1), by_channel)
+            h = (mixed / math.sqrt(1 + norm.eps)).relu()  # a new batch norm in eval mode
+        assert h.shape[2:] == deepest[2:]
+        h = h.mean((2, 3))
+    else:
+        linear = parts[1]
+        mean = x.mean(1) if len(shape) == 3 else x
+        h = (mean @ linear.weight.T + linear.bias).relu()
+    torch.testing.assert_close(leave.bottleneck(x), h)
+    torch.testing.assert_close(leave(x), h @ leave.fc.weight.T + leave.fc.bias)
+    assert leave(x).shape == (2, 3)
 
 
 @pytest.mark.parametrize(

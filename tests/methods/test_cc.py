@@ -146,9 +146,14 @@ def test_playing_it_is_the_loop_with_a_connector() -> None:
 
 
 def test_maps_are_flattened() -> None:
-    x, _ = images()
-    method = limbeck.cc(convnet(0), convnet(1), layer="two", example=x)
-    assert [tuple(p.shape) for p in method.objective.parameters()] == [(128, 8 * 4 * 4), (128,)]
+    student, teacher, (x, y) = convnet(0), convnet(1).eval(), images()
+    method = limbeck.cc(student, teacher, layer="two", dimensions=5, example=x).double()
+    logs = limbeck.play(method, (x, y), limbeck.optimizers(method, lambda own: torch.optim.SGD(own, 0.0)))
+    weight, bias = method.objective.parameters()
+    e_s = student.two(student.one(x)).reshape(6, 8 * 4 * 4) @ weight.T + bias
+    e_t = teacher.two(teacher.one(x)).reshape(6, 8 * 4 * 4)
+    k_s, k_t = (torch.tensor(naive(e, 0.4, 2)) for e in (e_s, e_t))
+    assert logs["student/correlation"] == pytest.approx((k_s - k_t).square().mean().item(), rel=1e-6)
 
 
 def test_options_fail_when_it_is_assembled() -> None:

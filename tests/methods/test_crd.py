@@ -79,6 +79,16 @@ def test_z_is_that_of_the_first_batch_and_banks_follow_the_embeddings() -> None:
     assert torch.equal(loss.bank_s, remembered)
 
 
+@pytest.mark.parametrize("keep", [0.0, 0.2, 0.9])
+def test_keep_is_the_share_of_the_old(keep: float) -> None:
+    loss, ids = Contrast(12, 3, 4, 0.5, keep), torch.tensor([7, 2])
+    s, t = normal(2, 3, seed=1), normal(2, 3, seed=2)
+    before = loss.bank_s[ids], loss.bank_t[ids]
+    loss(s, t, ids)
+    for bank, old, new in ((loss.bank_s, before[0], s), (loss.bank_t, before[1], t)):
+        torch.testing.assert_close(bank[ids], unit(keep * old + (1 - keep) * unit(new)))
+
+
 def test_negatives_are_other_samples_and_all_of_them() -> None:
     loss, ids = contrast(memory=5, negatives=500), torch.tensor([0, 3, 4])
     for own, others in zip(ids.tolist(), loss._others(ids).tolist(), strict=True):

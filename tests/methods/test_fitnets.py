@@ -31,6 +31,10 @@ def optimizers_of(stage: Stage) -> dict[str, torch.optim.Optimizer]:
     return assign(parameters(stage.method, stage.trains), sgd)
 
 
+def still(own: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(own, 0.0)
+
+
 def both_stages(student: nn.Module, teacher: nn.Module, **options: object) -> tuple[Stage, Stage]:
     first, second = limbeck.fitnets(student, teacher, **{"example": EXAMPLE, "hint": "one", "guided": "one"} | options)
     return first, second
@@ -103,6 +107,40 @@ def test_stage_1_trains_what_the_guided_layer_is_inside_of() -> None:
     assert trained == {id(p) for p in expected}
 
 
+class Tokens(nn.Module):
+    """A class token and a position embedding, two blocks, of which the first is called once more, and a scale."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(width)
+        self.embed = nn.Linear(6, width)
+        self.first = nn.ParameterDict({"token": torch.randn(1, 1, width), "unused": torch.randn(1)})
+        self.position, self.scale = nn.Parameter(torch.randn(1, 4, width)), nn.Parameter(torch.ones(width))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(2))
+        self.fc = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.first["token"].expand(len(x), 1, -1), self.embed(x)], 1) + self.position
+        x = self.blocks[1](self.blocks[0](x))
+        return self.fc(self.blocks[0](x * self.scale).mean(1))
+
+
+def test_stage_1_trains_what_no_layer_before_the_guided_one_owns() -> None:
+    student, x = Tokens(4).double(), normal(5, 3, 6)
+    teacher = Tokens(5).double().eval()
+    first, _ = both_stages(student, teacher, guided="blocks.1", hint="blocks.1", example=x)
+    before = state(student)
+    own = parameters(first.method, first.trains)["student"]
+    assert len(own) == len({id(p) for p in own})
+    limbeck.play(first.method.double(), (x, None), optimizers_of(first))
+    moved = {name for name, value in student.named_parameters() if not torch.equal(value, before[name])}
+    kept = {"scale", "first.unused", "fc.weight", "fc.bias"}  # these come later, or nowhere
+    assert moved == before.keys() - kept
+    assert {id(student.get_parameter(name)) for name in moved} == {id(p) for p in own} - {
+        id(p) for p in first.method.objective.parameters()
+    }
+
+
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 4.0), (0.5, 2.5), (1.0, 1.0)])
 def test_stage_2_is_the_loop_with_a_decaying_soft_term(progress: float, weight: float) -> None:
     student, loop, teacher = convnet(0), convnet(0), convnet(1, width=6).eval()
@@ -150,9 +188,14 @@ def test_the_regressor_takes_one_grid_to_the_other() -> None:
 
 
 def test_an_unrectified_hint_has_a_linear_regressor() -> None:
-    first, _ = both_stages(convnet(0), convnet(1), guided="one.0", hint="one.0")
-    (regressor,) = first.method.objective.terms[0].adapters
-    assert isinstance(regressor, nn.Conv2d)
+    student, teacher, (x, _) = convnet(0), convnet(1, width=6), images()
+    first, _ = both_stages(student, teacher, guided="one.0", hint="one.0")
+    logs = limbeck.play(first.method.double(), (x, None), assign(parameters(first.method), still))
+    weight, bias = first.method.objective.parameters()
+    regressed = torch.einsum("oc,nchw->nohw", weight.flatten(1), student.one[0](x)) + bias[:, None, None]
+    target = teacher.one[0](x)
+    assert (regressed < 0).any()  # as the hint is
+    assert logs["student/hint"] == pytest.approx((regressed - target).square().mean().item(), rel=1e-6)
 
 
 def test_the_middle_pair_is_found() -> None:

@@ -126,6 +126,8 @@ def test_invalid_flows() -> None:
         fsp(s, (s[1], s[1]))
     with pytest.raises(ValueError, match=r"flow matrices.* got \(3, 4, 6\) and \(1, 4, 6\)"):
         fsp(s, tuple(x[:1] for x in s))
+    with pytest.raises(ValueError, match="both layers must show the same samples, got 3 and 1"):
+        fsp((s[0], s[1][:1]), s)
 
 
 def test_stage_1_is_the_loop_on_flows_and_stage_2_the_task() -> None:
@@ -169,18 +171,50 @@ def sections_of(*networks: nn.Module, example: Tensor = EXAMPLE) -> list[list[st
 
 
 def test_sections_are_found_by_an_example() -> None:
-    assert sections_of(convnet(0), convnet(1)) == [["one.0", "one"] * 2, ["two.0", "two"] * 2]
+    assert sections_of(convnet(0), convnet(1)) == [["one.0:in", "one"] * 2, ["two.0:in", "two"] * 2]
     x = torch.randn(2, 3, 32, 32)
     blocks = [[f"layer{i}.0", f"layer{i}"] * 2 for i in (1, 2, 3)]
-    assert sections_of(zoo.network("resnet8", 10), zoo.network("resnet14", 10), example=x) == blocks
+    assert sections_of(zoo.network("resnet14", 10), zoo.network("resnet20", 10), example=x) == blocks
+
+
+@pytest.mark.parametrize("names", [("resnet8", "resnet14"), ("resnet14", "resnet8"), ("wrn-10-1", "wrn-16-1")])
+def test_a_stage_of_one_block_begins_at_its_input(names: tuple[str, str]) -> None:
+    x = torch.randn(2, 3, 32, 32)
+    networks = [zoo.network(name, 10).eval() for name in names]
+    ends = ["layer1", "layer2", "layer3" if "resnet8" in names else "relu"]
+    sections = sections_of(*networks, example=x)
+    assert sections == [[f"layer{i}.0:in", end] * 2 for i, end in enumerate(ends, 1)]
+    for first, last, *_ in sections:
+        for net in networks:
+            shown = limbeck.classification.look(net, x, [first, last])
+            flow = flow_matrix(shown[first], shown[last])
+            # a matrix that is symmetric is that of a layer and itself
+            assert flow.shape[1] != flow.shape[2] or not torch.allclose(flow, flow.mT, rtol=0.1)
+
+
+def test_the_first_block_of_a_row_that_ends_in_an_activation() -> None:
+    networks = zoo.network("wrn-16-1", 10), zoo.network("wrn-22-1", 10)
+    assert sections_of(*networks, example=torch.randn(2, 3, 32, 32))[-1] == ["layer3.0", "relu"] * 2
+
+
+def test_a_section_that_ends_where_it_begins_is_refused() -> None:
+    net, longer, x = zoo.network("resnet8", 10), zoo.network("resnet14", 10), torch.randn(2, 3, 32, 32)
+    block, whole, norm = ("layer1.0", "layer1"), ("layer1:in", "layer1"), ("bn1", "bn1")
+    with pytest.raises(
+        ValueError, match=r"the student's section \('layer1.0', 'layer1'\) begins with the very features"
+    ):
+        list(limbeck.fsp(net, longer, sections=[(block, block)], example=x))
+    with pytest.raises(ValueError, match=r"the teacher's .* an earlier layer, such as the input, \('bn1:in', 'bn1'\)"):
+        list(limbeck.fsp(net, longer, sections=[(whole, norm)], example=x))
 
 
 def test_sections_of_a_network_without_containers() -> None:
     def flat() -> nn.Module:
-        convs = [nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU()]
-        return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).double()
+        shallow = [nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU()]
+        deep = [nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU()]  # a stage of one convolution
+        return nn.Sequential(*shallow, *deep, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).double()
 
-    assert sections_of(flat(), flat()) == [["0", "1", "0", "1"], ["2", "3", "2", "3"]]
+    assert sections_of(flat(), flat()) == [["0", "3", "0", "3"], ["4:in", "5", "4:in", "5"]]
 
 
 def test_invalid_options() -> None:
@@ -188,7 +222,7 @@ def test_invalid_options() -> None:
         list(limbeck.fsp(convnet(0), convnet(1), sections=[(ONE, ONE)], flow_share=1))
     with pytest.raises(ValueError, match="layers are paired by running an example"):
         list(limbeck.fsp(convnet(0), convnet(1)))
-    with pytest.raises(ValueError, match=r"have \[4, 4\] channels and the teacher's .* \[6, 6\]: .* deeper, not wider"):
+    with pytest.raises(ValueError, match=r"have \[3, 4\] channels and the teacher's .* \[3, 6\]: .* deeper, not wider"):
         list(limbeck.fsp(convnet(0), convnet(1, width=6), example=EXAMPLE))
     with pytest.raises(ValueError, match="has no layer 'ones'; the closest are"):
         list(limbeck.fsp(convnet(0), convnet(1), sections=[(ONE, ("one.0", "ones"))]))

@@ -16,7 +16,7 @@ from method_toys import (
     sgd,
     state,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import limbeck
@@ -126,10 +126,12 @@ def test_nothing_is_hidden_in_eval_mode_or_without_a_share() -> None:
 
 
 def test_channels_are_aligned_where_they_differ() -> None:
-    assert isinstance(Generation(8, 8, 0.5, "channels").align, nn.Identity)
-    net = Generation(6, 8, 0.5, "channels")
-    assert net.align.weight.shape == (8, 6, 1, 1)
-    assert net(torch.randn(2, 6, 4, 3)).shape == (2, 8, 4, 3)
+    net, x = Generation(6, 8, 0.5, "channels").double().eval(), normal(2, 6, 4, 3)
+    weight, bias = net.align.weight.flatten(1), net.align.bias  # of a channel out of the channels, at each position
+    aligned = torch.einsum("oc,nchw->nohw", weight, x) + bias[:, None, None]
+    torch.testing.assert_close(net(x), net.generate(aligned))
+    same = Generation(8, 8, 0.5, "channels").double().eval()
+    torch.testing.assert_close(same(aligned), same.generate(aligned))
 
 
 @pytest.mark.parametrize("masks", ["channels", "positions"])

@@ -113,7 +113,7 @@ def test_playing_it_is_the_loop() -> None:
     connector = nn.Sequential(nn.Conv2d(8, 12, 1, bias=False), nn.BatchNorm2d(12)).double()
     connector.load_state_dict(method.objective.terms[1].adapters[0].state_dict())
     optimizers, optimizer = limbeck.optimizers(method, sgd), sgd([*loop.parameters(), *connector.parameters()])
-    bound = margins(teacher.two[1].weight, teacher.two[1].bias).float().double().view(12, 1, 1)
+    bound = margins(teacher.two[1].weight, teacher.two[1].bias).view(12, 1, 1)
     for x, y in batches(3, images):
         logs = limbeck.play(method, (x, y), optimizers)
         optimizer.zero_grad()
@@ -166,7 +166,7 @@ def test_margins_are_those_of_the_blocks_own_norm() -> None:
     nn.init.constant_(teacher.body.bn.weight, 2.0)
     method = limbeck.ofd(classifier(block(3), 3), teacher, layers=[("body", "body")], example=EXAMPLE)
     assert places(method) == [["body.relu:in", "body.relu:in"]]
-    expected = torch.full((4,), -2 * math.sqrt(2 / math.pi))
+    expected = torch.full((4,), -2 * math.sqrt(2 / math.pi), dtype=torch.float64)
     torch.testing.assert_close(method.objective.terms[1].loss.margin, expected)
 
 

@@ -27,7 +27,7 @@ EXAMPLE = images()[0]
 
 
 def naive(s: Tensor, t: Tensor) -> float:
-    """Both maps pooled, each level by itself."""
+    """Both maps pooled, each level by itself; the height says which, as in the authors' code."""
     total, weights = (s - t).square().mean().item(), 1.0
     weight = 1.0
     for level in (4, 2, 1):
@@ -43,6 +43,19 @@ def naive(s: Tensor, t: Tensor) -> float:
 def test_formula(side: int) -> None:
     s, t = normal(3, 2, side, side, seed=1), normal(3, 2, side, side, seed=2)
     assert review(s, t).item() == pytest.approx(naive(s, t), rel=1e-12)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 2), (2, 8), (3, 12), (12, 3), (1, 6), (8, 12)])
+def test_maps_that_are_not_square(height: int, width: int) -> None:
+    s, t = normal(3, 2, height, width, seed=1), normal(3, 2, height, width, seed=2)
+    assert review(s, t).item() == pytest.approx(naive(s, t), rel=1e-12)
+
+
+def test_the_height_says_which_levels_there_are() -> None:
+    ripple = torch.tensor([1.0, -1.0]).double().repeat(1, 1, 2, 4)  # of 2x8, with 1x1; there it averages out
+    assert review(ripple, 0 * ripple).item() == pytest.approx(1 / (1 + 1 / 2))
+    tall = ripple.mT  # of 8x2, with 4x4, 2x2 and 1x1
+    assert review(tall, 0 * tall).item() == pytest.approx(1 / (1 + 1 / 2 + 1 / 4 + 1 / 8))
 
 
 def test_by_hand() -> None:
@@ -83,11 +96,16 @@ def test_invalid_features() -> None:
         review(normal(3, 2), normal(3, 2))
 
 
-def test_the_deepest_fusion_has_nothing_to_fuse() -> None:
-    fusion, maps = Fusion(3, 4, 5, deepest=True), torch.randn(2, 3, 4, 4)
+def doubled(maps: Tensor) -> Tensor:
+    """On a grid of twice the side, by the nearest."""
+    return maps.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_the_deepest_fusion_has_nothing_to_fuse_and_hands_on_what_the_teachers_grid_shows() -> None:
+    fusion, maps = Fusion(3, 4, 5, deepest=True).double(), normal(2, 3, 4, 4)
     out, passed = fusion(maps, None, torch.Size((8, 8)))
-    torch.testing.assert_close(passed, F.batch_norm(fusion.enter[0](maps), None, None, training=True))
-    assert out.shape == (2, 5, 8, 8)
+    torch.testing.assert_close(passed, doubled(F.batch_norm(fusion.enter[0](maps), None, None, training=True)))
+    torch.testing.assert_close(out, F.batch_norm(fusion.leave[0](passed), None, None, training=True))
     assert fusion.attend is None
 
 
@@ -95,7 +113,7 @@ def test_a_fusion_weighs_its_own_layer_and_the_one_below_at_each_position() -> N
     fusion, maps, below = Fusion(3, 4, 5).double(), normal(2, 3, 4, 4, seed=1), normal(2, 4, 2, 2, seed=2)
     out, passed = fusion(maps, below, torch.Size((4, 4)))
     own = F.batch_norm(fusion.enter[0](maps), None, None, training=True)
-    large = below.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    large = doubled(below)
     for i in range(4):
         for j in range(4):
             both = torch.cat([own, large], 1)[..., i, j]

@@ -25,7 +25,7 @@ from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature, soft_target
-from limbeck.nets.norm import GlobalBatchNorm
+from limbeck.nets.connectors import normalised
 from limbeck.tasks.classification import classification
 
 PAPER = Paper(
@@ -56,8 +56,7 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     check_margin(margin)
     same_shape("responses", student, teacher)
     short = F.relu(margin + student * torch.where(teacher > 0, -1.0, 1.0))
-    nothing = short.new_zeros(()).expand_as(short)
-    return F.mse_loss(short, nothing, reduction="sum") / len(student)  # which keeps no squares
+    return short.square().sum() / len(student)
 
 
 def ab(
@@ -76,8 +75,9 @@ def ab(
 ) -> Iterator[Stage]:
     """Make the student's neurons active where the teacher's are, then train it with soft targets.
 
-    Stage 1, without labels: boundary · Σ_i 2^(i − n) L(r_i(S_i), T_i), i = 1 ... n. The connectors r are a 1x1 convolution
-    and batch norm where channels differ, else nothing. Stage 2: soft · KL(p_t^T ‖ p_s^T) + hard · CE(y, z_s).
+    Stage 1, without labels: boundary · Σ_i 2^(i − n) L(r_i(S_i), T_i), i = 1 ... n. Where channels differ, the connector r
+    is a 1x1 convolution, whose weights start as N(0, 2/C_t), and a batch norm. Elsewhere there is none. Stage 2:
+    soft · KL(p_t^T ‖ p_s^T) + hard · CE(y, z_s).
 
     It is an initialisation, worth most where data are few; in RepDistiller's table it ends below the plain student.
 
@@ -108,7 +108,7 @@ def ab(
     for later, (s, t) in enumerate(reversed(pairs)):
         (at_s, seen_s), (at_t, seen_t) = _response(student, s, example, task), _response(teacher, t, example, task)
         _check(s, t, seen_s, seen_t)
-        place = S[at_s] if seen_s.shape == seen_t.shape else S[at_s].via(connector(seen_s.shape[1], seen_t.shape[1]))
+        place = S[at_s] if seen_s.shape == seen_t.shape else S[at_s].via(normalised(seen_s.shape[1], seen_t.shape[1]))
         loss = on(activation_boundary, place, T[at_t], name=f"boundary.{s}", margin=margin)
         learn_boundaries = boundary / 2**later * loss + learn_boundaries
     yield Stage(Distill(student, teacher, learn_boundaries, task), init_share, name="boundaries")
@@ -116,11 +116,6 @@ def ab(
     without_t2 = on(soft_target, *outputs, name="soft", temperature=temperature, mask=M)
     everything = hard * task.hard + soft / temperature**2 * without_t2
     yield Stage(Distill(student, teacher if soft else None, everything, task), 1 - init_share, name="knowledge")
-
-
-def connector(student: int, teacher: int) -> nn.Module:
-    """Return the paper's map from a student's channels to a teacher's."""
-    return nn.Sequential(nn.Conv2d(student, teacher, 1, bias=False), GlobalBatchNorm(teacher))
 
 
 def check_margin(margin: float) -> None:

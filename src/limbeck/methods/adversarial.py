@@ -104,7 +104,8 @@ def adversarial(
     Critic: BCE(D(z_t), 1) + BCE(D(z_s), 0) + CE(D_y(z_t), y) + CE(D_y(z_s), y).
     Student: CE(y, z_s) + absolute · mean |z_s − z_t| + adversarial · (BCE(D(z_s), 1) + CE(D_y(z_s), y)).
 
-    The adversarial part alone performs poorly: it matches distributions, not samples; the absolute error couples these.
+    The adversarial part alone performs poorly: it matches distributions, not samples. The absolute error couples these. It
+    is a mean over classes, where the paper has a sum.
 
     Args:
         student: The network to train.
@@ -126,5 +127,6 @@ def adversarial(
     return Adversarial(Distill(student, teacher, follow, task), Critic(num_classes, width, depth), adversarial)
 
 
+@full_precision
 def _says(score: Tensor, real: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(score.float(), torch.full_like(score, real, dtype=torch.float32))
+    return F.binary_cross_entropy_with_logits(score, torch.full_like(score, real))

@@ -50,7 +50,7 @@ def attention_map(features: Tensor, power: float = 2) -> Tensor:
 
 
 @full_precision
-def attention(student: Tensor, teacher: Tensor, power: float = 2) -> Tensor:
+def attention_distance(student: Tensor, teacher: Tensor, power: float = 2) -> Tensor:
     """Squared difference of the attention maps, each normalised to length 1 per sample; mean over positions and samples.
 
     Channels may differ, they are averaged out. Where sizes differ the larger map is pooled to the smaller grid.
@@ -66,9 +66,6 @@ def attention(student: Tensor, teacher: Tensor, power: float = 2) -> Tensor:
     grid = (min(q_s.shape[1], q_t.shape[1]), min(q_s.shape[2], q_t.shape[2]))
     q_s, q_t = (F.normalize(_pool(q, grid).flatten(1)) for q in (q_s, q_t))
     return (q_s - q_t).square().mean()
-
-
-_attention = attention  # the weight of the method bears the same name
 
 
 def at(
@@ -99,7 +96,7 @@ def at(
     pairs = paired(student, teacher, layers, example, task, maps=True)
     objective = task.hard
     for s, t in pairs:
-        objective += attention * on(_attention, S[s], T[t], name=f"attention.{s}", power=power)
+        objective += attention * on(attention_distance, S[s], T[t], name=f"attention.{s}", power=power)
     return Distill(student, teacher, objective, task)
 
 

@@ -9,20 +9,20 @@ sample and nothing else, the other keeps that and the sizes of the smaller proba
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.core.copied import copied
 from limbeck.core.distributed import across_processes, gather
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, Objective, S, T, Y, on
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
-from limbeck.core.task import UNLABELLED, Batch, Task
+from limbeck.core.task import UNLABELLED, Batch, Task, logits
 from limbeck.methods.kd import soft_cross_entropy
 from limbeck.methods.plain import plain
 from limbeck.nets.anew import Anew, check_anew, start_anew
@@ -199,7 +199,7 @@ def ban(
     ancestors: dict[str, nn.Module] = {}
     if teacher is None:
         yield Stage(plain(student, task=task), share, name=LABELLED)
-        teacher = ancestors[LABELLED] = copy.deepcopy(student)
+        teacher = ancestors[LABELLED] = copied(student)
     learn: Objective = hard * task.hard
     if soft:
         learn = soft * on(soft_cross_entropy, *outputs, name="soft", temperature=1.0, mask=M) + learn
@@ -212,7 +212,7 @@ def ban(
         yield Stage(
             Generation(Distill(student, teacher, learn, task), dict(ancestors)), share, name=f"generation-{generation}"
         )
-        teacher = ancestors[f"generation-{generation}"] = copy.deepcopy(student)
+        teacher = ancestors[f"generation-{generation}"] = copied(student)
 
 
 @full_precision

@@ -65,8 +65,8 @@ def bounded(
 
     L = mean (s − y)² + bounded · 1/N Σ_n ‖s_n − y_n‖² [‖s_n − y_n‖² + margin > ‖t_n − y_n‖²].
 
-    The teacher chooses samples, and tells no values: what it knows beyond the truth is not taught. To learn its values take
-    `logits`, which copies its errors too.
+    The teacher chooses samples, and tells no values: what it knows beyond the truth is not taught. `logits` teaches its
+    values, and copies its errors too.
 
     Args:
         student: The network to train.

@@ -39,11 +39,11 @@ PAPER = Paper(
 
 
 @full_precision
-def correlation(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+def correlation_distance(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
     """Squared difference of the correlations K, mean over all N² pairs of samples.
 
     K_ij = exp(−2γ) Σ_{p ≤ order} (2γ cos(e_i, e_j))^p / p!, the Taylor series of the Gaussian kernel exp(−γ ‖e_i − e_j‖²)
-    of embeddings of length 1. Of a single sample it is 0.
+    of embeddings of length 1. It is 0 for a single sample.
 
     Args:
         student: Embeddings, (N, ...), flattened per sample.
@@ -57,9 +57,6 @@ def correlation(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int
     with torch.no_grad():
         correlations_t = _correlations(teacher, gamma, order)
     return F.mse_loss(_correlations(student, gamma, order), correlations_t)
-
-
-_correlation = correlation  # the weight of the method bears the same name
 
 
 def cc(
@@ -96,7 +93,7 @@ def cc(
     at_s, at_t = embeddings(student, teacher, layer, example, task)
     connector = nn.Linear(math.prod(shape_at(student, at_s, example, task)[1:]), dimensions)
     places = S[at_s].via(_flat, connector, gather), T[at_t].via(gather)
-    follow = correlation * on(_correlation, *places, name="correlation", gamma=gamma, order=order)
+    follow = correlation * on(correlation_distance, *places, name="correlation", gamma=gamma, order=order)
     return Distill(student, teacher, task.hard + follow, task)
 
 

@@ -87,7 +87,7 @@ class Estimation(nn.Module):
 class Contrast(nn.Module):
     """Tell a sample's embedding by the other network from those of ``negatives`` others, remembered in two banks.
 
-    `Estimation` for both networks. What it remembers and draws is in its state: a run that goes on is the run that never
+    `Estimation` for both networks. Its state holds what it remembers and draws: a run that goes on is the run that never
     stopped, and two processes are as one.
 
     Args:
@@ -184,8 +184,8 @@ class Contrast(nn.Module):
 class Queue(nn.Module):
     """Tell a sample's embedding by the other network from the last ones of earlier samples, which two queues remember.
 
-    `Estimation` for both networks. Unlike the banks it needs no ids, and its size does not depend on the data; a sample's
-    own embedding is that of this batch, as a constant. What it remembers is in its state, and two processes are as one.
+    `Estimation` for both networks. It needs no ids, as the banks do, and its size does not depend on the data. A sample's
+    own embedding is that of this batch, as a constant. Its state holds what it remembers, and two processes are as one.
 
     Args:
         length: K, how many embeddings the queues hold; all of them are negatives.

@@ -36,7 +36,7 @@ PAPER = Paper(
 
 
 @full_precision
-def channelwise(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+def channelwise_divergence(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T² KL(φ_t ‖ φ_s) of each channel's softmax φ over the positions, sum over positions, mean over channels and samples.
 
     It is `soft_target` with positions in place of classes. Where sizes differ the larger map is pooled to the smaller grid.
@@ -54,9 +54,6 @@ def channelwise(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> T
         )
     student, teacher = common_grid(student, teacher)
     return soft_target(student.flatten(2), teacher.flatten(2), temperature)
-
-
-_channelwise = channelwise  # the weight of the method bears the same name
 
 
 def cwd(
@@ -92,5 +89,5 @@ def cwd(
         c_s, c_t = shape_at(student, s, example, task)[1], shape_at(teacher, t, example, task)[1]
         place: Source = S[s] if c_s == c_t else S[s].via(pointwise(c_s, c_t))
         name = f"channelwise.{s}" if s else "channelwise"
-        objective += channelwise * on(_channelwise, place, T[t], name=name, temperature=temperature)
+        objective += channelwise * on(channelwise_divergence, place, T[t], name=name, temperature=temperature)
     return Distill(student, teacher, objective, task)

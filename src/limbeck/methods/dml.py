@@ -124,7 +124,7 @@ def dml(
         alternate: Whether a peer that was updated answers the batch once more for those after it, as in the paper. Without,
             all learn from what was said before any update: an approximation that saves n − 1 forward passes.
         ensemble: Whether the others teach with one voice, KL(1/(n − 1) Σ_{j≠i} p_j ‖ p_i): the paper's DML_e, which it
-            finds worse. Of two networks it is the same.
+            finds worse. It makes no difference for two networks.
         task: How batches are fed and measured.
 
     Raises:

@@ -172,8 +172,8 @@ def embedding(
         cosine: Weight of the angle; 1 is ours.
         squared: Weight of the squared error, a sum over dimensions; 0 is ours. With ``normalise=False``, 1/D is TinyBERT's.
         normalise: Compare the directions of embeddings; False has the squared error match their lengths too.
-        mask: Of named inputs, which is 0 at padded tokens: ``"attention_mask"``. ``""`` is the input itself, where token 0
-            pads. By default all tokens count.
+        mask: The name of the input that is 0 at padded tokens: ``"attention_mask"``. ``""`` is the input itself, where
+            token 0 pads. All tokens count by default.
         example: A batch of inputs, from which W gets its shape.
         task: How batches are fed and measured.
     """
@@ -199,8 +199,8 @@ def embedding_table(
     """Let the student's table of embeddings be an encoding of the teacher's, which learns the task.
 
     e = tanh(W x + b), for each token's row x of the teacher's table; L = CE(y, z_s) trains W, b and all of the student but
-    its table, which is written anew after each update. So tokens that the labels never show get an embedding as well, from
-    those that are close to them. Nothing but the table is taken: the teacher may be an ``nn.Embedding.from_pretrained``.
+    its table, which is written anew after each update. Tokens that the labels never show get an embedding as well, from
+    those that are close to them. It takes nothing but the table: the teacher may be an ``nn.Embedding.from_pretrained``.
 
     Args:
         student: The network to train, with an `torch.nn.Embedding` of d dimensions.

@@ -23,6 +23,7 @@ from limbeck.core.objective import M, S, T, on
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage, linear
 from limbeck.core.task import Task
+from limbeck.core.trace import submodules
 from limbeck.methods.kd import check_temperature, soft_cross_entropy
 from limbeck.nets.connectors import regressor
 from limbeck.tasks.classification import classification
@@ -41,7 +42,7 @@ PAPER = Paper(
 
 
 @full_precision
-def hint(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
+def hint_distance(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
     """Squared error of a regressed guided layer against its hint.
 
     Args:
@@ -56,9 +57,6 @@ def hint(student: Tensor, teacher: Tensor, reduction: str = "mean") -> Tensor:
     if reduction == "paper":
         return 0.5 * (student - teacher).square().sum() / len(student)
     raise ValueError(f"reduction must be 'mean' or 'paper', got {reduction!r}")
-
-
-_hint = hint  # the paper gives its name to the layer too
 
 
 def fitnets(
@@ -102,7 +100,9 @@ def fitnets(
     outputs = task.softened(S, T)  # complains before the first stage
     guided, hint = _places(student, teacher, guided, hint, example, task)
     predicted = S[guided].via(_regressor(student, teacher, guided, hint, example, task))
-    learn_hint = Distill(student, teacher, on(_hint, predicted, T[hint], name="hint", reduction=reduction), task)
+    learn_hint = Distill(
+        student, teacher, on(hint_distance, predicted, T[hint], name="hint", reduction=reduction), task
+    )
     upto = _upto(student, guided, example, task)
     yield Stage(learn_hint, hint_share, trains=[*upto, learn_hint.objective], name="hint")
 
@@ -134,7 +134,36 @@ def _regressor(
 
 
 def _upto(student: nn.Module, guided: str, example: Tensor, task: Task) -> list[nn.Module]:
-    """The student's modules that have finished once the guided layer has: those that the hint can teach."""
-    path = guided.split(":")[0]
-    finished = [layer.path for layer in layers(student, example, task)]
-    return [student.get_submodule(done) for done in finished[: finished.index(path) + 1]]
+    """What the hint can teach: the modules that have finished once the guided layer has, and what else it is made of."""
+    path, modules = guided.split(":")[0], submodules(student)
+    order = [layer.path for layer in layers(student, example, task)]
+    finished = [modules[done] for done in order[: order.index(path) + 1]]
+    known = {id(p) for module in finished for p in module.parameters()}
+    # what belongs to a module that goes on (a position embedding, a class token), or that is called once more
+    others = [p for p in _behind(_shown(student, guided, example, task)) if id(p) not in known]
+    return [*finished, nn.ParameterList(others)]
+
+
+def _shown(student: nn.Module, guided: str, example: Tensor, task: Task) -> Tensor:
+    """What the guided layer shows, with its graph; the student stays as it was."""
+    modes = [(module, module.training) for module in student.modules()]
+    student.eval()
+    try:
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            shown: Tensor = task.look(student, example, [guided])[guided]
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return shown
+
+
+def _behind(value: Tensor) -> list[nn.Parameter]:
+    """The parameters that a tensor was computed of."""
+    found, waiting = set(), [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [earlier for earlier, _ in node.next_functions]
+    leaves = [getattr(node, "variable", None) for node in found]
+    return [leaf for leaf in leaves if isinstance(leaf, nn.Parameter)]

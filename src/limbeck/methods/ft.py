@@ -4,8 +4,9 @@ Kim, Park, Kwak, "Paraphrasing Complex Network: Network Compression via Factor T
 official code Jangho-Kim/Factor-Transfer-pytorch.
 
 Like the authors' code we train the paraphraser by the absolute error, where the paper writes a squared norm. A factor that
-is all zero has no direction and gets no gradient, where theirs has one of 1e12. RepDistiller's "FT" compares attention maps
-of the factors, which is another loss.
+is all zero has no direction and gets no gradient, where theirs has one of 1e12. Factors of two sizes are pooled to the
+smaller one, as in RepDistiller; the authors' are always of one size. RepDistiller's "FT" compares attention maps of the
+factors, which is another loss.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from limbeck.core.objective import S, T, on
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
+from limbeck.nets.connectors import common_grid
 from limbeck.nets.translator import Paraphraser, translator
 from limbeck.tasks.classification import classification
 
@@ -41,27 +43,27 @@ PAPER = Paper(
 
 
 @full_precision
-def factor(student: Tensor, teacher: Tensor, p: float = 1) -> Tensor:
+def factor_distance(student: Tensor, teacher: Tensor, p: float = 1) -> Tensor:
     """Distance of the factors, each sample's divided by its length: (mean_i |u_s − u_t|^p)^(1/p), mean over samples.
 
     u = vec(F) / ‖F‖₂. With p = 1 it is the mean of |u_s − u_t| over all elements. The p-th power's mean over a factor's D
-    elements, not its sum: the paper's norm is D^(1/p) times as much.
+    elements, not its sum: the paper's norm is D^(1/p) times as much. Of factors that are maps of two sizes, the larger are
+    first pooled to the smaller grid, by the mean.
 
     Args:
         student: Factors, (N, ...), flattened per sample.
-        teacher: Factors of the same shape.
+        teacher: Factors of the same shape; of maps, (N, C, H, W), the sizes may differ.
         p: Which norm, at least 1; 1 as in the authors' code.
     """
     _check_power(p)
+    if student.ndim == teacher.ndim == 4:
+        student, teacher = common_grid(student, teacher)
     same_shape("factors", student, teacher)
     difference = _directions(student) - _directions(teacher)
     if p == 1:
         return difference.abs().mean()
     norms: Tensor = torch.linalg.vector_norm(difference, p, dim=1)
     return norms.mean() / math.pow(difference.shape[1], 1 / p)
-
-
-_factor = factor  # the weight of the method bears the same name
 
 
 def ft(
@@ -84,7 +86,7 @@ def ft(
     Args:
         student: The network to train.
         teacher: The network to learn from.
-        layer: The student's and the teacher's layer, maps of one size; by default the last pair of `limbeck.pairs`.
+        layer: The student's and the teacher's layer, maps; by default the last pair of `limbeck.pairs`.
         factor: Weight of the factors; 500 as in the authors' code, with its mean over all elements.
         rate: Factors for each of the teacher's channels, the paper's k; 0.5 as in its experiments.
         p: Norm of the difference, see `limbeck.losses.factor`; 1 as in the authors' code.
@@ -100,11 +102,6 @@ def ft(
     _check_power(p)
     s, t = paired(student, teacher, None if layer is None else [layer], example, task, maps=True)[-1]
     of_student, of_teacher = shape_at(student, s, example, task), shape_at(teacher, t, example, task)
-    if of_student[2:] != of_teacher[2:]:
-        raise ValueError(
-            f"factors are compared position by position: the student's {s!r} has shape {of_student} but the teacher's "
-            f"{t!r} {of_teacher}: name layers whose maps are of one size (`limbeck layers STUDENT TEACHER` shows them)"
-        )
     factors = max(1, round(rate * of_teacher[1]))
     paraphraser = Paraphraser(of_teacher[1], factors)
     restore = on(full_precision(F.l1_loss), T[t].via(paraphraser), T[t], name="paraphrase")
@@ -112,7 +109,7 @@ def ft(
 
     translated = S[s].via(translator(of_student[1], factors))
     paraphrased = T[t].via(frozen(paraphraser.encoder))
-    follow = task.hard + factor * on(_factor, translated, paraphrased, name="factor", p=p)
+    follow = task.hard + factor * on(factor_distance, translated, paraphrased, name="factor", p=p)
     yield Stage(Distill(student, teacher, follow, task), 1 - paraphraser_share, name="factors")
 
 

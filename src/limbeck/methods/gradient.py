@@ -21,7 +21,7 @@ from limbeck.core.method import Distill
 from limbeck.core.objective import S, Scene, T, X, Y, on
 from limbeck.core.task import UNLABELLED, Batch, Task
 from limbeck.methods.at import PAPER as ATTENTION_TRANSFER
-from limbeck.methods.at import attention as attention_distance
+from limbeck.methods.at import attention_distance
 from limbeck.tasks.classification import classification
 
 PAPER = replace(ATTENTION_TRANSFER, matches="gradients of the loss")
@@ -34,7 +34,8 @@ def gradient_attention(student: Tensor, teacher: Tensor, inputs: Tensor, targets
     """‖∂CE(z_s, y)/∂x − ∂CE(z_t, y)/∂x‖², the sum over an input's entries, mean over samples.
 
     It is differentiated twice: z_s and z_t must have been computed from these ``inputs``, which require a gradient. The
-    teacher's gradient is a constant; a sample without label has none.
+    teacher's gradient is a constant. A sample without label has no gradient, and counts in the mean as 0: it is over all
+    samples, where `limbeck.losses.jacobian` takes the mean over the labelled ones.
 
     Args:
         student: Logits, (N, K).

@@ -2,7 +2,7 @@
 
 Srinivas, Fleuret, "Knowledge Transfer with Jacobian Matching", ICML 2018, arXiv 1803.00443. No official code.
 
-To regress the teacher's outputs at inputs with noise ξ ~ N(0, σ²I) is to match outputs and Jacobians J = ∂z/∂x:
+Who regresses the teacher's outputs at inputs with noise ξ ~ N(0, σ²I) matches outputs and Jacobians J = ∂z/∂x:
 E ½‖Δz(x + ξ)‖² = ½‖Δz(x)‖² + σ²/2 · ‖ΔJ(x)‖² + O(σ⁴), and exactly so for affine networks. Here the noise is integrated,
 not drawn: to draw it, regress the teacher on noisy images, as bench/jacobian_noise.py does. A whole Jacobian takes a
 backward pass for each of its K rows, so `jacobian` has the paper's one row, and `jacobian_projection`, which is ours, a

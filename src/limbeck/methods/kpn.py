@@ -3,7 +3,8 @@
 Zhang, Ning, He, "Knowledge Projection for Effective Design of Thinner and Faster Deep Neural Networks", arXiv 1710.09505.
 No official code; we know the abstract and what surveys tell: the weights, the projection's layers and the pruning are ours.
 
-Unlike a hint the projection acts on the teacher's features, and the student's upper half learns from what comes out of it.
+The projection acts on the teacher's features, where a hint's regressor acts on the student's. The student's upper half
+learns from what comes out of it.
 
 What is ours. Routes share one student, train in the same steps, and their losses are averaged. The paper judges a route on
 held-out data; a method sees none, so each batch is judged before the update that learns from it, with the statistics of
@@ -27,7 +28,7 @@ from limbeck.core.objective import Loss
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Batch, Task
-from limbeck.methods.fitnets import hint
+from limbeck.methods.fitnets import hint_distance
 from limbeck.methods.plain import plain
 from limbeck.nets.injection import injected, projection
 from limbeck.tasks.classification import classification
@@ -50,7 +51,7 @@ class Projection(Method):
     """A student whose layers learn from, and are replaced by, projected features of a teacher.
 
     The worst half of the routes is pruned when the training has gone through each of log2 R + 1 equal rounds but the last,
-    until one is left. Which are left, and how they did, is part of the state.
+    until one is left. The state holds which are left and how they did.
 
     Args:
         distill: The student, and what it learns by itself.
@@ -117,12 +118,12 @@ class Projection(Method):
         """The joint loss of a route: what the student's upper half makes of the projection, and how near the lower is."""
         projected = self.projections[index](taught)
         if not self.injected:
-            return {"projection": Loss(hint(shown, projected), self.projection)}
+            return {"projection": Loss(hint_distance(shown, projected), self.projection)}
         outputs = self._fed(batch, self.routes[index][0], projected)
         losses = {"injected": Loss(self.task.loss(outputs, target), self.injected)}
         if self.projection:
             # the labels alone shape the projection: the distance would shrink it to nothing
-            losses["projection"] = Loss(hint(shown, projected.detach()), self.projection)
+            losses["projection"] = Loss(hint_distance(shown, projected.detach()), self.projection)
         return losses
 
     def _fed(self, batch: Batch, path: str, features: Tensor) -> Any:

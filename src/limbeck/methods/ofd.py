@@ -92,7 +92,7 @@ class PartialDistance(nn.Module):
 
     def __init__(self, margin: Tensor) -> None:
         super().__init__()
-        self.register_buffer("margin", margin.float())
+        self.register_buffer("margin", margin)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the loss of connected features, (N, C, H, W)."""
@@ -129,7 +129,8 @@ def ofd(
     for index, (s, t) in enumerate(named):
         s, t = _before_relu(student, s, example, task), _before_relu(teacher, t, example, task)
         c_s, c_t = shape_at(student, s, example, task)[1], shape_at(teacher, t, example, task)[1]
-        loss = PartialDistance(margins(*_normal_at(teacher, t, c_t, example, task)))
+        weight, bias = _normal_at(teacher, t, c_t, example, task)
+        loss = PartialDistance(margins(weight, bias).to(torch.promote_types(weight.dtype, torch.float32)))
         term = on(loss, S[s].via(normalised(c_s, c_t)), T[t], name=f"distance.{named[index][0]}")
         objective += distance * 0.5 ** (len(named) - 1 - index) * term
     return Distill(student, teacher, objective, task)

@@ -86,7 +86,7 @@ def one(
             the paper's control: it lost 0.6 points by it (ResNet-110, CIFAR-100).
         anew: Makes the network with its own initialisation, ``anew=lambda: resnet18(num_classes=10)``, from which the
             other branches start; by default the ``reset_parameters`` of their modules, which in torchvision's and timm's
-            networks draw otherwise. By a network's name it is given.
+            networks draw otherwise. limbeck gives it where the network is named by a string.
         example: A batch of inputs, (N, ...).
         task: How batches are fed and measured.
     """

@@ -37,10 +37,10 @@ EPSILON = 1e-7
 
 
 @full_precision
-def probability(student: Tensor, teacher: Tensor) -> Tensor:
+def probability_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     """P_t log (P_t / P_s), mean over all N² pairs of samples.
 
-    P(j | i) = (1 + cos(e_i, e_j)) / Σ_k (1 + cos(e_i, e_k)). Of a single sample it is 0.
+    P(j | i) = (1 + cos(e_i, e_j)) / Σ_k (1 + cos(e_i, e_k)). It is 0 for a single sample.
 
     Args:
         student: Embeddings, (N, ...), flattened per sample.
@@ -51,9 +51,6 @@ def probability(student: Tensor, teacher: Tensor) -> Tensor:
     with torch.no_grad():
         p_t = _neighbours(teacher)
     return (p_t * ((p_t + EPSILON) / (_neighbours(student) + EPSILON)).log()).mean()
-
-
-_probability = probability  # the weight of the method bears the same name
 
 
 def pkt(
@@ -80,7 +77,7 @@ def pkt(
         task: How batches are fed and measured.
     """
     at_s, at_t = embeddings(student, teacher, layer, example, task)
-    follow = probability * on(_probability, S[at_s].via(gather), T[at_t].via(gather), name="probability")
+    follow = probability * on(probability_divergence, S[at_s].via(gather), T[at_t].via(gather), name="probability")
     return Distill(student, teacher, task.hard + follow, task)
 
 

@@ -5,7 +5,8 @@ dvlab-research/ReviewKD.
 
 Where we differ from the authors' code: the pyramid pools the difference once instead of both maps; we compare the ends of
 the stages as they are, where theirs for CIFAR takes the teacher's before the ReLU (name ``relu:in`` for that) and adds the
-pooled embedding as one more stage; fusions normalise by the global batch; the warm-up rises with every batch.
+pooled embedding as one more stage; fusions normalise by the global batch; the warm-up rises with every batch. Their grids
+are square, and ours need not be.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ LEVELS = (4, 2, 1)
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     """Hierarchical context loss: the squared error of the maps and of their pooled versions, weighted mean.
 
-    Σ_l w_l mean (pool_l(s) − pool_l(t))² / Σ_l w_l, over the map itself, w = 1, and grids of 4x4, 2x2 and 1x1 that are
-    smaller than it, each with half the weight of the one before.
+    Σ_l w_l mean (pool_l(s) − pool_l(t))² / Σ_l w_l, over the map itself, w = 1, and those of the grids 4x4, 2x2 and 1x1
+    whose side is less than the map's height. Each has half the weight of the one before. The height alone decides, as in
+    all public codes: of a map of 8x2, the grid of 4x4 counts each column twice.
 
     Args:
         student: Fused features, (N, C, H, W).
@@ -53,13 +55,13 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     same_shape("features", student, teacher)
     if student.ndim != 4:
         raise ValueError(f"a pyramid needs features (N, C, H, W), got shape {tuple(student.shape)}")
-    pooled = difference = student - teacher  # pooling is linear
-    side = min(difference.shape[2:])
-    # grids that divide the map nest: each is pooled from the one before
+    pooled = difference = student - teacher  # pooling is linear: pool(s) − pool(t) = pool(s − t)
     nested = all(size % LEVELS[0] == 0 for size in difference.shape[2:])
     loss, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
     for level in LEVELS:
-        if level < side:
+        if level < student.shape[2]:
+            # plainly: F.adaptive_avg_pool2d(difference, level), which makes the loss take 1.2 to 2.2 times as long; where 4
+            # divides both sides, each cell of a grid is the mean of four cells, or of a block, of the grid before
             pooled = F.adaptive_avg_pool2d(pooled if nested else difference, level)
             weight /= 2
             weights += weight

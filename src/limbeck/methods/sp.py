@@ -36,11 +36,11 @@ PAPER = Paper(
 
 
 @full_precision
-def similarity(student: Tensor, teacher: Tensor) -> Tensor:
+def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared difference of the similarities Ĝ, mean over all N² pairs of samples.
 
     G = F Fᵀ, (N, N), of the features flattened per sample; Ĝ is G with each row divided by its length. Neither channels nor
-    sizes need be equal. Of a single sample it is 0.
+    sizes need be equal. It is 0 for a single sample.
 
     Args:
         student: Features, (N, ...).
@@ -51,9 +51,6 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     with torch.no_grad():
         similarities_t = _similarities(teacher)
     return (_similarities(student) - similarities_t).square().mean()
-
-
-_similarity = similarity  # the weight of the method bears the same name
 
 
 def sp(
@@ -81,7 +78,7 @@ def sp(
     pairs = paired(student, teacher, layers, example, task)
     objective = task.hard
     for s, t in pairs if layers is not None else pairs[-1:]:
-        objective += similarity * on(_similarity, S[s].via(gather), T[t].via(gather), name=f"similarity.{s}")
+        objective += similarity * on(similarity_distance, S[s].via(gather), T[t].via(gather), name=f"similarity.{s}")
     return Distill(student, teacher, objective, task)
 
 

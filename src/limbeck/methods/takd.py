@@ -9,13 +9,13 @@ classes besides.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from torch import nn
 
+from limbeck.core.copied import copied
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
@@ -70,7 +70,7 @@ def takd(
     if len({id(one) for one in chain}) < len(chain):
         raise ValueError("the same assistant stands twice in the chain: each step needs a network of its own")
     _warn_of_a_step_up([teacher, *chain, student])
-    chain = [*map(copy.deepcopy, chain), student]
+    chain = [*map(copied, chain), student]
     names = [*(f"assistant-{number}" for number in range(1, len(chain))), "student"]
     before = teacher
     for number, (name, net) in enumerate(zip(names, chain, strict=True), 1):

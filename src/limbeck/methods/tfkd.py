@@ -11,13 +11,13 @@ undoes, and its virtual teacher is another one, see `virtual_teacher`. Its α an
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.copied import copied
 from limbeck.core.distributed import of_update
 from limbeck.core.frozen import bare
 from limbeck.core.method import Distill
@@ -122,7 +122,7 @@ def tfkd_self(
 
     L = (1 − α) CE(y, z_s) + α T² KL(p_pre^T ‖ p_s^T), in the second half of the epochs given to `fit`.
 
-    With the former self at hand, this is ``kd(student, former)``. For a fair control train `plain` as long as both halves.
+    It is ``kd(student, former)`` for those who have the former self. A fair control trains `plain` as long as both halves.
 
     Args:
         student: The network. It ends as the second one; its first weights are those of the first.
@@ -138,7 +138,7 @@ def tfkd_self(
     with undrawn(student):  # a network that cannot start anew is told so before it has trained; nothing is drawn
         check_anew(student, anew)
     yield Stage(plain(student, task=task), 0.5, name="former-self")
-    former = copy.deepcopy(student)
+    former = copied(student)
     start_anew(student, anew)
     yield Stage(kd(student, former, temperature=temperature, alpha=alpha, task=task), 0.5, name="self")
 
@@ -200,7 +200,7 @@ def dekd(
     check_temperature(temperature)
     _check_share(alpha)
     task.softened(S)  # complains before the first stage
-    poor = copy.deepcopy(bare(teacher)).requires_grad_()  # which a frozen one does not
+    poor = copied(bare(teacher)).requires_grad_()  # which a frozen one does not
     lesson = plain(poor, task=task)
     lesson.add_module("waiting", nn.ModuleList([student]))  # a resumed run starts it from the same weights
     yield Stage(lesson, schooling, name="poor-teacher")

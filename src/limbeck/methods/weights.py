@@ -24,7 +24,7 @@ from limbeck.core.objective import Objective, S, T, Weight, on
 from limbeck.core.paper import Paper
 from limbeck.core.task import Batch, Task
 from limbeck.core.trace import locate, submodules
-from limbeck.methods.fitnets import hint
+from limbeck.methods.fitnets import hint_distance
 from limbeck.nets.connectors import regressor
 from limbeck.tasks.classification import classification
 
@@ -172,7 +172,7 @@ def weights_outputs(
     objective = task.hard
     for s, t in paired(student, teacher, layers, example, task):
         map_s = regressor(shape_at(student, s, example, task), shape_at(teacher, t, example, task))
-        objective += outputs * on(hint, S[s].via(map_s), T[t], name=f"outputs.{s}")
+        objective += outputs * on(hint_distance, S[s].via(map_s), T[t], name=f"outputs.{s}")
     return Distill(student, teacher, objective, task)
 
 

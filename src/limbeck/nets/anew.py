@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.copied import copied
+
 Anew = Callable[[], nn.Module]
 """Makes a network, with weights drawn from torch's generator."""
 MANY, ALIKE = 256, (0.8, 1.25)
@@ -26,9 +28,9 @@ def check_anew(net: nn.Module, anew: Anew | None = None) -> None:
     Raises:
         ValueError: It cannot.
     """
-    first = copy.deepcopy(net)
+    first = copied(net)
     start_anew(first, anew)
-    second = copy.deepcopy(first)
+    second = copied(first)
     with undrawn(net):  # one start's random numbers are enough
         start_anew(second, anew)
     if not _differ(first, second):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.copied import copied
 from limbeck.core.frozen import Frozen
 from limbeck.nets.anew import Anew, check_anew, start_anew, undrawn
 from limbeck.nets.norm import GlobalBatchNorm
@@ -98,7 +98,7 @@ def with_branches(
     deeper = None if anew is None else lambda: sections(anew(), [after])[1]
     with undrawn(head):  # branches that start alike stay alike
         check_anew(head, deeper)
-    others = [copy.deepcopy(head) for _ in range(branches - 1)]
+    others = [copied(head) for _ in range(branches - 1)]
     for other in others:
         start_anew(other, deeper)
     with torch.no_grad():

@@ -26,11 +26,11 @@ class Fusion(nn.Module):
         self.attend = None if deepest else nn.Conv2d(2 * middle, 2, 1)
 
     def forward(self, maps: Tensor, below: Tensor | None, grid: torch.Size) -> tuple[Tensor, Tensor]:
-        """Return what is compared with the teacher, (N, outputs, *grid), and what passes on, (N, middle, H, W).
+        """Return what is compared with the teacher, (N, outputs, *grid), and what passes on, (N, middle, *grid).
 
         Args:
             maps: The student's layer, (N, channels, H, W).
-            below: What the deeper fusion passes on; None for the deepest.
+            below: What the deeper fusion passes on, on the grid of its teacher's map; None for the deepest.
             grid: The size of the teacher's map.
         """
         fused: Tensor = self.enter(maps)
@@ -38,7 +38,8 @@ class Fusion(nn.Module):
             below = _resized(below, fused.shape[2:])
             own, other = self.attend(torch.cat([fused, below], 1)).sigmoid().split(1, dim=1)
             fused = own * fused + other * below
-        return self.leave(_resized(fused, grid)), fused
+        fused = _resized(fused, grid)
+        return self.leave(fused), fused
 
 
 def _normed(channels: int, outputs: int, kernel: int) -> nn.Sequential:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from limbeck.core.copied import copied
 from limbeck.nets.branches import Branches, EqualShares, with_branches
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.exits import EarlyExit, ExitsEnsemble, Shallow, with_exits
@@ -57,7 +57,7 @@ def remade(net: nn.Module, facts: Mapping[str, str], example: Any) -> nn.Module:
         return with_branches(net, example, **json.loads(facts[BRANCHES]))
     if MEMBERS in facts:
         mean = json.loads(facts[MEMBERS])
-        return Ensemble([copy.deepcopy(net) for _ in mean["weights"]], **mean)
+        return Ensemble([copied(net) for _ in mean["weights"]], **mean)
     return net
 
 
