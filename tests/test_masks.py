@@ -232,7 +232,7 @@ def break_one(root: Path) -> None:
             r"train/masks/1.png: expected a mask of one channel whose values are classes.* of mode RGB: make each colour",
         ),
         (double, r"train/images/1.png: expected one image of its name, found .*1.bmp too"),
-        (break_one, r"train/masks/1.png: expected an image file"),
+        (break_one, r"train/masks/1.png: expected a whole image file"),
     ],
 )
 def test_files_that_are_wrong_are_named(tmp_path: Path, harm: Callable[[Path], None], message: str) -> None:

@@ -3,6 +3,9 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from limbeck.core import quiet as quiet  # before what takes seconds
+
+# isort: split
 # the core: torch alone
 from limbeck import losses as losses
 from limbeck.core.exhibits import Exhibit as Exhibit

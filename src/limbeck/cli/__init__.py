@@ -29,6 +29,7 @@ from limbeck.cli import (
 )
 from limbeck.cli.console import STOPPED, complain, warn
 from limbeck.cli.parser import Commands, Parser, underscored
+from limbeck.core.quiet import listen
 
 MENDABLE = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError, MisconfigurationException)
 """What is raised for input that cannot work: its message is all that the user needs."""
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config_alone = len(words) <= 2 and any(word.startswith("--config") for word in words)  # the file names the command
     warnings.showwarning = warn
     try:
+        listen()
         parser, commands = build(_named_in(words[-1]) if config_alone else words)
         config = parser.parse_args(words)
         does, leaf = commands.find(config)

@@ -34,6 +34,7 @@ class Case:
         example: A few inputs, on the CPU.
         view: How the teacher is fed and read where that differs, as `limbeck.Frozen` takes it.
         teacher_outputs: How many outputs the teacher has, if others.
+        new_head: Whether networks that are to be trained begin with a fresh last layer where a file's has other outputs.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Case:
     example: Any
     view: Mapping[str, Any] = field(default_factory=dict)
     teacher_outputs: int | None = None
+    new_head: bool = False
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -104,6 +106,7 @@ def about(data: Any, leaf: Namespace) -> Case:
         example=example_of(data, nn.Identity(), task),
         view=_view(leaf),
         teacher_outputs=leaf.get("teacher_num_outputs"),
+        new_head=bool(leaf.get("new_head")),
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,14 @@ def show_networks(title: str, measured: Mapping[str, tuple[nn.Module, Mapping[st
     names = {name: None for _, metrics in measured.values() for name in (score.name, *metrics)}
     table = Table("network", "params", "MACs", "latency", *names, title=title)
     for name, (net, metrics) in measured.items():
-        price = cost(net, case.example, case.task)
-        cells = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
-        table.add_row(plain(name), *cells, *(show_metric(score, metric, metrics[metric]) for metric in names))
+        try:
+            price = cost(net, case.example, case.task)
+            cells = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
+        except Exception as error:  # noqa: BLE001  # a network of the user's own may not run on one sample alone
+            warnings.warn(f"the cost of {name} could not be measured: {type(error).__name__}: {error}", stacklevel=2)
+            cells = ("–",) * 3
+        shown = (show_metric(score, metric, metrics[metric]) if metric in metrics else "–" for metric in names)
+        table.add_row(plain(name), *cells, *shown)
     Console(emoji=False).print(table)
 
 

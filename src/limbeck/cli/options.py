@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import time
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from limbeck import data as datasets
 from limbeck import zoo
 from limbeck.cli.parser import dashed
 from limbeck.core.method import Make
+from limbeck.core.options import ranged
 from limbeck.data import Data
+from limbeck.data.files import SIDE
 from limbeck.engine.fit import Precision
 from limbeck.engine.learner import Schedule
 from limbeck.zoo._outside import find
@@ -48,6 +51,7 @@ def views(
     """
 
 
+@ranged
 def load_data(
     data: str = "digits",
     root: str | None = None,
@@ -59,8 +63,11 @@ def load_data(
     augment: Literal["default", "none", "crop", "crop-flip", "cutout"] = "default",
     split_seed: int = 0,
     workers: int = 2,
-    size: int | list[int] = 224,
+    size: int | list[int] | None = None,
     ignore: int | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    in_memory: bool | None = None,
     seed: int = 0,
 ) -> Any:
     """Load the data.
@@ -70,17 +77,22 @@ def load_data(
             or loaders (train, val, test) or (train, val). It is given what is said here by the names of its arguments.
         root: The folder that holds its files; the digits need none.
         download: Fetch missing files into the root.
-        batch_size: Samples in a batch, over all devices; 64 as in RepDistiller.
-        labels: Keep this many training labels; the other images stay, without.
+        batch_size: Samples in a batch, over all devices, at least 1; 64 as in RepDistiller.
+        labels: Keep this many training labels, at least one of each class; the other images stay, without.
         samples: Use only this many training samples.
-        val_share: Share of train held out for validation, where the set has no validation split.
+        val_share: Share of train held out for validation, in (0, 1), where the set has no validation split.
         augment: Of training images; by default what suits the set.
-        split_seed: Of the choice of validation samples, samples and labels.
-        workers: Processes that decode images too large for memory.
-        size: Side in pixels to which images too large for memory are cropped, 224 as torchvision expects it; of images
-            with masks the side, or [height,width], to which all are resized.
+        split_seed: Of the choice of validation samples, samples and labels, in [0, 4294967295].
+        workers: Processes that decode images which are not in memory, at least 0.
+        size: Side in pixels to which images that are not in memory are cropped, by default 224 as torchvision expects it;
+            of images with masks the side, or [height,width], to which all are resized.
         ignore: Value of the pixels of a mask that have no label; 255 by default.
-        seed: Of everything random: weights, order of batches, augmentation.
+        mean: Of every channel, as [0.5,0.5,0.5], of pixels scaled to 0..1; by default what is known of the set, or
+            computed, or ImageNet's for images that are not in memory.
+        std: Likewise.
+        in_memory: Keep images in memory as they are, or decode them one by one; by default those of one size of at most 96
+            pixels a side are kept.
+        seed: Of everything random, in [0, 4294967295]: weights, order of batches, augmentation.
     """
     said: dict[str, Any] = {
         "root": root,
@@ -95,10 +107,14 @@ def load_data(
         "workers": workers,
         "size": size,
         "ignore": ignore,
+        "mean": mean,
+        "std": std,
+        "in_memory": in_memory,
     }
     return datasets.load(data, **said) if data in datasets.names() or ":" not in data else _own_data(data, said)
 
 
+@ranged
 def training(
     epochs: int = 30,
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd",
@@ -120,24 +136,28 @@ def training(
     """Say how to train.
 
     Args:
-        epochs: Of all stages together; 30 is ours.
+        epochs: Of all stages together, at least 1; 30 is ours.
         optimizer: Of every player.
-        lr: Learning rate; 0.05 as in RepDistiller, for SGD on CIFAR.
-        momentum: Of SGD, with Nesterov's correction; 0.9 as in RepDistiller.
-        weight_decay: 5e-4 as in RepDistiller.
+        lr: Learning rate, above 0; 0.05 as in RepDistiller, for SGD on CIFAR.
+        momentum: Of SGD, with Nesterov's correction, in [0, 1); 0.9 as in RepDistiller.
+        weight_decay: Decay of the weights, at least 0; 5e-4 as in RepDistiller.
         schedule: Of the learning rate: a tenth after 5/8, 6/8 and 7/8 of the updates, as in RepDistiller; half a
             cosine; or constant.
         precision: Lightning's name.
         accelerator: Lightning's name.
-        devices: How many.
+        devices: How many, at least 1.
         strategy: Lightning's name.
-        accumulate: Batches whose gradients are averaged before an update.
-        clip: The largest norm of a player's gradient.
+        accumulate: Batches whose gradients are averaged before an update, at least 1.
+        clip: The largest norm of a player's gradient, above 0; unlimited by default.
         run_dir: The run's folder; by default one in runs/ that says what was run, and when.
         resume: Go on with the run in run_dir.
         logger: Another logger by Lightning's name, or several: [TensorBoardLogger,WandbLogger,MLFlowLogger].
         progress: Show progress bars; by default in a terminal.
+
+    Raises:
+        ValueError: An option out of its range, or more devices than there are.
     """
+    _refuse_more_than_there_are(devices, accelerator)
     return {
         "epochs": epochs,
         "optimizer": _optimizer(optimizer, lr, momentum, weight_decay),
@@ -154,20 +174,26 @@ def training(
     }
 
 
-def student_of(student: str) -> str:
+def student_of(student: str, new_head: bool = False) -> str:
     """Name the student.
 
     Args:
-        student: A network of `limbeck list networks`, as resnet8x4 or timm:mobilenetv3_small_100.
+        student: A network of `limbeck list networks`, as resnet8x4 or timm:mobilenetv3_small_100; its first weights as
+            NAME@FILE, NAME@RUN or NAME@pretrained.
+        new_head: Begin with a fresh last layer where the file of weights is for another number of classes; all else must
+            fit. So do peers and assistants; a teacher never does.
     """
     return student
 
 
-def network_of(network: str) -> str:
+def network_of(network: str, new_head: bool = False) -> str:
     """Name the network.
 
     Args:
-        network: A network of `limbeck list networks`; its weights as NAME@FILE.
+        network: A network of `limbeck list networks`; its weights as NAME@FILE, NAME@FILE:KEY for one of several in a file,
+            NAME@RUN for the student in a run's folder, finished or not, or NAME@pretrained.
+        new_head: Begin with a fresh last layer where the file of weights is for another number of classes; all else must
+            fit.
     """
     return network
 
@@ -176,8 +202,9 @@ def teacher_of(teacher: list[str] | str) -> list[str] | str:
     """Name the teacher.
 
     Args:
-        teacher: A network with its weights, as resnet56@teacher.safetensors; NAME@random is an untrained one, a control.
-            Several, as [resnet56@a.safetensors,wrn-16-2@b.safetensors], teach with the mean of their logits.
+        teacher: A network with its weights, as resnet56@teacher.safetensors or resnet56@runs/teacher, a run's folder;
+            NAME@random is an untrained one, a control. Several, as [resnet56@a.safetensors,wrn-16-2@b.safetensors], teach
+            with the mean of their logits.
     """
     return teacher
 
@@ -186,8 +213,8 @@ def possible_teacher_of(teacher: list[str] | str | None = None) -> list[str] | s
     """Name the teacher, if there is one.
 
     Args:
-        teacher: A network with its weights, as resnet56@teacher.safetensors, or several, as [NAME@FILE,NAME@FILE], for
-            the mean of their logits. Where there is none, ban and tfkd_self train one first.
+        teacher: A network with its weights, NAME@FILE or NAME@RUN, or several, as [NAME@FILE,NAME@FILE], for the mean of
+            their logits. Where there is none, ban and tfkd_self train one first.
     """
     return teacher
 
@@ -222,6 +249,7 @@ def _own_data(name: str, said: dict[str, Any]) -> Any:
         raise ValueError(
             f"{name} has no argument {unheard[0]!r}: give it one, or leave {dashed('--' + unheard[0])} out"
         )
+    said["size"] = SIDE if said["size"] is None else said["size"]  # for one that needs it
     needed = [key for key, one in takes.items() if key in said and one.default is inspect.Parameter.empty]
     torch.manual_seed(said["seed"])
     data = function(**{key: said[key] for key in {*meant, *needed} if key in takes})
@@ -249,6 +277,15 @@ def fresh_folder(*words: str) -> str:
     """Name a run's folder by what is run, and when."""
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", zoo.split_name(word)[0]) for word in words)
     return str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+
+
+def _refuse_more_than_there_are(devices: int, accelerator: str) -> None:
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    there = (os.cpu_count() or 1) if on_cpu else torch.accelerator.device_count()
+    if devices > there > 0:
+        raise ValueError(
+            f"devices must be at most {there}, since there are no more{' CPU cores' * on_cpu}, got {devices}"
+        )
 
 
 def _optimizer(name: str, lr: float, momentum: float, weight_decay: float) -> Make:

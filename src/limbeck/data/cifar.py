@@ -10,21 +10,10 @@ import torch
 from torch import Tensor
 
 from limbeck.data import parquet
-from limbeck.data.source import Part, Source, folder, missing
+from limbeck.data.source import Part, Source, folder, missing, text
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
-BROKEN = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    MemoryError,
-)
-"""What unpickling raises on bytes that are no whole pickle."""
 SAFE = {
     ("_codecs", "encode"),
     ("numpy", "dtype"),
@@ -115,6 +104,8 @@ def _python(version: Version, file: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{file}: expected 'data' as uint8 (N, {PIXELS}), got {_kind(data)}")
     if not isinstance(labels, list) or len(labels) != len(data):
         raise ValueError(f"{file}: expected {version.labels!r} as a list of {len(data)}, got {_kind(labels)}")
+    if not all(isinstance(label, (int, np.integer)) and 0 <= label < 100 for label in labels):
+        raise ValueError(f"{file}: expected {version.labels!r} as numbers of classes: copy or download it again")
     return torch.from_numpy(data).view(-1, 3, SIDE, SIDE), torch.tensor(labels, dtype=torch.int64)
 
 
@@ -148,7 +139,7 @@ def _names(version: Version, place: Path) -> tuple[str, ...]:
 def _text(version: Version, place: Path) -> tuple[str, ...]:
     if not (place / version.names_text).is_file():
         raise missing(version.name, [version.names_text], [place], downloads=True)
-    return tuple((place / version.names_text).read_text().split())
+    return tuple(text(place / version.names_text).split())
 
 
 class _Unpickler(pickle.Unpickler):
@@ -168,5 +159,7 @@ def _unpickle(file: Path) -> dict[str, Any]:
         with file.open("rb") as stream:
             content = _Unpickler(stream, encoding="latin1").load()  # written by Python 2
         return dict(content)
-    except BROKEN as error:
+    except OSError:
+        raise
+    except Exception as error:  # unpickling a broken file raises anything, MemoryError too
         raise ValueError(f"{file}: expected a pickled dict of CIFAR, got {error}: copy or download it again") from error

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from limbeck.data.source import Encoded
 
 RECIPES = ("none", "crop", "crop-flip")
+SIDE = 224
+"""Of inputs, in pixels, where nobody says another: torchvision's pretrained networks were trained on it."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training images, as torchvision's pretrained networks expect them."""
 
@@ -52,7 +54,7 @@ class FileLoader(Epochs):
         *,
         batch_size: int,
         augment: str = "none",
-        size: int = 224,
+        size: int = SIDE,
         workers: int = 2,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from limbeck.core.task import UNLABELLED
 from limbeck.data.files import RECIPES
-from limbeck.data.imagefolder import SPLITS, SUFFIXES
-from limbeck.data.source import Encoded, Part, Source, assemble, folder, missing, track
+from limbeck.data.imagefolder import SPLITS, SUFFIXES, split_folder
+from limbeck.data.pictures import NUMBERS
+from limbeck.data.source import Encoded, Part, Source, assemble, entries, folder, missing, text, track, visible
 
 if TYPE_CHECKING:
     from limbeck.data.items import Sample, Transform
 
 NAMES = "classes.txt"
 """Where the classes have their names: a line each, ``name``, or ``number name`` with a tab between."""
+HIGHEST = 255
+"""The highest class that is counted and not named: larger values tend to be instances or depths."""
 CITYSCAPES = {
     7: "road",
     8: "sidewalk",
@@ -87,8 +90,8 @@ class Masks:
         if self.values:
             table = torch.full((256,), UNLABELLED, dtype=torch.int16)
             table[list(self.values)] = torch.arange(len(self.values), dtype=torch.int16)
-            return table[values]
-        wrong = values[(values >= self.classes) & (values != self.ignore)]
+            return table[values.where((values >= 0) & (values < 256), 255)]  # -1, too, is nothing that counts
+        wrong = values[((values < 0) | (values >= self.classes)) & (values != self.ignore)]
         if len(wrong):
             raise ValueError(
                 f"{self.files.path(row)}: expected classes in 0..{self.classes - 1}, or {self.ignore} where a pixel has no "
@@ -112,7 +115,9 @@ class Pairs:
         from torchvision import tv_tensors
 
         pixels = np.array(self.images.read(row).convert("RGB")).transpose(2, 0, 1)
-        return tv_tensors.Image(torch.from_numpy(pixels)), tv_tensors.Mask(self.masks.read(row))
+        mask = self.masks.read(row)
+        _refuse_other_size(self.masks.files.path(row), mask.shape, self.images.path(row), pixels.shape[1:])
+        return tv_tensors.Image(torch.from_numpy(pixels)), tv_tensors.Mask(mask)
 
 
 def transform(augment: str, size: tuple[int, int]) -> Transform:
@@ -156,7 +161,7 @@ def read_voc(root: str | Path | None, download: bool, ignore: int) -> Source:
     pairs = {}
     for split in SPLITS:
         listing = voc / "ImageSets/Segmentation" / f"{split}.txt"
-        stems = listing.read_text(encoding="utf-8").split() if listing.is_file() else []
+        stems = text(listing).split() if listing.is_file() else []
         if lost := [stem for stem in stems if stem not in images]:
             raise ValueError(
                 f"{listing}: found no image of {lost[0]!r} in {voc / 'JPEGImages'}, and of {len(lost)} in all"
@@ -174,7 +179,8 @@ def read_cityscapes(root: str | Path | None, download: bool, ignore: int) -> Sou
     home = folder("cityscapes", root)
     pairs = {}
     for split in ("train", "val"):
-        images = sorted((home / "leftImg8bit" / split).glob("*/*_leftImg8bit.*"))
+        place = home / "leftImg8bit" / split
+        images = sorted(path for path in place.glob("*/*_leftImg8bit.*") if visible(path, place))
         masks = [_label_ids(home / "gtFine" / split / path.parent.name, path) for path in images]
         pairs[split] = [
             (str(path), str(mask) if mask.is_file() else None) for path, mask in zip(images, masks, strict=True)
@@ -192,7 +198,9 @@ def read_pairs(root: str | Path | None, download: bool, ignore: int) -> Source:
     """
     home = folder("masks", root)
     homes = {
-        split: home / name for split, names in SPLITS.items() for name in names if (home / name / "images").is_dir()
+        split: place
+        for split, names in SPLITS.items()
+        if (place := split_folder(home, names)) and (place / "images").is_dir()
     }
     if "train" not in homes or len(homes) < 2:
         wanted = ["train/images/", "train/masks/", "val/images/ or test/images/, with masks/ beside"]
@@ -207,7 +215,7 @@ def read_pairs(root: str | Path | None, download: bool, ignore: int) -> Source:
 def _by_stem(place: Path) -> dict[str, str]:
     """Return the images in a folder by their names without ending, in their order."""
     found: dict[str, str] = {}
-    for path in sorted(place.iterdir()) if place.is_dir() else []:
+    for path in entries(place):
         if path.suffix.lower() not in SUFFIXES:
             continue
         if path.stem in found:
@@ -225,7 +233,7 @@ def _names(*places: Path) -> tuple[str, ...]:
     path = next((place / NAMES for place in places if (place / NAMES).is_file()), None)
     if path is None:
         return ()
-    lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.split("\t") for line in text(path).splitlines() if line.strip()]
     if not all(len(line) > 1 and line[0].strip().isdigit() for line in lines):
         return tuple(line[0].strip() for line in lines)
     named = {int(line[0]): line[1].strip() for line in lines}
@@ -258,7 +266,7 @@ def _source(
     }
     for images, files in splits.values():
         for row in track(range(len(images)), f"looking at {masks}"):
-            _refuse_unlike(images.path(row), files.path(row))
+            _refuse_unlike(images, files, row)
     if ignore == len(names) - 1:  # the last of those that have a name, as CamVid's "unlabelled"
         names = names[:-1]
     if not names:
@@ -270,27 +278,23 @@ def _source(
     return assemble(name, parts, names)
 
 
-def _refuse_unlike(image: str, mask: str) -> None:
+def _refuse_unlike(images: Encoded, files: Encoded, row: int) -> None:
     """Refuse a mask of another size than its image, or of colours, without decoding either."""
-    from PIL import Image
-
-    sizes = []
-    for path in (image, mask):
-        try:
-            with Image.open(path) as opened:
-                sizes.append(opened.size)
-                mode = opened.mode
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path}: expected an image file, got {error}") from error
-    if mode not in ("P", "L", "1", "I", "I;16"):
+    image, mask = images.header(row), files.header(row)
+    if mask.mode not in NUMBERS:
         raise ValueError(
-            f"{mask}: expected a mask of one channel whose values are classes, as a palette or grey image has, got an "
-            f"image of mode {mode}: make each colour a number first"
+            f"{files.path(row)}: expected a mask of one channel whose values are classes, as a palette or grey image has, "
+            f"got an image of mode {mask.mode}: make each colour a number first"
         )
-    if sizes[0] != sizes[1]:
-        (width, height), (wide, high) = sizes
+    _refuse_other_size(files.path(row), mask.size[::-1], images.path(row), image.size[::-1])
+
+
+def _refuse_other_size(mask: str, size: Sequence[int], image: str, wanted: Sequence[int]) -> None:
+    """Refuse a mask of another size, (H, W), than its image; both are upright."""
+    if tuple(size) != tuple(wanted):
         raise ValueError(
-            f"{mask}: expected a mask as large as its image, {width}x{height} as {image} is, got {wide}x{high}"
+            f"{mask}: expected a mask as large as its image, {wanted[1]}x{wanted[0]} as {image} is, got "
+            f"{size[1]}x{size[0]} (both once they are turned upright, as their EXIF data say)"
         )
 
 
@@ -299,13 +303,19 @@ def _highest(files: Encoded, ignore: int) -> int:
     highest = 0
     for row in track(range(len(files)), f"counting classes in {files.origin}"):
         values = _values(files, row)
-        highest = max(highest, int(values.where(values != ignore, 0).max()))
+        found = int(values.where(values != ignore, 0).max())
+        if found > HIGHEST:
+            raise ValueError(
+                f"{files.path(row)}: expected classes in 0..{HIGHEST} where no file names them, got {found}: name all "
+                f"classes in {NAMES}, or make masks whose values are classes; ignore= says which value has no label"
+            )
+        highest = max(highest, found)
     return highest
 
 
 def _values(files: Encoded, row: int) -> Tensor:
     """Return a mask's values, int32 (H, W): of a palette image the numbers of its colours."""
-    return torch.from_numpy(np.array(files.read(row)).astype(np.int32))
+    return torch.from_numpy(files.numbers(row).astype(np.int32))
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:

@@ -103,7 +103,13 @@ class Repeatable:
     @cached_property
     def first(self) -> Any:
         """A batch to look at; what the training will see is not touched."""
+        return self.look()
+
+    def look(self) -> Any:
+        """Return a batch that depends on nothing but the data, unless these draw from what nobody can see."""
         before = self.generator_states()
+        for one in self._generators:
+            one.manual_seed(0)
         with Draws(0).apart():
             batch = next(iter(self.loader))
         self.set_generator_states(before)

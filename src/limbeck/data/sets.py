@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.options import ranged
 from limbeck.core.task import Task
 from limbeck.data import cifar, diabetes, digits, idx, imagefolder, masks, parquet
 from limbeck.data.augment import Normalise, recipe
-from limbeck.data.epochs import Epochs, generator
-from limbeck.data.files import MEAN, STD, FileLoader
+from limbeck.data.epochs import Epochs, classes_in, generator, known
+from limbeck.data.files import MEAN, SIDE, STD, FileLoader
 from limbeck.data.items import Items
 from limbeck.data.loader import Loader
+from limbeck.data.pipeline import in_words, normalisation, resizing, seen_in, settled
 from limbeck.data.rows import Rows
 from limbeck.data.source import Encoded, Part, Source, checked
 from limbeck.data.split import balanced, groups, hold_out
@@ -41,6 +44,8 @@ class Data:
         std: likewise.
         task: what networks are made to do with it.
         outputs: how many outputs a network needs; by default one a class.
+        pipeline: what decided the inputs and targets, in plain words and numbers, as `load` found it: samples, labels,
+            classes in their order, shape, resizing, augmentation, mean and std, whether in memory; for the log.
 
     Raises:
         ValueError: Neither classes nor outputs.
@@ -65,6 +70,7 @@ class Data:
     std: tuple[float, ...] = ()
     task: Task = classification
     outputs: int = 0
+    pipeline: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.outputs < 0 or not (self.outputs or self.classes):
@@ -72,6 +78,16 @@ class Data:
                 f"{self.name}: how many outputs does a network need? Pass classes=, their names, or outputs=, 1 for a value"
             )
         object.__setattr__(self, "outputs", self.outputs or len(self.classes))
+        shapes = {
+            name: _held(loader) for name, loader in (("train", self.train), ("val", self.val), ("test", self.test))
+        }
+        for name, shape in shapes.items():
+            if None not in (shape, shapes["train"]) and shape != shapes["train"]:
+                warnings.warn(
+                    f"{self.name}: inputs have shape {shape} in the {name} split, and {shapes['train']} in train: a "
+                    "network whose layers ask for one size cannot be measured on them",
+                    stacklevel=3,
+                )
 
     @property
     def num_classes(self) -> int:
@@ -80,7 +96,13 @@ class Data:
 
     def labelled(self) -> Data:
         """Return the data with the labelled training samples alone, and as many batches an epoch as before."""
-        return replace(self, train=self.train.labelled())
+        train = self.train.labelled()
+        counts = {"samples": {**self.pipeline.get("samples", {}), "train": len(train.ids)}} if self.pipeline else {}
+        return replace(self, train=train, pipeline={**self.pipeline, **counts})
+
+    def in_words(self) -> str:
+        """Return in a line what decided the inputs and targets, `pipeline`; nothing where it is not known."""
+        return in_words(self.pipeline)
 
     def example(self, count: int = 8) -> Any:
         """Return the inputs of training samples, (count, C, H, W), not augmented."""
@@ -186,6 +208,7 @@ def describe() -> list[tuple[str, str]]:
     return [(name, named.line) for name, named in _SETS.items()]
 
 
+@ranged
 def load(
     name: str,
     root: str | Path | None = None,
@@ -199,53 +222,136 @@ def load(
     seed: int = 0,
     split_seed: int = 0,
     workers: int = 2,
-    size: int | Sequence[int] = 224,
+    size: int | Sequence[int] | None = None,
     ignore: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    in_memory: bool | None = None,
 ) -> Data:
     """Load a data set by name; nothing is downloaded unless asked for.
+
+    What is hidden or no image is no data; a file that is broken, or whose values cannot be made 8 bits faithfully, is
+    refused by name: here, as far as the beginnings of files tell, or else as it is decoded. Images are turned upright by
+    their EXIF data, transparent ones lie on white.
 
     Args:
         name: one of ``names()``.
         root: folder that holds the files; the digits and diabetes need none.
         download: fetch missing files into ``root`` with torchvision, where it knows the set.
-        batch_size: samples in a batch, over all processes.
-        labels: keep this many samples' labels in training, as many of every class; the other targets become -100, values
-            NaN. Where a sample has not one class, several labels or values, they are chosen at random.
+        batch_size: samples in a batch, over all processes, at least 1.
+        labels: keep this many samples' labels in training, as many of every class and at least one; the other targets
+            become -100, values NaN. Where a sample has not one class, several labels or values, they are chosen at random.
         samples: use only this many training samples, chosen likewise.
-        val_share: share of train to hold out for validation, where the set has no validation split of its own.
+        val_share: share of train to hold out for validation, in (0, 1), where the set has no validation split of its own.
         augment: of training images: default (what suits the set), none, crop, crop-flip or cutout.
-        seed: of the order of batches and the augmentation.
-        split_seed: of the choice of validation samples, of samples and of labels.
-        workers: processes that decode images too large for memory; 0 decodes in this one.
-        size: side in pixels to which images too large for memory are cropped; images with masks may have two, height and
-            width. Held-out images are resized whole to it with their masks, and judged so.
+        seed: of the order of batches and the augmentation, in [0, 4294967295]; numpy's limit.
+        split_seed: of the choice of validation samples, of samples and of labels, in [0, 4294967295].
+        workers: processes that decode images which are not in memory, at least 0; 0 decodes in this one.
+        size: side in pixels to which images that are not in memory are cropped, 224 by default; images with masks may have
+            two, height and width. Held-out images with masks are resized whole to it with their masks, and judged so.
         ignore: value of the pixels of a mask that have no label; 255 by default.
+        mean: of every channel, of pixels scaled to [0, 1]; by default what is known of the set, or computed from train, or
+            ImageNet's for images that are not in memory.
+        std: likewise.
+        in_memory: keep images in memory as they are, or decode and crop them one by one. By default those of one size of at
+            most 96 pixels a side are kept; small images of several sizes are refused, unless a ``size`` is given.
+
+    Raises:
+        FileNotFoundError: The folder does not hold the set.
+        ValueError: A file that is broken, labels that are no classes of the set, an option out of range.
+        TypeError: An option of another kind.
     """
     if name not in _SETS:
         raise ValueError(f"expected a data set out of {', '.join(_SETS)}, got {name!r}")
+    _whole(batch_size=batch_size, labels=labels, samples=samples, seed=seed, split_seed=split_seed, workers=workers)
     named = _SETS[name]
-    source = checked(name, _read(name, named, root, download, ignore))
+    source, looks = settled(name, checked(name, _read(name, named, root, download, ignore)), size, in_memory)
     train, val = _validation(source, val_share, split_seed)
     if samples is not None:
         train = train.take(balanced(groups(train.targets), samples, generator("samples", split_seed), "samples")[1])
+    if train.masks is None:
+        _tell_of_absent(name, train.targets, source.classes)
     if labels is not None:
         rest, _ = balanced(groups(train.targets), labels, generator("labels", split_seed), "labels")
         train = train.unlabelled(rest)
-    mean, std = _normalisation(named, source.train.images)
-    make = partial(_loader, mean=mean, std=std, batch_size=batch_size, seed=seed, workers=workers, size=size)
+    shape = _shape(source.train.images, SIDE if size is None else size)
+    said = normalisation(name, shape[0], mean, std, pixels=not _rows(source.train))
+    means, stds = said or _normalisation(named, source.train.images)
+    make = partial(
+        _loader,
+        mean=means,
+        std=stds,
+        batch_size=batch_size,
+        seed=seed,
+        workers=workers,
+        size=SIDE if size is None else size,
+    )
+    augment = named.augment if augment == "default" else augment
+    loaders = {"train": make(train, augment=augment, shuffle=True), "val": make(val), "test": make(source.test)}
+    pipeline = {
+        "data": name,
+        "samples": {split: len(loader.ids) for split, loader in loaders.items()},
+        "labels": _labelled(train),
+        "classes": list(source.classes),
+        "inputs": list(shape),
+        "files": seen_in(looks),
+        "in_memory": isinstance(train.images, Tensor),
+        "resize": resizing(train, size, augment),
+        "augment": augment,
+        "mean": list(means),
+        "std": list(stds),
+        "note": source.note,
+    }
     return Data(
         name=name,
-        train=make(train, augment=named.augment if augment == "default" else augment, shuffle=True),
-        val=make(val),
-        test=make(source.test),
+        train=loaders["train"],
+        val=loaders["val"],
+        test=loaders["test"],
         classes=source.classes,
-        shape=_shape(source.train.images, size),
+        shape=shape,
         note=source.note,
-        mean=tuple(mean),
-        std=tuple(std),
+        mean=tuple(means),
+        std=tuple(stds),
         task=named.task,
         outputs=len(source.classes) or source.train.targets.shape[-1],
+        pipeline=pipeline,
     )
+
+
+def _whole(**counts: int | None) -> None:
+    """Refuse what is no whole number."""
+    for name, count in counts.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+            raise TypeError(f"{name} must be a whole number, got {count!r}")
+
+
+def _tell_of_absent(name: str, targets: Tensor, classes: Sequence[str]) -> None:
+    """Say which classes cannot be learned, since no training sample is of them."""
+    if classes_in(targets) is None or not classes:
+        return
+    counts = torch.bincount(targets, minlength=len(classes))
+    if absent := [one for one, count in zip(classes, counts.tolist(), strict=True) if not count]:
+        warnings.warn(
+            f"{name}: no training sample is of {len(absent)} of {len(classes)} classes, {', '.join(absent[:8])}: they "
+            "cannot be learned",
+            stacklevel=4,
+        )
+
+
+def _labelled(part: Part) -> int:
+    hidden = None if part.masks is None else part.masks.hidden
+    return int(known(part.targets).sum() if hidden is None else (~hidden).sum())
+
+
+def _rows(part: Part) -> bool:
+    """Return whether inputs are rows of numbers, and not images."""
+    return isinstance(part.images, Tensor) and part.images.is_floating_point()
+
+
+def _held(loader: Epochs) -> tuple[int, ...] | None:
+    """Return the shape of one input of a loader that has all in memory."""
+    values = loader.images if isinstance(loader, Loader) else loader.rows if isinstance(loader, Rows) else None
+    return None if values is None else tuple(values.shape[1:])
 
 
 def _read(name: str, named: _Named, root: Root, download: bool, ignore: int | None) -> Source:

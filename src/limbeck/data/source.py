@@ -1,18 +1,21 @@
 from __future__ import annotations
 
-import io
+import bisect
 import math
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.core.task import UNLABELLED
+from limbeck.data import pictures
 from limbeck.data.epochs import classes_in
 
 if TYPE_CHECKING:
@@ -24,6 +27,10 @@ Item = TypeVar("Item")
 
 SMALL = 96
 """Longest side, in pixels, of images that are kept decoded in memory."""
+LOOKED_AT = 20_000
+"""How many files of a split are looked at before a training, spread over it: 0.1 ms a file where disks are quick."""
+LITTER = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found", "Thumbs.db", "desktop.ini"}
+"""What systems leave in folders under names that do not begin with a dot."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,13 @@ class Encoded:
         files: all of a split.
         origin: where they come from, for errors.
         rows: which of the files these images are; all by default.
+        shards: where bytes come from, if from several files: each with its first row.
     """
 
     files: Sequence[bytes | str]
     origin: str
     rows: Tensor | None = None
+    shards: Sequence[tuple[int, str]] = ()
 
     def __len__(self) -> int:
         return len(self.files) if self.rows is None else len(self.rows)
@@ -51,20 +60,28 @@ class Encoded:
         """Return where an image is, for errors."""
         row = self._row(index)
         file = self.files[row]
-        return f"{self.origin}, image {row}" if isinstance(file, bytes) else file
+        if isinstance(file, str):
+            return os.fsencode(file).decode(errors="backslashreplace")  # not all names are text
+        first, origin = 0, self.origin
+        if self.shards:
+            first, origin = self.shards[bisect.bisect(self.shards, row, key=lambda shard: shard[0]) - 1]
+        return f"{origin}, image {row - first}"
 
     def read(self, index: int) -> Image.Image:
-        """Return an image, decoded."""
-        from PIL import Image
+        """Return an image, decoded and upright, of mode L if it is grey and else RGB; see `limbeck.data.pictures`."""
+        return self.seen(index)[0]
 
-        file = self.files[self._row(index)]
-        image: Image.Image
-        try:
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-                image.load()
-                return image
-        except (OSError, SyntaxError, ValueError) as error:  # PIL has a SyntaxError for a broken PNG
-            raise ValueError(f"{self.path(index)}: expected a whole image file, got {error}") from error
+    def seen(self, index: int) -> tuple[Image.Image, pictures.Header]:
+        """Return the same, and what its file says at its beginning."""
+        return pictures.pixels(self.files[self._row(index)], self.path(index))
+
+    def numbers(self, index: int) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return the values of a mask as they are, upright, (H, W)."""
+        return pictures.numbers(self.files[self._row(index)], self.path(index))
+
+    def header(self, index: int) -> pictures.Header:
+        """Return what an image's file says at its beginning."""
+        return pictures.header(self.files[self._row(index)], self.path(index))
 
     def _row(self, index: int) -> int:
         return index if self.rows is None else int(self.rows[index])
@@ -106,6 +123,12 @@ class Source:
     classes: tuple[str, ...]
     note: str = ""
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The splits by name; validation where there is one."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in splits.items() if part is not None}
+
 
 def assemble(name: str, parts: dict[str, Part], classes: tuple[str, ...]) -> Source:
     """Make a source of the splits train, val and test; without a test split, val serves as one."""
@@ -122,56 +145,127 @@ def assemble(name: str, parts: dict[str, Part], classes: tuple[str, ...]) -> Sou
 
 
 def checked(name: str, source: Source) -> Source:
-    """Return ``source`` if no split is empty and every class is one of those it names."""
-    for split, part in (("train", source.train), ("val", source.val), ("test", source.test)):
-        if part is None:
-            continue
+    """Return ``source`` if no split is empty, every class is one of those it names, and inputs are of one shape."""
+    for split, part in source.parts.items():
         if not len(part):
             raise ValueError(f"{name}: expected at least one sample in the {split} split, got none")
+        if isinstance(part.images, Tensor) and isinstance(source.train.images, Tensor):
+            shape, wanted = (tuple(images.shape[1:]) for images in (part.images, source.train.images))
+            if shape != wanted:
+                raise ValueError(
+                    f"{name}: expected inputs of shape {wanted} as in train, got {shape} in the {split} split"
+                )
         if classes_in(part.targets) is None:
             continue
-        low, high = int(part.targets.min()), int(part.targets.max())
-        if low < 0 or high >= len(source.classes):
+        wrong = (part.targets < 0) | (part.targets >= len(source.classes))
+        if bool(wrong.any()):
             raise ValueError(
                 f"{name}: expected labels in 0..{len(source.classes) - 1} for {len(source.classes)} classes, got "
-                f"{low}..{high} in the {split} split"
+                f"{int(part.targets.min())}..{int(part.targets.max())} in the {split} split, first in sample "
+                f"{int(wrong.nonzero()[0])}"
             )
     return source
 
 
-def in_memory(parts: dict[str, Part]) -> dict[str, Part]:
-    """Decode all splits to pixels where every image has one and the same size of at most ``SMALL`` pixels a side.
+@dataclass
+class Looks:
+    """What image files of a set say at their beginnings.
 
-    Returns:
-        The splits with pixels (N, C, H, W), C = 1 where every image is grey and else 3; or ``parts`` as they
-        were, where an image is too large or of another size.
+    Args:
+        sizes: How many have which width and height.
+        first: The first of each size, by its name.
+        turned: How many are turned by their EXIF data.
+        frames: How many have several frames, of which the first is taken.
     """
+
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    first: dict[tuple[int, int], str] = field(default_factory=dict)
+    turned: int = 0
+    frames: int = 0
+
+    def add(self, seen: pictures.Header, name: str) -> None:
+        """Count an image in."""
+        self.sizes[seen.size] += 1
+        self.first.setdefault(seen.size, name)
+        self.turned += seen.turned
+        self.frames += seen.frames
+
+    def told(self) -> str:
+        """Return the sizes in words, the most frequent first."""
+        most = self.sizes.most_common(3)
+        words = [f"{count:,} of {wide}x{high} ({self.first[wide, high]})" for (wide, high), count in most]
+        return ", ".join(words) + f" and of {len(self.sizes) - 3} other sizes" * (len(self.sizes) > 3)
+
+
+def looked(source: Source) -> Looks:
+    """Look at the files of all splits, or at ``LOOKED_AT`` of each.
+
+    Raises:
+        ValueError: One is no image, or one that cannot be converted faithfully; the message names it.
+    """
+    looks = Looks()
+    for part in source.parts.values():
+        if isinstance(images := part.images, Encoded):
+            rows = torch.linspace(0, len(images) - 1, min(len(images), LOOKED_AT), dtype=torch.float64).long().tolist()
+            for row in track(rows, f"looking at {images.origin}"):
+                seen, name = images.header(row), images.path(row)
+                pictures.refuse_unknown_range(seen, name)
+                looks.add(seen, name)
+    return looks
+
+
+def decoded(source: Source) -> tuple[Source, Looks] | None:
+    """Decode all splits to pixels, (N, C, H, W), C = 1 where every image is grey and else 3; None if sizes differ."""
+    looks = Looks()
     pixels: dict[str, Tensor] = {}
-    size: tuple[int, int] | None = None
     grey = True
-    for split, part in parts.items():
-        if not isinstance(part.images, Encoded) or not len(part):
-            return parts
-        size = size or part.images.read(0).size
-        if max(size) > SMALL or (decoded := _decode(part.images, size)) is None:
-            return parts
-        pixels[split], all_grey = decoded
+    for split, part in source.parts.items():
+        if not isinstance(part.images, Encoded) or (found := _decode(part.images, looks)) is None:
+            return None
+        pixels[split], all_grey = found
         grey = grey and all_grey
     channels = 1 if grey else 3
-    return {split: replace(part, images=pixels[split][:, :channels].contiguous()) for split, part in parts.items()}
+    held = {name: replace(part, images=pixels[name][:, :channels].contiguous()) for name, part in source.parts.items()}
+    return Source(held["train"], held.get("val"), held["test"], source.classes, source.note), looks
 
 
-def _decode(images: Encoded, size: tuple[int, int]) -> tuple[Tensor, bool] | None:
-    """Pixels uint8 (N, 3, H, W) and whether all are grey; None where an image is of another size."""
-    pixels = torch.empty((len(images), 3, size[1], size[0]), dtype=torch.uint8)
-    array, grey = pixels.numpy(), True
+def _decode(images: Encoded, looks: Looks) -> tuple[Tensor, bool] | None:
+    """Pixels uint8 (N, 3, H, W) and whether all are grey; None where an image is of another size than those before."""
+    pixels = torch.empty(0, dtype=torch.uint8)
+    grey = True
     for index in track(range(len(images)), f"reading {images.origin}"):
-        image = images.read(index)
-        if image.size != size:
+        image, seen = images.seen(index)
+        looks.add(replace(seen, size=image.size), images.path(index))
+        if len(looks.sizes) > 1:
             return None
-        grey = grey and image.mode in ("1", "L")
-        array[index] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        if not len(pixels):
+            pixels = torch.empty((len(images), 3, image.height, image.width), dtype=torch.uint8)
+            array = pixels.numpy()
+        grey = grey and image.mode == "L"
+        array[index] = np.asarray(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
     return pixels, grey
+
+
+def visible(path: Path, below: Path) -> bool:
+    """Return whether a file or folder is data: no part of its path under a folder is hidden, or what systems leave."""
+    return not any(part.startswith(".") or part in LITTER for part in path.relative_to(below).parts)
+
+
+def entries(place: Path) -> list[Path]:
+    """Return what lies in a folder and is data, in order; nothing where there is none."""
+    return sorted(path for path in place.iterdir() if visible(path, place)) if place.is_dir() else []
+
+
+def text(path: Path) -> str:
+    """Return what a file says.
+
+    Raises:
+        ValueError: It is no text; the message names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, got {error}: save it as UTF-8") from error
 
 
 def track(items: Sequence[Item], label: str) -> Iterator[Item]:

@@ -56,6 +56,8 @@ def balanced(targets: Tensor, total: int, generator: torch.Generator, name: str)
     if not 1 <= total <= len(targets):
         raise ValueError(f"expected {name} between 1 and the {len(targets)} training samples, got {total}")
     counts = torch.bincount(targets)
+    if total < (classes := int((counts > 0).sum())):
+        raise ValueError(f"expected {name} of at least {classes}, one of each class, got {total}")
     quota = torch.zeros_like(counts)
     while (missing := total - int(quota.sum())) > 0:
         open_classes = torch.nonzero(quota < counts).flatten()
