@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import inspect
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from limbeck import methods
+from limbeck.core.copied import copied
 from limbeck.core.frozen import frozen
 from limbeck.core.method import Method, add
 from limbeck.core.paper import Paper
@@ -131,7 +131,7 @@ def _try(name: str, made: Callable[[nn.Module], Any], student: nn.Module) -> Non
     """Go through all stages with a copy of the student: what does not fit the last is found before the first trains."""
     before = random_state()
     try:
-        for _ in made(copy.deepcopy(student)):
+        for _ in made(copied(student)):
             pass
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,14 +15,19 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from limbeck.core.batches import samples as samples_of
+from limbeck.core.batches import tensors
+from limbeck.core.copied import copied
 from limbeck.core.frozen import Frozen, bare, frozen
 from limbeck.core.method import Method
+from limbeck.core.sound import FLOATS, refuse_unsound
 from limbeck.core.task import Batch, Task
 from limbeck.data import Epochs
 from limbeck.data.epochs import generator, known
 from limbeck.data.repeatable import Repeatable, Splits
 from limbeck.engine.learner import teachers_of
 from limbeck.measure.evaluate import Measurement
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -116,15 +121,24 @@ class _First(Look):
         return iter(())
 
 
-def refuse_unfit(method: Method, loaders: Splits) -> None:
+def refuse_unfit(method: Method, loaders: Splits, precision: str = "32-true") -> None:
     """Find targets and networks that cannot go together before the first batch does, which on a GPU has no words for it.
 
+    Args:
+        method: The method.
+        loaders: The data.
+        precision: Lightning's name of that of the training.
+
     Raises:
-        ValueError: What the task finds wrong, or metrics without the task's score.
+        ValueError: A network without weights or with broken ones, one that cannot learn, or not in this precision; what
+            the task finds wrong, or metrics without the task's score.
+        TypeError: A network that cannot be copied, as it is to be looked at.
     """
-    networks = method.networks()
+    networks, teachers = method.networks(), dict(teachers_of(method))
+    refuse_unsound(networks, {role: teacher.net for role, teacher in teachers.items()})
+    refuse_types(method, _first(loaders.train), precision)
     where = [next(net.parameters(), torch.empty(0)).device for net in networks.values()]
-    look = _First(method.task, networks, dict(teachers_of(method)), loaders, where[0], samples=1, seconds=0.0)
+    look = _First(method.task, networks, teachers, loaders, where[0], samples=1, seconds=0.0)
     if wrong := [finding.message for finding in method.task.examine(look) if finding.status == "failed"]:
         raise ValueError("\n".join(wrong))
     if loaders.val is None:
@@ -132,6 +146,62 @@ def refuse_unfit(method: Method, loaders: Splits) -> None:
     batch = _first(loaders.val)
     for net, device in zip(networks.values(), where, strict=True):
         _measure(net, move_data_to_device(batch, device), method.task)
+
+
+def refuse_types(method: Method, batch: Batch, precision: str = "32-true") -> None:
+    """Find floating-point types that cannot be trained together.
+
+    Args:
+        method: The method.
+        batch: A training batch.
+        precision: Lightning's name of that of the training; those that end in ``-true`` cast networks and inputs.
+
+    Raises:
+        ValueError: A student in half precision, or one that is fed another type than it takes; a teacher in half precision
+            that the task asks parts of.
+    """
+    if method.task.ask is not None:
+        for role, teacher in teachers_of(method):
+            if halves := _of_type(teacher.net, HALVES):
+                raise ValueError(
+                    f"the {role} is in half precision ({halves[0]}), and {method.task.name} asks its parts: teacher.float()"
+                )
+    if precision.endswith("-true") and precision != "32-true":
+        return
+    inputs = method.task.inputs(batch)
+    for name, net in method.networks().items():
+        frozen(net)  # raises where no view can be had
+        if halves := _of_type(net, HALVES, trains=True):
+            raise ValueError(
+                f"the network {name!r} has weights in half precision ({halves[0]}), in which small updates are lost: "
+                f"{name}.float(), and precision='bf16-mixed' for its speed; or precision='bf16-true', if that is meant"
+            )
+        if {leaf.dtype for leaf in tensors(inputs) if leaf.dtype in FLOATS} not in (set(), {_type(net)}):
+            _refuse_another_type(name, net, inputs, method.task)
+
+
+@torch.no_grad()
+def _refuse_another_type(name: str, net: nn.Module, inputs: Any, task: Task) -> None:
+    """Run a network that may cast what it is fed by itself."""
+    twin = copied(net).eval()
+    here = move_data_to_device(inputs, next(twin.parameters()).device)
+    try:
+        task.feed(twin, here)
+    except RuntimeError as error:
+        given = next(leaf.dtype for leaf in tensors(inputs) if leaf.dtype in FLOATS)
+        raise ValueError(
+            f"the network {name!r} computes in {_type(net)} and is fed {given}: {name}.to({given}), or serve the other "
+            "type; precision='64-true' casts both to float64"
+        ) from error
+
+
+def _type(net: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in net.parameters() if p.dtype in FLOATS), None)
+
+
+def _of_type(net: nn.Module, types: Sequence[torch.dtype], *, trains: bool = False) -> list[str]:
+    """Return the parameters of some types, or those of them that are trained."""
+    return [name for name, p in net.named_parameters() if p.dtype in types and (p.requires_grad or not trains)]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import logging
 import os
 import warnings
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import Trainer, seed_everything
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.loggers import Logger
@@ -22,18 +24,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.core.exhibits import Exhibit
+from limbeck.core.files import VERSION, keep
 from limbeck.core.method import Make, Method
+from limbeck.core.sound import refuse_unsound
 from limbeck.core.stage import Stage
 from limbeck.core.task import Batch, Task
 from limbeck.data import Data, Epochs
 from limbeck.data.randomness import random_state, set_random_state
 from limbeck.data.repeatable import Splits, splits
 from limbeck.engine.examined import refuse_unfit
+from limbeck.engine.inputs import describe_stage, describe_updates, inputs_of
 from limbeck.engine.interrupt import interruptible
 from limbeck.engine.learner import Interrupted, Learner, Row, Schedule, teachers_of
 from limbeck.engine.observe import exhibits_of
 from limbeck.engine.progress import bars
-from limbeck.engine.run import Run
+from limbeck.engine.run import Run, about, kept
 from limbeck.measure.cost import cost
 from limbeck.measure.early_exit import exit_profile
 from limbeck.measure.evaluate import evaluate
@@ -56,11 +61,13 @@ class Result:
 
     Args:
         networks: The trained networks by name, the one to ship first, on the CPU.
-        metrics: ``test/student/accuracy`` and so on, by the task's names, and ``val/...``, after the last epoch.
+        metrics: ``test/student/accuracy`` and so on, by the task's names, and ``val/...``, after the last epoch. What could
+            not be measured on the test data is left out, with a warning.
         history: One row an epoch: the lines of ``metrics.csv``.
         seconds: How long the training took, over all its sessions.
         finished: False where Ctrl-C ended it; then ``resume=True`` goes on.
         run_dir: The run's folder, if there is one.
+        missing: What could not be measured, drawn or written after the training, each with the reason.
     """
 
     networks: dict[str, nn.Module]
@@ -69,6 +76,7 @@ class Result:
     seconds: float
     finished: bool = True
     run_dir: Path | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def student(self) -> nn.Module:
@@ -102,6 +110,14 @@ def fit(
     The networks are trained in place. Every epoch ends with a validation, a line in ``metrics.csv`` and a checkpoint. The
     first Ctrl-C ends the training after the batch, with a checkpoint from which ``resume=True`` goes on exactly.
 
+    The weights and the validation metrics are written first. What follows, the test metrics, costs and pictures, may fail
+    without costing them: there is a warning, ``result.json`` says what is missing and why, and the same call with
+    ``resume=True`` tries it again; ``limbeck report`` draws the page again.
+
+    A run goes on with what it began with, and says what is another: the method with its options, the weights of those who
+    teach, the task, the data, the optimizer and its schedule, the numbers here, and limbeck's version. Of the networks that
+    train it is the architecture alone, as a checkpoint brings their weights.
+
     Args:
         method: A method, or the stages of one that has several.
         data: A `limbeck.data.Data`; or loaders of batches as the method's task reads them, ``(inputs, targets)`` or a dict:
@@ -127,9 +143,10 @@ def fit(
         settings: What ``config.yaml`` holds in place of these arguments: the whole command, say.
 
     Raises:
-        ValueError: An argument that makes no sense, empty data, a term that would never run, a run that is there, or one
-            to go on with that has other settings; a method whose task is not that of the data, or what the task finds
-            wrong with them.
+        ValueError: An argument that makes no sense, empty data, a term that would never run; a method whose task is not
+            that of the data, or what the task finds wrong with them; layers whose state no file of weights can hold; a run
+            that is there, or one to go on with that depends on something else or is damaged; another process that trains
+            in its folder.
         FloatingPointError: A loss is not finite; the message names its term. The last good checkpoint stays.
 
     Example:
@@ -144,7 +161,7 @@ def fit(
     seed_everything(seed, workers=True, verbose=False)
     own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
     settings = settings or own
-    stages, loaders, run = _stages(method), splits(data, seed), _open(run_dir, resume, settings)
+    stages, loaders, run = _stages(method), splits(data, seed), _run(run_dir, resume)
     training = _Training(
         loaders,
         task_of(data),
@@ -166,9 +183,18 @@ def fit(
         stack.enter_context(_quiet())
         wants_stop = stack.enter_context(interruptible())
         if run is not None and _is_main():
-            if not run.exists:  # a run that goes on keeps its own
-                run.write_config(settings)
+            stack.enter_context(run.held())
+            run.check(settings, resume)
+            known = data.pipeline if isinstance(data, Data) else {}
+            inputs = {"pipeline": dict(known), **inputs_of(loaders, training.task, own, settings)}
+            if run.begun:
+                run.compare(inputs, loaders)
+            else:
+                run.begin(settings, inputs)
+                stack.push(_forgets(run))
             stack.enter_context(run.logging())
+            if isinstance(data, Data) and known:
+                logger.info("%s", data.in_words())
         last, finished = training.run_all(stages, epochs, wants_stop)
         what = {"method": name, "data": getattr(data, "name", None), "seed": seed}
         return _finish(training, last, finished, what, getattr(data, "classes", ()))
@@ -189,6 +215,12 @@ class _Training:
     progress: bool | None
     history: list[Row] = field(default_factory=list)
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> Run | None:
+        """The run, in the process that writes it."""
+        return self.run if _is_main() else None
 
     def run_all(self, stages: Iterable[Stage], epochs: int, wants_stop: Callable[[], bool]) -> tuple[Method, bool]:
         """Train every stage, one after the other; return the last one's method, and whether all were trained."""
@@ -202,11 +234,15 @@ class _Training:
 
     def _train(self, index: int, stage: Stage, epochs: int, wants_stop: Callable[[], bool]) -> bool:
         """Train one stage, or what is left of it; return False if the user stopped it."""
-        if self.run is not None and (kept := self.run.finished(index)).exists():
-            self._restore(stage, kept, epochs)
+        refuse_unsound(stage.method.networks(), {})
+        self._compare(stage, index, epochs)
+        if self.run is not None and (trained := self.run.finished(index)).exists():
+            self._restore(stage, trained)
             return True
         _refuse_no_task(stage.method.task, self.task)
-        refuse_unfit(stage.method, self.loaders)
+        refuse_unfit(stage.method, self.loaders, self.trainer["precision"])
+        if self.run is not None:
+            refuse_what_cannot_be_kept(stage.method)
         learner = Learner(
             stage,
             self.make,
@@ -227,6 +263,7 @@ class _Training:
             **self.trainer,
             max_epochs=epochs,
             callbacks=callbacks,
+            plugins=[_Checkpoints(self.run, stage.method)] if self.run is not None else None,
             enable_progress_bar=bool(callbacks),
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -235,7 +272,7 @@ class _Training:
         )
         logger.info("stage %s: %d epochs of %d batches", learner.name, epochs, learner.batches)
         try:
-            trainer.fit(learner, self.loaders.train, self.loaders.val, ckpt_path=self._unfinished(index, epochs))
+            trainer.fit(learner, self.loaders.train, self.loaders.val, ckpt_path=self._unfinished(index))
         except Interrupted:
             logger.info(
                 "stopped by the user in stage %s after %d of %d batches", learner.name, learner.step, learner.total
@@ -262,9 +299,21 @@ class _Training:
         if _is_main():
             self.run.write_metrics(self.history)
 
+    def _compare(self, stage: Stage, index: int, epochs: int) -> None:
+        """See that a stage of a run that goes on is what it was, and keep what it depends on."""
+        if self.kept is None:
+            return
+        updates = -(-len(self.loaders.train) // self.accumulate) * epochs
+        told = {
+            "epochs": epochs,
+            **describe_stage(stage, self.loaders.few()),
+            **describe_updates(stage, self.make, self.schedule, updates),
+        }
+        self.kept.compare_stage(index, told)
+
     def _keep(self, stage: Stage, index: int, epochs: int) -> None:
         """Keep a stage that has been trained, so that a later one need not train it again."""
-        if self.run is None or not _is_main():
+        if self.kept is None:
             return
         state = {
             "method": stage.method.state_dict(),
@@ -273,28 +322,62 @@ class _Training:
             "history": self.history,
             "teachers": self.teachers,
             "epochs": epochs,
+            "limbeck": _networks(stage.method),
         }
-        self.run.keep(self.run.finished(index), state)
-        self.run.last.unlink(missing_ok=True)
+        keep(self.kept.finished(index), state)
+        self.kept.last.unlink(missing_ok=True)
 
-    def _restore(self, stage: Stage, kept: Path, epochs: int) -> None:
+    def _restore(self, stage: Stage, trained: Path) -> None:
         """Put a stage where its training left it, so that what follows it in the method finds what it would have."""
-        saved = torch.load(kept, map_location="cpu", weights_only=True)
-        _same_length(kept, saved["epochs"], epochs)
+        assert self.run is not None
+        saved = self.run.checkpoint(trained)
         stage.method.load_state_dict(saved["method"])
         set_random_state(saved["random"])
         self.loaders.train.load_state_dict(saved["loader"])
         self.history[:], self.teachers = saved["history"], saved["teachers"]
 
-    def _unfinished(self, index: int, epochs: int) -> Path | None:
+    def _unfinished(self, index: int) -> Path | None:
         """Return the checkpoint in the middle of this stage, if there is one."""
         if self.run is None or not self.run.last.exists():
             return None
-        saved = torch.load(self.run.last, map_location="cpu", weights_only=True)["limbeck"]
-        if saved["stage"] != index:
+        if self.run.checkpoint(self.run.last)["limbeck"]["stage"] != index:
             return None  # of the stage before: the run was killed between two files
-        _same_length(self.run.last, saved["epochs"], epochs)
         return self.run.last
+
+    @contextmanager
+    def may_miss(self, what: str) -> Iterator[None]:
+        """Do what a finished training does not depend on: where it fails there is a warning, and the result says so."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # of networks and tasks of the user's own, anything
+            reason = f"{type(error).__name__}: {error}".strip()
+            self.missing[what] = reason
+            warnings.warn(f"the training is done and its networks are kept, but without {what}: {reason}", stacklevel=3)
+
+
+class _Checkpoints(TorchCheckpointIO):
+    """Keeps checkpoints as all else: beside their place, with checksums; and in them the networks so far, see `Run`."""
+
+    def __init__(self, run: Run, method: Method) -> None:
+        self.run, self.method = run, method
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Keep a checkpoint."""
+        own = {**checkpoint["limbeck"], **_networks(self.method)}
+        keep(Path(path), {**checkpoint, "limbeck": own})
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read one back, on the CPU."""
+        return self.run.checkpoint(Path(path))
+
+
+def _networks(method: Method) -> dict[str, Any]:
+    """What a checkpoint holds for those who read networks from it, see `Run`."""
+    networks = {name: kept(net, about(method.task)) for name, net in method.networks().items()}
+    return {
+        "format": VERSION,
+        "networks": {name: {"state": state, "about": told} for name, (state, told) in networks.items()},
+    }
 
 
 def planned(stages: Iterable[Stage], epochs: int) -> Iterator[tuple[Stage, int]]:
@@ -310,14 +393,10 @@ def planned(stages: Iterable[Stage], epochs: int) -> Iterator[tuple[Stage, int]]
 def _finish(
     training: _Training, method: Method, finished: bool, what: Mapping[str, Any], classes: Sequence[str]
 ) -> Result:
-    """Measure the networks, and write them with the result and its report: the weights first."""
-    networks, run = method.networks(), training.run
-    metrics: dict[str, float] = {}
-    if finished:
-        if run is not None and _is_main():
-            run.write_networks(networks, method.task)
-        metrics = _metrics(training, networks, method.task)
-    exits = _exits(training, networks, method.task) if finished else {}
+    """Write the networks with what is known of them, and then what may fail: what is measured, drawn and told of them."""
+    networks, run, task = method.networks(), training.run, method.task
+    last = training.history[-1] if finished else {}
+    metrics = {name: float(value) for name, value in last.items() if name.startswith("val/")}
     result = Result(
         networks,
         metrics,
@@ -325,15 +404,50 @@ def _finish(
         sum(float(row["seconds"]) for row in training.history),
         finished,
         None if run is None else run.folder,
+        training.missing,
     )
-    if run is not None:
-        exhibits = _exhibits(training, method, classes) if finished else []  # of all processes together
-        if _is_main():
-            run.write_result({**what, **_summary(result, training, method.task), **exits})
-            if exhibits:
-                write_exhibits(exhibits, run.folder / FILE)
-            run_report(run.folder)
+    told: dict[str, Any] = {**what, **_summary(result, training, task, {})}
+    if training.kept is not None:
+        if finished:
+            training.kept.write_networks(networks, task)
+            training.kept.write_metrics(training.history)
+        if not training.kept.result().get("finished"):  # what a finished run had measured stays until there is more
+            training.kept.write_result(told)
+    if finished and training.loaders.test is not None:
+        for name, net in networks.items():
+            with training.may_miss(f"the test metrics of {name}"):
+                tested = evaluate(net, training.loaders.test, task)
+                metrics |= {f"test/{name}/{metric}": value for metric, value in tested.items()}
+    if run is None:
+        return result
+    costs: dict[str, Any] = {}
+    for name, net in networks.items():
+        with training.may_miss(f"the cost of {name}"):
+            costs[name] = asdict(cost(net, task.inputs(training.loaders.few()), task))
+    exits: dict[str, Any] = {}
+    exhibits: list[Exhibit] = []
+    if finished:
+        with training.may_miss("what leaving early saves"):
+            exits = _exits(training, networks, task)
+        with training.may_miss("the examples"):
+            exhibits = _exhibits(training, method, classes)  # of all processes together
+    if training.kept is not None:
+        _tell(training, {**what, **_summary(result, training, task, costs), **exits}, exhibits)
     return result
+
+
+def _tell(training: _Training, told: Mapping[str, Any], exhibits: Sequence[Exhibit]) -> None:
+    """Write what was found, and the page."""
+    assert training.kept is not None
+    if exhibits:
+        with training.may_miss("the examples"):
+            write_exhibits(exhibits, training.kept.folder / FILE)
+    training.kept.write_result({**told, "missing": training.missing})
+    before = len(training.missing)
+    with training.may_miss("the page"):
+        run_report(training.kept.folder)
+    if len(training.missing) > before:
+        training.kept.write_result({**told, "missing": training.missing})
 
 
 def _exhibits(training: _Training, method: Method, classes: Sequence[str]) -> list[Exhibit]:
@@ -341,16 +455,6 @@ def _exhibits(training: _Training, method: Method, classes: Sequence[str]) -> li
     _, val, test, _ = training.loaders
     loader = val if test is None else test
     return [] if loader is None else exhibits_of(method, loader, classes)
-
-
-def _metrics(training: _Training, networks: Mapping[str, nn.Module], task: Task) -> dict[str, float]:
-    last = training.history[-1]
-    metrics = {name: float(value) for name, value in last.items() if name.startswith("val/")}
-    if training.loaders.test is not None:
-        for name, net in networks.items():
-            for metric, value in evaluate(net, training.loaders.test, task).items():
-                metrics[f"test/{name}/{metric}"] = value
-    return metrics
 
 
 def _exits(training: _Training, networks: Mapping[str, nn.Module], task: Task) -> dict[str, Any]:
@@ -369,15 +473,14 @@ def _has_classes(task: Task, batch: Batch) -> bool:
     return task.one_class and isinstance(target, Tensor) and target.ndim == 1 and not target.is_floating_point()
 
 
-def _summary(result: Result, training: _Training, task: Task) -> dict[str, Any]:
+def _summary(result: Result, training: _Training, task: Task, costs: Mapping[str, Any]) -> dict[str, Any]:
     """What ``result.json`` holds."""
-    example = task.inputs(training.loaders.few())
     networks = {
         name: {
-            **asdict(cost(net, example, task)),
+            **costs.get(name, {}),
             **{split: _of(result.metrics, f"{split}/{name}/") for split in ("val", "test")},
         }
-        for name, net in result.networks.items()
+        for name in result.networks
     }
     return {
         "finished": result.finished,
@@ -387,6 +490,7 @@ def _summary(result: Result, training: _Training, task: Task) -> dict[str, Any]:
         "networks": networks,
         "teacher": next(iter(training.teachers.values()), None),
         "versions": {name: importlib.metadata.version(name) for name in ("limbeck", "torch", "lightning")},
+        "missing": training.missing,
     }
 
 
@@ -403,14 +507,42 @@ def _strategy(strategy: str, devices: int) -> str:
     return "ddp_find_unused_parameters_true" if devices > 1 and strategy in ("auto", "ddp") else strategy
 
 
-def _open(run_dir: str | os.PathLike[str] | None, resume: bool, settings: Mapping[str, Any]) -> Run | None:
-    if run_dir is None:
-        if resume:
-            raise ValueError("resume=True needs the run_dir of the run to go on with")
-        return None
-    run = Run(run_dir)
-    run.check(settings, resume)
-    return run
+def _run(run_dir: str | os.PathLike[str] | None, resume: bool) -> Run | None:
+    if run_dir is None and resume:
+        raise ValueError("resume=True needs the run_dir of the run to go on with")
+    return None if run_dir is None else Run(run_dir)
+
+
+def _forgets(run: Run) -> Callable[..., None]:
+    """Take a run back that fails before anything was trained, so that the mended call finds its folder free."""
+
+    def forget(kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None and not run.begun:
+            run.forget()
+
+    return forget
+
+
+def refuse_what_cannot_be_kept(method: Method) -> None:
+    """Find, before the first epoch, what no file could hold after the last.
+
+    Raises:
+        ValueError: A layer's extra state is neither a tensor nor plain values.
+    """
+    for net in method.networks().values():
+        kept(net)
+    state = method.state_dict()
+    for name in (name for name, value in state.items() if not isinstance(value, Tensor)):
+        content = io.BytesIO()
+        try:
+            torch.save(state[name], content)
+            content.seek(0)
+            torch.load(content, weights_only=True)
+        except Exception as error:
+            raise ValueError(
+                f"the layer of {name!r} keeps state that no checkpoint can hold, {type(state[name]).__name__}: let "
+                "get_extra_state() return a tensor, or numbers and words in a dict or list"
+            ) from error
 
 
 def example_of(data: Any, net: nn.Module, task: Task = classification) -> Any:
@@ -443,14 +575,6 @@ def _check_counts(counts: Mapping[str, int]) -> None:
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _same_length(path: Path, was: int, now: int) -> None:
-    if was != now:
-        raise ValueError(
-            f"the run in {path.parent.parent} trains this stage for {was} epochs, now it is {now}: "
-            "resume with the same epochs, or start another run"
-        )
 
 
 def _stages(method: Trainable) -> Iterable[Stage]:

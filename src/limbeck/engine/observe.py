@@ -25,6 +25,7 @@ from limbeck.core.layers import Pair, pairs
 from limbeck.core.method import Method
 from limbeck.core.task import Batch, Task
 from limbeck.core.trace import record
+from limbeck.core.wrapped import shipped
 from limbeck.data import Data
 from limbeck.data.augment import Normalise
 from limbeck.data.epochs import Epochs
@@ -80,10 +81,10 @@ def exhibits_of_runs(
         task: Their task.
         device: Where the networks run.
     """
-    students = {name: make() for name in runs}
+    students = {name: shipped(make()) for name in runs}  # whose names the files have
     for name, folder in runs.items():
-        shipped = next(iter(read_result(folder)["networks"]))
-        students[name].load_state_dict(load_file(folder / f"{shipped}.safetensors"))
+        first = next(iter(read_result(folder)["networks"]))
+        students[name].load_state_dict(load_file(folder / f"{first}.safetensors"))
     test, classes = (data.test, data.classes) if isinstance(data, Data) else (data[2], ())
     return observe(teacher, students, test, task, classes=classes, device=device)
 
@@ -194,9 +195,12 @@ class Observed:
         pictures = self.pictures(chosen)
         if pictures is None or "teacher" not in self.networks or len(self.networks) < 2:
             return
-        layers, maps = _attention(list(self.networks.values()), self._moved(chosen), self.task)
-        if not layers:
+        try:
+            layers, maps = _attention(list(self.networks.values()), self._moved(chosen), self.task)
             why = "the networks have no paired layers with feature maps (N, C, H, W)."
+        except ValueError as error:  # of TorchScript, say, which shows no layers
+            layers, why = (), str(error)
+        if not layers:
             yield Note(LOOKED, f"No attention maps: {why}")
             return
         students = len(self.networks) - 1

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.core.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Scatter, Table
-from limbeck.core.files import write
+from limbeck.core.files import Damaged, read, write
 
 FILE = "examples.npz"
 """Its name in the folder of a run or a comparison."""
+REMEDY = "remove it, and the page goes without, or let the run go on (--resume), which writes it again"
 KINDS: Mapping[str, type[Exhibit]] = {kind.__name__: kind for kind in (Gallery, Matrix, Bars, Scatter, Table, Note)}
 
 
@@ -34,14 +35,23 @@ def write_exhibits(exhibits: Sequence[Exhibit], path: Path) -> None:
 
 
 def read_exhibits(path: Path) -> list[Exhibit]:
-    """Read what `write_exhibits` wrote; nothing where there is no such file, or one of an older limbeck's."""
+    """Read what `write_exhibits` wrote; nothing where there is no such file, or one of an older limbeck's.
+
+    Raises:
+        Damaged: It is not whole, or holds something else.
+    """
     if not path.exists():
         return []
-    with np.load(path, allow_pickle=False) as file:
-        if "exhibits" not in file:
-            return []
-        exhibits = [_unpacked(each, file) for each in json.loads(str(file["exhibits"]))]
-    return [KINDS[each.pop("kind")](**each) for each in exhibits]
+    arrays = read(path, REMEDY)
+    if "exhibits" not in arrays:
+        return []
+    try:
+        exhibits = [_unpacked(each, arrays) for each in json.loads(str(arrays["exhibits"]))]
+        return [KINDS[each.pop("kind")](**each) for each in exhibits]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(
+            f"{path} holds no exhibits that this version knows ({type(error).__name__}: {error}); {REMEDY}"
+        ) from error
 
 
 def _packed(value: Any, arrays: list[NDArray[Any]]) -> Any:

@@ -7,21 +7,63 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from limbeck.core.files import Damaged, read, sha256_of
 from limbeck.core.task import Score
 from limbeck.report.figures import Line
 from limbeck.report.palette import Look
 
+REMEDY = "remove it and let the run go on (--resume), which writes it again, or train again with another run_dir"
 Row = Mapping[str, str]
 """A line of ``metrics.csv``; empty where the stage does not have the column."""
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read ``metrics.csv``; there are no rows where there is no such file."""
+    """Read ``metrics.csv``; there are no rows where there is no such file.
+
+    Raises:
+        Damaged: It is not what a finished run wrote, by the checksum in its ``result.json``, or no such table at all.
+    """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    check_sum(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows: list[Row] = [*csv.DictReader(file, strict=True)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Damaged(f"{path} cannot be read as a table ({error}); {REMEDY}") from error
+    for place, row in enumerate(rows, 2):
+        if "stage" not in row or _wrong_in(row):
+            raise Damaged(
+                f"{path}, line {place}: expected a stage and numbers, got {_wrong_in(row) or [*row][:4]}; {REMEDY}"
+            )
+    return rows
+
+
+def check_sum(path: Path) -> None:
+    """See that a file is what a finished run wrote; of a run under way nobody knows.
+
+    Raises:
+        Damaged: It is not, by the checksum in ``result.json`` beside it.
+    """
+    result = path.with_name("result.json")
+    sums = read(result, REMEDY).get("files") if result.exists() else None
+    if isinstance(sums, dict) and path.name in sums and sums[path.name] != sha256_of(path):
+        raise Damaged(f"{path} is damaged: it is not what the run wrote, by the checksum in {result.name}; {REMEDY}")
+
+
+def _wrong_in(row: Mapping[Any, Any]) -> str | None:
+    """Return a column of a row, with its entry, that is no number though it should be; None where all are."""
+    for name, value in row.items():
+        if name is None or value is None:
+            return f"a line of another length, {value!r}"
+        if name != "stage" and value:
+            try:
+                float(value)
+            except ValueError:
+                return f"{value!r} as {name}"
+    return None
 
 
 def line(rows: Sequence[Row], column: str, label: str, look: Look | None = None, scale: float = 1.0) -> Line:

@@ -6,38 +6,42 @@ from pathlib import Path
 
 from limbeck.report.comparison import RESULTS, redraw_comparison
 from limbeck.report.run import run_report, runs_report
+from limbeck.report.tuning import FOUND, redraw_tuning
 
 OF_A_RUN = ("result.json", "metrics.csv", "config.yaml")
 
 
 def redraw(folders: Sequence[str | Path], to: str | Path | None = None) -> Path:
-    """Draw the page of a run, of a comparison, or of several runs, of nothing but the files in their folders.
+    """Draw the page of a run, of a comparison, of a search, or of several runs, of nothing but the files in their folders.
 
     Args:
-        folders: A run's, a comparison's, or those of several runs.
+        folders: A run's, a comparison's, a search's, or those of several runs.
         to: The file to write; by default ``report.html`` in the folder, and for several runs in the current one.
 
     Returns:
         The page.
 
     Raises:
-        ValueError: A folder that holds neither, or a comparison beside others.
+        ValueError: A folder that holds none of these, or damaged ones; a comparison or a search beside others.
     """
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise ValueError("expected the folder of a run or of a comparison, got none")
     kinds = [_kind(path) for path in paths]
     if len(paths) == 1:
-        return (redraw_comparison if kinds[0] == "comparison" else run_report)(paths[0], to)
-    if "comparison" in kinds:
-        alone = paths[kinds.index("comparison")]
-        raise ValueError(f"{alone} holds a comparison, which has a page of its own: name it alone, or name runs")
+        draw = {"comparison": redraw_comparison, "search": redraw_tuning, "run": run_report}
+        return draw[kinds[0]](paths[0], to)
+    for path, kind in zip(paths, kinds, strict=True):
+        if kind != "run":
+            raise ValueError(f"{path} holds a {kind}, which has a page of its own: name it alone, or name runs")
     return runs_report(_names(paths), to or "report.html")
 
 
 def _kind(path: Path) -> str:
     if (path / RESULTS).exists():
         return "comparison"
+    if (path / FOUND).exists():
+        return "search"
     if any((path / name).exists() for name in OF_A_RUN):
         return "run"
     found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limbeck.core.files import write
+from limbeck.core.files import Damaged, read, write
 from limbeck.core.task import Score
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, shares, tradeoff
-from limbeck.report.history import Row, line, players, read_rows, score_columns, stages, terms
+from limbeck.report.history import REMEDY, Row, check_sum, line, players, read_rows, score_columns, stages, terms
 from limbeck.report.mimic import compression_section, read_compression
 from limbeck.report.page import Plot, Section, Table, render
 from limbeck.report.palette import BASELINE, TEACHER, Look, another
@@ -29,6 +28,9 @@ LEAVING = (
 )
 CAPTION = "MACs and latency are those of one sample; latency on one CPU thread."
 SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+COSTS = ("parameters", "macs", "bytes", "latency_ms")
+UNKNOWN = "–"
+SETTINGS = "remove it, and the page goes without"
 FILES = ("student.safetensors", "config.yaml", "metrics.csv", "train.log", "result.json")
 
 
@@ -94,8 +96,12 @@ def _sentences(result: Mapping[str, Any], score: Score, rows: Sequence[Row]) -> 
     for name, network in result.get("networks", {}).items():
         if score.name in network.get("test", {}):
             sentences.append(f"The {name} reaches {told(score, network['test'][score.name])} on the test data.")
-    if teacher := result.get("teacher"):
+    teacher = result.get("teacher") or {}
+    if score.name in teacher:
         sentences.append(f"Its teacher has {told(score, teacher[score.name])} on the validation data.")
+    sentences += [f"Without {what}: {reason}." for what, reason in result.get("missing", {}).items()]
+    if result.get("missing"):
+        sentences.append("The call that trained it tries what is missing again, with resume=True (--resume).")
     if not result.get("finished", False):
         sentences.append(f"The run is not finished: {len(rows)} epochs are done, and --resume goes on with it.")
     elif sentences:
@@ -142,10 +148,10 @@ def _network_rows(result: Mapping[str, Any], score: Score) -> list[tuple[str, ..
     return [
         (
             name,
-            quantity(network["parameters"]),
-            quantity(network["macs"]),
-            _size(network["bytes"]),
-            milliseconds(network["latency_ms"]),
+            *(
+                show(network[cost]) if cost in network else UNKNOWN
+                for cost, show in zip(COSTS, (quantity, quantity, _size, milliseconds), strict=True)
+            ),
             *(_number(score, network.get(split, {}).get(score.name)) for split in ("val", "test")),
         )
         for name, network in result.get("networks", {}).items()
@@ -207,7 +213,7 @@ def _runs_tradeoff(results: Mapping[str, Mapping[str, Any]], score: Score) -> li
     for index, (run, result) in enumerate(results.items()):
         for name, network in list(result.get("networks", {}).items())[:1]:  # the one to ship
             reached = network.get("test", {}).get(score.name)
-            costs = {"parameters": network["parameters"], "latency, ms": network["latency_ms"]}
+            costs = {"parameters": network.get("parameters", 0), "latency, ms": network.get("latency_ms", 0)}
             if reached is not None and min(costs.values()) > 0:
                 points.append(Point(run if name == "student" else f"{run}, {name}", costs, (reached,), another(index)))
     words = f"{at_start(score.name)} on the test data over parameters and over latency"
@@ -238,18 +244,39 @@ def _files(folder: Path) -> Section:
 
 def _config(folder: Path, title: str = "What was run") -> Section | None:
     path = folder / "config.yaml"
-    return Section(title, listing=path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    read(path, SETTINGS)
+    check_sum(path)
+    return Section(title, listing=path.read_text(encoding="utf-8").partition("\n# sha256 ")[0])
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Read a run's ``result.json``; empty where there is none."""
+    """Read a run's ``result.json``; empty where there is none.
+
+    Raises:
+        Damaged: It is not what was written, or says nothing of networks.
+    """
     path = folder / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    result: dict[str, Any] = read(path, REMEDY)
+    for name in ("networks", "score", "versions", "missing", "files", "exits"):
+        if not isinstance(result.get(name, {}), dict):
+            raise Damaged(f"{path} has {result[name]!r} under {name!r}, where a mapping was expected; {REMEDY}")
+    if wrong := [name for name, network in result.get("networks", {}).items() if not isinstance(network, dict)]:
+        raise Damaged(f"{path} says nothing of the network {wrong[0]!r}; {REMEDY}")
+    return result
 
 
 def read_score(result: Mapping[str, Any]) -> Score:
     """Return what judges in a ``result.json`` or ``results.json``."""
-    return Score(**result["score"]) if "score" in result else UNSAID
+    if "score" not in result:
+        return UNSAID
+    try:
+        return Score(**result["score"])
+    except TypeError as error:
+        raise Damaged(f"expected a score with name, unit and best, got {result['score']}: {REMEDY}") from error
 
 
 def _size(count: int) -> str:
@@ -257,4 +284,4 @@ def _size(count: int) -> str:
 
 
 def _number(score: Score, value: float | None) -> str:
-    return "–" if value is None else score.number(value)
+    return UNKNOWN if value is None else score.number(value)
