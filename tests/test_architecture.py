@@ -13,6 +13,7 @@ import pytest
 
 import limbeck
 from limbeck import losses, methods
+from limbeck.core.options import ranges_of, refuse_outside
 from limbeck.core.paper import Paper
 
 HOUSE = Path(limbeck.__file__).parent
@@ -26,6 +27,7 @@ CORE = [
     "files",
     "copied",
     "wrapped",
+    "sound",
     "trace",
     "objective",
     "numerics",
@@ -101,7 +103,8 @@ def test_a_room_is_built_on_those_before_it(path):
 
 def test_verbs_bear_the_names_of_functions_and_commands():
     """What a user asks for is found by the name that he knows."""
-    named = {path.stem for path in (HOUSE / "verbs").iterdir() if not path.name.startswith("__")} - {"runs"}
+    shared = {"runs", "doubts", "journal"}  # by compare and tune
+    named = {path.stem for path in (HOUSE / "verbs").iterdir() if not path.name.startswith("__")} - shared
     assert {name for name in named if not hasattr(limbeck, name)} == {"demo"}
     commands = {path.stem for path in (HOUSE / "cli").glob("*.py")}
     assert named <= commands
@@ -161,6 +164,24 @@ def test_a_methods_options_are_keywords_with_documented_defaults(name):
     assert positional[1:] in ([], ["teacher"], ["peers"], ["teacher", "assistants"])
     for option in signature.parameters:
         assert re.search(rf"^ +{option}: ", inspect.getdoc(method), re.MULTILINE), option
+
+
+def numbers(parameter: inspect.Parameter) -> bool:
+    """Whether an option is a number, or some."""
+    return re.search(r"\b(int|float)\b", str(parameter.annotation)) is not None
+
+
+@pytest.mark.parametrize("name", methods.__all__)
+def test_a_methods_numbers_have_ranges_that_hold(name):
+    """Each docstring says what a number may be, before the semicolon, and the function refuses the rest by that name."""
+    method, ranges = getattr(limbeck, name), ranges_of(getattr(limbeck, name))
+    options = {key: one for key, one in inspect.signature(method).parameters.items() if numbers(one)}
+    assert set(options) - set(ranges) <= {"memory"}  # which layers or samples, in lists
+    for key, allowed in ranges.items():
+        default = options[key].default
+        refuse_outside(key, default, allowed)
+        with pytest.raises(ValueError, match=rf"^{key} must be {re.escape(allowed.words)}, got"):
+            method(None, **{key: allowed.low - 1})
 
 
 @pytest.mark.parametrize("path", METHODS, ids=name_of)

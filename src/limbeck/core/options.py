@@ -7,7 +7,8 @@ import inspect
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,7 +20,8 @@ _WORDS = re.compile(
 )
 
 
-class Range(NamedTuple):
+@dataclass(frozen=True)
+class Range:
     """The numbers that an option may have, in words and as a test."""
 
     words: str

@@ -21,6 +21,7 @@ from limbeck.core.layers import paired
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, Objective, S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
@@ -59,6 +60,7 @@ def activation_boundary(student: Tensor, teacher: Tensor, margin: float = 1.0) -
     return short.square().sum() / len(student)
 
 
+@ranged
 def ab(
     student: nn.Module,
     teacher: nn.Module,
@@ -86,18 +88,16 @@ def ab(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers, from shallow to deep; by default the ends of the stages, paired by
             `limbeck.pairs`. A layer that ends in an activation is read before it.
-        boundary: Weight of the last pair, each one before it has half; 3/1000 as in the authors' code, with the sum over
-            elements.
-        margin: μ of the loss; 1 as in the paper.
-        temperature: T of stage 2; 3 as in the authors' code.
-        soft: Weight of the soft targets without T²; 1 as in the authors' code.
-        hard: Weight of the labels; 0 as in the authors' code, which uses them only in place of soft targets.
-        init_share: Stage 1's part of the epochs; 60 of 160 as in the authors' transfer experiments.
+        boundary: Weight of the last pair, each one before it has half, above 0; 3/1000 as in the authors' code, with the
+            sum over elements.
+        margin: μ of the loss, at least 0; 1 as in the paper.
+        temperature: T of stage 2, in (0, 1000]; 3 as in the authors' code.
+        soft: Weight of the soft targets without T², at least 0; 1 as in the authors' code.
+        hard: Weight of the labels, at least 0; 0 as in the authors' code, which uses them only in place of soft targets.
+        init_share: Stage 1's part of the epochs, in (0, 1); 60 of 160 as in the authors' transfer experiments.
         example: A batch of inputs, (N, ...), from which the connectors get their channels.
         task: How batches are fed and measured.
     """
-    if not 0 < init_share < 1:
-        raise ValueError(f"init_share must lie in (0, 1), got {init_share}")
     if soft == hard == 0:
         raise ValueError("stage 2 has nothing to learn from: give soft or hard a weight other than 0")
     check_margin(margin)

@@ -16,6 +16,7 @@ from limbeck.core.frozen import frozen
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import Loss, S, T, Weight, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Batch, Task
 from limbeck.nets.critic import Critic, judged_by
@@ -87,6 +88,7 @@ class Adversarial(Method):
         yield Turn("student", {**self.distill.objective(scene), **game})
 
 
+@ranged
 def adversarial(
     student: nn.Module,
     teacher: nn.Module,
@@ -110,11 +112,11 @@ def adversarial(
     Args:
         student: The network to train.
         teacher: The network to learn from, of the same classes.
-        num_classes: K; found from ``example`` if not given.
-        absolute: Weight of the absolute error; 1 is ours.
-        adversarial: Weight of the game; 0.1 is ours. The paper's weights are not published.
-        width: Of the critic's hidden layers; 64 is ours: a strong critic saturates.
-        depth: Number of the critic's hidden layers; 2, so three linear layers as in the paper.
+        num_classes: K, at least 2; found from ``example`` if not given.
+        absolute: Weight of the absolute error, at least 0; 1 is ours.
+        adversarial: Weight of the game, above 0; 0.1 is ours. The paper's weights are not published.
+        width: Of the critic's hidden layers, at least 1; 64 is ours: a strong critic saturates.
+        depth: Number of the critic's hidden layers, at least 1; 2, so three linear layers as in the paper.
         example: A batch of inputs, (N, ...), to find K.
         task: How batches are fed and measured.
     """

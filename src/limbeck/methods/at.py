@@ -18,6 +18,7 @@ from limbeck.core.layers import paired
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -68,6 +69,7 @@ def attention_distance(student: Tensor, teacher: Tensor, power: float = 2) -> Te
     return (q_s - q_t).square().mean()
 
 
+@ranged
 def at(
     student: nn.Module,
     teacher: nn.Module,
@@ -88,8 +90,8 @@ def at(
         student: The network to train.
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers; by default the ends of the stages, paired by `limbeck.pairs`.
-        attention: Weight of each pair; 1000 as in the authors' code, with its mean over positions and samples.
-        power: p of the attention maps; 2 as in the paper.
+        attention: Weight of each pair, above 0; 1000 as in the authors' code, with its mean over positions and samples.
+        power: p of the attention maps, above 0; 2 as in the paper.
         example: A batch of inputs, (N, ...), needed where ``layers`` are not named.
         task: How batches are fed and measured.
     """

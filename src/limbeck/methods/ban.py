@@ -20,6 +20,7 @@ from limbeck.core.distributed import across_processes, gather
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, Objective, S, T, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import UNLABELLED, Batch, Task, logits
@@ -135,6 +136,7 @@ class Generation(Method):
         return self.distill.step(batch, progress)
 
 
+@ranged
 def ban(
     student: nn.Module,
     teacher: nn.Module | None = None,
@@ -163,12 +165,12 @@ def ban(
             those before it are in the result as ``generation-0``, ``generation-1`` and so on, since the last need not be
             the best.
         teacher: Generation 0; trained first if not given.
-        generations: How many to train after it; 3 as in the paper's tables.
-        soft: Weight of the former generation's outputs; 1 as in the paper. 0 for CWTM or DKPP alone.
-        hard: Weight of the labels (BAN+L); 0 as in the paper's main results.
-        cwtm: Weight of the labels, each weighted by the former generation's confidence; 0. The paper's CWTM is
+        generations: How many to train after it, at least 1; 3 as in the paper's tables.
+        soft: Weight of the former generation's outputs, at least 0; 1 as in the paper. 0 for CWTM or DKPP alone.
+        hard: Weight of the labels (BAN+L), at least 0; 0 as in the paper's main results.
+        cwtm: Weight of the labels, each weighted by the former generation's confidence, at least 0; 0. The paper's CWTM is
             ``soft=0, cwtm=1``. On several devices the weights are those of the global batch.
-        dkpp: Weight of the permuted outputs; 0. The paper's DKPP is ``soft=0, dkpp=1``.
+        dkpp: Weight of the permuted outputs, at least 0; 0. The paper's DKPP is ``soft=0, dkpp=1``.
         anew: Makes the network with its own initialisation, ``anew=lambda: resnet18(num_classes=10)``, from which each
             generation starts; by default the ``reset_parameters`` of its modules, which in torchvision's and timm's
             networks draw otherwise. By a network's name it is given.
@@ -179,10 +181,6 @@ def ban(
             ``reset_parameters`` sets, or the same weights every time; another network from ``anew``; or a teacher that
             is the student itself.
     """
-    if generations < 1:
-        raise ValueError(f"generations must be at least 1, got {generations}")
-    if min(soft, hard, cwtm, dkpp) < 0:
-        raise ValueError(f"weights must not be negative, got {soft=}, {hard=}, {cwtm=}, {dkpp=}")
     if not (soft or hard or cwtm or dkpp):
         raise ValueError("soft, hard, cwtm and dkpp are all 0: a generation would have nothing to learn from")
     if student is teacher:

@@ -16,6 +16,7 @@ from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.regression import as_wide, regression
@@ -53,6 +54,7 @@ def bounded_regression(student: Tensor, teacher: Tensor, targets: Tensor, margin
     return of_update(error_s.where(error_s + margin > error_t, 0.0).sum() / samples, "samples")
 
 
+@ranged
 def bounded(
     student: nn.Module,
     teacher: nn.Module,
@@ -71,10 +73,10 @@ def bounded(
     Args:
         student: The network to train.
         teacher: The network that bounds, of the same outputs.
-        bounded: Weight of the bounded term, with its sum over a sample's values; ν = 0.5 as in the paper, where a sample is
-            a box of 4 values. The task's own loss is the mean over values, a share of that sum.
-        margin: m, in squared units of the values; 0 as in most public code, the paper does not say. A large one lets
-            the term be the squared error of every sample.
+        bounded: Weight of the bounded term, with its sum over a sample's values, above 0; ν = 0.5 as in the paper, where a
+            sample is a box of 4 values. The task's own loss is the mean over values, a share of that sum.
+        margin: m, in squared units of the values, at least 0; 0 as in most public code, the paper does not say. A large one
+            lets the term be the squared error of every sample.
         task: How batches are fed and measured; one whose answers are values.
 
     Raises:

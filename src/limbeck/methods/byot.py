@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from limbeck.core.layers import embedding
 from limbeck.core.method import Distill
 from limbeck.core.objective import M, Objective, S, Weight, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.methods.fitnets import hint_distance
@@ -64,6 +65,7 @@ class SelfDistill(Distill):
         return {"student": self._student[0], **early, "ensemble": ExitsEnsemble(student), **stopping}
 
 
+@ranged
 def byot(
     student: nn.Module,
     *,
@@ -87,17 +89,13 @@ def byot(
         student: The network to train; its last layer is linear.
         exits: The layers after which an exit is; by default all resolutions of its maps (its blocks, or hidden layers) but
             the deepest.
-        alpha: The share of the soft term at an exit; 0.3 as in the authors' code (the paper does not say).
-        feature: λ; 0.03 is the number of the authors' code, whose norm is another: there it is as strong as 2.7 is here,
-            with 128 samples and 512 features that differ by 1.4.
-        temperature: T; 3 as in the authors' code.
+        alpha: The share of the soft term at an exit, in [0, 1]; 0.3 as in the authors' code (the paper does not say).
+        feature: λ, at least 0; 0.03 is the number of the authors' code, whose norm is another: there it is as strong as 2.7
+            is here, with 128 samples and 512 features that differ by 1.4.
+        temperature: T, in (0, 1000]; 3 as in the authors' code.
         example: A batch of inputs, (N, ...).
         task: How batches are fed and measured.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is the share of the soft term and must lie in [0, 1], got {alpha}")
-    if not feature >= 0:
-        raise ValueError(f"feature is a weight and must not be negative, got {feature}")
     check_temperature(temperature)
     network = with_exits(student, example, exits, task)
     classifier = embedding(student, example, task)

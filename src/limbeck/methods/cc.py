@@ -21,6 +21,7 @@ from limbeck.core.layers import embeddings, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, unit_rows
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -59,6 +60,7 @@ def correlation_distance(student: Tensor, teacher: Tensor, gamma: float = 0.4, o
     return F.mse_loss(_correlations(student, gamma, order), correlations_t)
 
 
+@ranged
 def cc(
     student: nn.Module,
     teacher: nn.Module,
@@ -81,11 +83,11 @@ def cc(
         teacher: The network to learn from.
         layer: Where the embeddings are: one path for both networks, or (student's, teacher's); ``""`` is the output. By
             default the input of each network's last linear layer.
-        correlation: Weight of the difference, with the mean over N² pairs; 100 as in Knowledge-Distillation-Zoo's script
-            for CIFAR-10, whose loss it is. The 0.02 of RepDistiller belongs to the other quantity.
-        gamma: γ of the kernel; 0.4 as in the same script.
-        order: Where its series ends; 2 as in the paper.
-        dimensions: Of the linear map W of the student's embedding; 128 as in RepDistiller.
+        correlation: Weight of the difference, with the mean over N² pairs, above 0; 100 as in Knowledge-Distillation-Zoo's
+            script for CIFAR-10, whose loss it is. The 0.02 of RepDistiller belongs to the other quantity.
+        gamma: γ of the kernel, above 0; 0.4 as in the same script.
+        order: Where its series ends, at least 1; 2 as in the paper.
+        dimensions: Of the linear map W of the student's embedding, at least 1; 128 as in RepDistiller.
         example: A batch of inputs, (N, ...), from which W gets its shape.
         task: How batches are fed and measured.
     """

@@ -25,6 +25,7 @@ from limbeck.core.layers import embeddings, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, settled, unit_rows
 from limbeck.core.objective import IDS, S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.nets.draws import Draws
@@ -237,6 +238,7 @@ class Queue(nn.Module):
         self.oldest = (self.oldest + len(student)) % length
 
 
+@ranged
 def crd(
     student: nn.Module,
     teacher: nn.Module,
@@ -266,21 +268,22 @@ def crd(
     Args:
         student: The network to train.
         teacher: The network to learn from.
-        memory: n, the number of training samples; their ids are 0 to n − 1. Two banks of n · dimensions numbers are kept.
-        queue: K, the length of the queues in place of banks; two of K · dimensions numbers are kept, and no ids are
-            needed. 65536 is MoCo's for ImageNet; 16384 is as many negatives as the banks give. Those of the sample's own
-            class are among them, one of a hundred at 100 classes.
+        memory: n, the number of training samples, at least 1; their ids are 0 to n − 1. Two banks of n · dimensions numbers
+            are kept.
+        queue: K, the length of the queues in place of banks, at least 1; two of K · dimensions numbers are kept, and no ids
+            are needed. 65536 is MoCo's for ImageNet; 16384 is as many negatives as the banks give. Those of the sample's
+            own class are among them, one of a hundred at 100 classes.
         classes: The class of each training sample, (n), at the place of its id: negatives are drawn from the other
             classes, as in the authors' recipe ("exact"). -100 is "no label", a class of its own. By default all other
             samples are negatives, as in the paper's equations.
         layer: Where the embeddings are: one path for both networks, or (student's, teacher's); ``""`` is the output. By
             default the input of each network's last linear layer.
-        contrast: Weight of both losses, each a sum over 1 + K and a mean over samples; 0.8 as in the authors' code, for
-            CIFAR-100 (Knowledge-Distillation-Zoo has 0.2 for CIFAR-10, at τ = 0.1).
-        negatives: K of the banks, drawn for each sample in each batch; 16384 as in the authors' code for CIFAR.
-        temperature: τ; 0.07 as in the authors' code, and in MoCo's.
-        keep: The share of the old embedding in the bank's new one; 0.5, the authors' momentum.
-        dimensions: Of the linear maps; 128 as in the authors' code.
+        contrast: Weight of both losses, each a sum over 1 + K and a mean over samples, above 0; 0.8 as in the authors'
+            code, for CIFAR-100 (Knowledge-Distillation-Zoo has 0.2 for CIFAR-10, at τ = 0.1).
+        negatives: K of the banks, drawn for each sample in each batch, at least 1; 16384 as in the authors' code for CIFAR.
+        temperature: τ, in (0, 1000]; 0.07 as in the authors' code, and in MoCo's.
+        keep: The share of the old embedding in the bank's new one, in [0, 1); 0.5, the authors' momentum.
+        dimensions: Of the linear maps, at least 1; 128 as in the authors' code.
         example: A batch of inputs, (N, ...), from which the maps get their shapes.
         task: How batches are fed and measured.
     """

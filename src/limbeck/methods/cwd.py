@@ -17,6 +17,7 @@ from limbeck.core.layers import paired, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, Source, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature, soft_target
@@ -56,6 +57,7 @@ def channelwise_divergence(student: Tensor, teacher: Tensor, temperature: float 
     return soft_target(student.flatten(2), teacher.flatten(2), temperature)
 
 
+@ranged
 def cwd(
     student: nn.Module,
     teacher: nn.Module,
@@ -75,10 +77,10 @@ def cwd(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers with maps, of features or scores (``":out"`` is an entry of the output,
             ``":"`` the output as it came); by default the deepest pair of `limbeck.pairs`.
-        channelwise: Weight of each pair; 3 as in the authors' command for score maps, with T² and the mean over channels
-            and samples. For feature maps they give no command: their runs' names have weights of 35 and 40 at T from 1 to
-            10; mmrazor has 10 at T = 1 on the levels of a neck.
-        temperature: T softens both maps; 4 as in the same command.
+        channelwise: Weight of each pair, above 0; 3 as in the authors' command for score maps, with T² and the mean over
+            channels and samples. For feature maps they give no command: their runs' names have weights of 35 and 40 at T
+            from 1 to 10; mmrazor has 10 at T = 1 on the levels of a neck.
+        temperature: T softens both maps, in (0, 1000]; 4 as in the same command.
         example: A batch of inputs, (N, ...), from which the convolutions between unequal channels get their shapes.
         task: How batches are fed and measured.
     """

@@ -20,6 +20,7 @@ from limbeck.core.distributed import gather
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature
@@ -84,6 +85,7 @@ def relations(
     return temperature**2 * related
 
 
+@ranged
 def dist(
     student: nn.Module,
     teacher: nn.Module,
@@ -101,10 +103,11 @@ def dist(
     Args:
         student: The network to train.
         teacher: The network to learn from, of the same classes.
-        inter: Weight of the relations between classes; 2 as in mmrazor's configuration for ImageNet, at T = 1. The authors'
-            code has β = γ = 1 and a weight of both on its command line.
-        intra: Weight of the relations within a class; likewise.
-        temperature: T softens both outputs; 1 for ImageNet. 4, for CIFAR-100, we recall from the paper and could not check.
+        inter: Weight of the relations between classes, at least 0; 2 as in mmrazor's configuration for ImageNet, at T = 1.
+            The authors' code has β = γ = 1 and a weight of both on its command line.
+        intra: Weight of the relations within a class, at least 0; likewise.
+        temperature: T softens both outputs, in (0, 1000]; 1 for ImageNet. 4, for CIFAR-100, we recall from the paper and
+            could not check.
         task: How batches are fed and measured.
     """
     check_temperature(temperature)

@@ -20,6 +20,7 @@ from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import rising
 from limbeck.core.task import UNLABELLED, Task
@@ -92,6 +93,7 @@ def decoupled(
     return temperature**2 * _labelled_mean(target * _of_target(*both) + others * _of_others(*both), targets)
 
 
+@ranged
 def dkd(
     student: nn.Module,
     teacher: nn.Module,
@@ -111,17 +113,15 @@ def dkd(
     Args:
         student: The network to train.
         teacher: The network to learn from, of the same classes.
-        target: Weight of the label's class against the rest; 1 as the authors' α.
-        others: Weight of the other classes among themselves; 8 as the authors' β for most pairs on CIFAR-100 (2 for
-            resnet56 and resnet110, 6 for vgg13 to MobileNetV2).
-        temperature: T softens both outputs; 4 as the authors'.
-        warmup: The share of the training in which both terms rise to their weights; 20 of 240 epochs as the authors'. 0 for
-            none.
+        target: Weight of the label's class against the rest, at least 0; 1 as the authors' α.
+        others: Weight of the other classes among themselves, at least 0; 8 as the authors' β for most pairs on CIFAR-100 (2
+            for resnet56 and resnet110, 6 for vgg13 to MobileNetV2).
+        temperature: T softens both outputs, in (0, 1000]; 4 as the authors'.
+        warmup: The share of the training in which both terms rise to their weights, in [0, 1]; 20 of 240 epochs as the
+            authors'. 0 for none.
         task: How batches are fed and measured.
     """
     check_temperature(temperature)
-    if not 0 <= warmup <= 1:
-        raise ValueError(f"warmup is a share of the training and must lie in [0, 1], got {warmup}")
     options = {"temperature": temperature}
     places = *task.exclusive(S, T), Y
     decoupling = target * on(dkd_target, *places, name="target", **options)

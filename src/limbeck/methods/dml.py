@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from limbeck.core.method import Method, Turn, parameters
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import Loss, S
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Batch, Task
 from limbeck.methods.kd import soft_target
@@ -102,6 +103,7 @@ class Mutual(Method):
         return output
 
 
+@ranged
 def dml(
     student: nn.Module,
     peers: nn.Module | Sequence[nn.Module],
@@ -120,7 +122,7 @@ def dml(
     Args:
         student: The network to ship.
         peers: The other networks, of the same classes and of any architecture; each needs its own initialisation.
-        mimic: Weight of the peers' term; 1 as in the paper.
+        mimic: Weight of the peers' term, above 0; 1 as in the paper.
         alternate: Whether a peer that was updated answers the batch once more for those after it, as in the paper. Without,
             all learn from what was said before any update: an approximation that saves n − 1 forward passes.
         ensemble: Whether the others teach with one voice, KL(1/(n − 1) Σ_{j≠i} p_j ‖ p_i): the paper's DML_e, which it

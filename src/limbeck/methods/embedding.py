@@ -22,6 +22,7 @@ from limbeck.core.layers import embeddings, shape_at
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, lengths, same_shape, unit_rows
 from limbeck.core.objective import S, Source, T, Weight, X, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Batch, Task
 from limbeck.core.trace import describe, locate, submodules
@@ -144,6 +145,7 @@ class Encoding(Method):
         return encoded
 
 
+@ranged
 def embedding(
     student: nn.Module,
     teacher: nn.Module,
@@ -169,8 +171,9 @@ def embedding(
         teacher: The network to learn from.
         layer: Where the embeddings are: one path for both networks, or (student's, teacher's); ``""`` is the output. By
             default the input of each network's last linear layer.
-        cosine: Weight of the angle; 1 is ours.
-        squared: Weight of the squared error, a sum over dimensions; 0 is ours. With ``normalise=False``, 1/D is TinyBERT's.
+        cosine: Weight of the angle, at least 0; 1 is ours.
+        squared: Weight of the squared error, a sum over dimensions, at least 0; 0 is ours. With ``normalise=False``, 1/D is
+            TinyBERT's.
         normalise: Compare the directions of embeddings; False has the squared error match their lengths too.
         mask: The name of the input that is 0 at padded tokens: ``"attention_mask"``. ``""`` is the input itself, where
             token 0 pads. All tokens count by default.

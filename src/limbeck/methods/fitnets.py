@@ -20,6 +20,7 @@ from limbeck.core.layers import layers, pairs, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage, linear
 from limbeck.core.task import Task
@@ -59,6 +60,7 @@ def hint_distance(student: Tensor, teacher: Tensor, reduction: str = "mean") -> 
     raise ValueError(f"reduction must be 'mean' or 'paper', got {reduction!r}")
 
 
+@ranged
 def fitnets(
     student: nn.Module,
     teacher: nn.Module,
@@ -84,18 +86,17 @@ def fitnets(
         teacher: The network to learn from.
         hint: The teacher's layer to learn from; by default the middle pair of `limbeck.pairs`.
         guided: The student's layer that learns; likewise.
-        temperature: T of stage 2; 3 as in the authors' configurations.
-        soft: λ at the start and at the end of stage 2, linear between; 4 and 1 as in the authors' code for CIFAR. It weighs
-            the cross-entropy without T².
+        temperature: T of stage 2, in (0, 1000]; 3 as in the authors' configurations.
+        soft: λ at the start and at the end of stage 2, linear between, at least 0; 4 and 1 as in the authors' code for
+            CIFAR. It weighs the cross-entropy without T².
         reduction: That of stage 1's loss, see `limbeck.losses.hint`. The mean, so that a learning rate means the same for
             maps of any size: the paper's sum is C·H·W/2 times as large, and at stage 2's rate kills the regressor's ReLU
             (a resnet8 on CIFAR-10 ended at 18 %). The authors' code sums over one axis, and takes the mean over the others.
-        hint_share: Stage 1's part of the epochs; a half is ours, the authors trained each until it stopped improving.
+        hint_share: Stage 1's part of the epochs, in (0, 1); a half is ours, the authors trained each until it stopped
+            improving.
         example: A batch of inputs, (N, ...), from which the regressor gets its shape.
         task: How batches are fed and measured.
     """
-    if not 0 < hint_share < 1:
-        raise ValueError(f"hint_share must lie in (0, 1), got {hint_share}")
     check_temperature(temperature)
     outputs = task.softened(S, T)  # complains before the first stage
     guided, hint = _places(student, teacher, guided, hint, example, task)

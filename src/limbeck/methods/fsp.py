@@ -22,6 +22,7 @@ from limbeck.core.layers import Layer, layers, paired, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import Objective, S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
@@ -76,6 +77,7 @@ def flow_distance(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tenso
     return F.mse_loss(flow_s, flow_t, reduction="sum") / len(flow_s)
 
 
+@ranged
 def fsp(
     student: nn.Module,
     teacher: nn.Module,
@@ -98,9 +100,10 @@ def fsp(
         sections: For each section the student's and the teacher's (first layer, last layer). By default the stages that
             `limbeck.pairs` pairs, each from the first layer in it to its end: a residual network's blocks. Where a stage of
             the student's or the teacher's is a single block, or convolution, both begin at the input of their first.
-        flow: Weight of each section; 1, equal as in the paper. It acts through the learning rate alone, unless that adapts.
-        flow_share: Stage 1's part of the epochs; a quarter is ours. The paper restarts the learning rate for stage 2, and
-            has a hundredth of it in stage 1.
+        flow: Weight of each section, above 0; 1, equal as in the paper. It acts through the learning rate alone, unless
+            that adapts.
+        flow_share: Stage 1's part of the epochs, in (0, 1); a quarter is ours. The paper restarts the learning rate for
+            stage 2, and has a hundredth of it in stage 1.
         example: A batch of inputs, (N, ...), needed where ``sections`` are not named.
         task: How batches are fed and measured.
 
@@ -108,8 +111,6 @@ def fsp(
         ValueError: The example shows other numbers of channels in student and teacher, or a section that begins with what
             it ends with.
     """
-    if not 0 < flow_share < 1:
-        raise ValueError(f"flow_share must lie in (0, 1), got {flow_share}")
     learn_flow = Objective([])
     for of_s, of_t in _sections(student, teacher, sections, example, task):
         places = S[of_s[0]], S[of_s[1]], T[of_t[0]], T[of_t[1]]

@@ -23,6 +23,7 @@ from limbeck.core.layers import paired, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
@@ -66,6 +67,7 @@ def factor_distance(student: Tensor, teacher: Tensor, p: float = 1) -> Tensor:
     return norms.mean() / math.pow(difference.shape[1], 1 / p)
 
 
+@ranged
 def ft(
     student: nn.Module,
     teacher: nn.Module,
@@ -87,18 +89,14 @@ def ft(
         student: The network to train.
         teacher: The network to learn from.
         layer: The student's and the teacher's layer, maps; by default the last pair of `limbeck.pairs`.
-        factor: Weight of the factors; 500 as in the authors' code, with its mean over all elements.
-        rate: Factors for each of the teacher's channels, the paper's k; 0.5 as in its experiments.
-        p: Norm of the difference, see `limbeck.losses.factor`; 1 as in the authors' code.
-        paraphraser_share: Stage 1's part of the epochs; 0.1 is ours, the authors' code has 5 before 164, RepDistiller 30
-            before 240.
+        factor: Weight of the factors, above 0; 500 as in the authors' code, with its mean over all elements.
+        rate: Factors for each of the teacher's channels, the paper's k, above 0; 0.5 as in its experiments.
+        p: Norm of the difference, see `limbeck.losses.factor`, at least 1; 1 as in the authors' code.
+        paraphraser_share: Stage 1's part of the epochs, in (0, 1); 0.1 is ours, the authors' code has 5 before 164,
+            RepDistiller 30 before 240.
         example: A batch of inputs, (N, ...), from which paraphraser and translator get their channels.
         task: How batches are fed and measured.
     """
-    if not 0 < paraphraser_share < 1:
-        raise ValueError(f"paraphraser_share must lie in (0, 1), got {paraphraser_share}")
-    if rate <= 0:
-        raise ValueError(f"rate, the factors for each channel, must be positive, got {rate}")
     _check_power(p)
     s, t = paired(student, teacher, None if layer is None else [layer], example, task, maps=True)[-1]
     of_student, of_teacher = shape_at(student, s, example, task), shape_at(teacher, t, example, task)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from limbeck.core.layers import paired
 from limbeck.core.method import Distill
 from limbeck.core.objective import S, Scene, T, X, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.task import UNLABELLED, Batch, Task
 from limbeck.methods.at import PAPER as ATTENTION_TRANSFER
 from limbeck.methods.at import attention_distance
@@ -121,6 +122,7 @@ class Gradient(Distill):
         return scene
 
 
+@ranged
 def gradient(
     student: nn.Module,
     teacher: nn.Module,
@@ -144,12 +146,13 @@ def gradient(
         student: The network to train.
         teacher: The network to learn from.
         attention: Weight of the inputs' gradients, the paper's β/2, with the sum over an input's entries and the mean over
-            samples; 1 is ours, none is published. Choose it so that the term is 10 to 30 % of the labels' at the start.
-        feature: Weight of each pair's gradients; 0, and at's 1000 is of the right order.
-        symmetry: Weight of the flip symmetry, which needs no teacher but a second forward pass; 0.
+            samples, at least 0; 1 is ours, none is published. Choose it so that the term is 10 to 30 % of the labels' at
+            the start.
+        feature: Weight of each pair's gradients, at least 0; 0, and at's 1000 is of the right order.
+        symmetry: Weight of the flip symmetry, which needs no teacher but a second forward pass, at least 0; 0.
         layers: Pairs of student and teacher layers for ``feature``; by default the ends of the stages, paired by
             `limbeck.pairs`.
-        power: p of the attention maps of ``feature``.
+        power: p of the attention maps of ``feature``, above 0.
         example: A batch of inputs, (N, ...), needed for ``feature`` where ``layers`` are not named.
         task: How batches are fed and measured.
     """

@@ -24,6 +24,7 @@ from limbeck.core.distributed import of_update
 from limbeck.core.layers import paired
 from limbeck.core.numerics import same_shape, unit_rows
 from limbeck.core.objective import S, T, X, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import UNLABELLED, Task
 from limbeck.methods.at import attention_map
@@ -132,6 +133,7 @@ class Projection(nn.Module):
         return jacobian_projection(student, teacher, inputs, 2 * signs.float() - 1)
 
 
+@ranged
 def jacobian(
     student: nn.Module,
     teacher: nn.Module,
@@ -155,14 +157,15 @@ def jacobian(
     Args:
         student: The network to train.
         teacher: The network to learn from, of the same classes.
-        logits: Weight of the regression, with its sum over classes; 1 is ours, the paper's weights are tuned.
-        label: Weight of the labels' rows, with the sum over an input's entries and the mean over labelled samples; 0.01 is
-            ours, the middle of the 0.0001 to 1 worth trying. A label chooses a row where a sample has one class: of several
-            labels, or of values, ``label=0, projection=0.01``.
-        projection: Weight of the random projection, in place of ``label`` or beside it; σ²/2 · logits is distillation at
-            inputs with noise of that σ; 0.
-        attention: Weight of each pair's attention Jacobians, which lie between 0 and 4, with the mean over samples; 0. It
-            needs no common classes: transfer to another task leaves ``logits`` and ``label`` at 0. None is published.
+        logits: Weight of the regression, with its sum over classes, at least 0; 1 is ours, the paper's weights are tuned.
+        label: Weight of the labels' rows, with the sum over an input's entries and the mean over labelled samples, at least
+            0; 0.01 is ours, the middle of the 0.0001 to 1 worth trying. A label chooses a row where a sample has one class:
+            of several labels, or of values, ``label=0, projection=0.01``.
+        projection: Weight of the random projection, in place of ``label`` or beside it, at least 0; σ²/2 · logits is
+            distillation at inputs with noise of that σ; 0.
+        attention: Weight of each pair's attention Jacobians, which lie between 0 and 4, with the mean over samples, at
+            least 0; 0. It needs no common classes: transfer to another task leaves ``logits`` and ``label`` at 0. None is
+            published.
         layers: Pairs of student and teacher layers for ``attention``; by default the deepest of `limbeck.pairs`.
         example: A batch of inputs, (N, ...), needed for ``attention`` where ``layers`` are not named.
         task: How batches are fed and measured.

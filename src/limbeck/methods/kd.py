@@ -13,6 +13,7 @@ from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -72,6 +73,7 @@ def soft_cross_entropy(
     return (p_t * log_s).sum() * (-(temperature**2) / max(1, student.shape[:-1].numel()))
 
 
+@ranged
 def kd(
     student: nn.Module,
     teacher: nn.Module,
@@ -90,13 +92,12 @@ def kd(
     Args:
         student: The network to train.
         teacher: The network to learn from, of the same classes.
-        temperature: T softens both outputs. 4 as in RepDistiller and the attention-transfer code, right for CIFAR; the
-            paper used 20 for wide MNIST nets, 2.5 to 4 for 30 units a layer, 2 for speech.
-        alpha: The share of the soft term; 0.9 as in RepDistiller. The paper only wants the hard term "considerably lower".
+        temperature: T softens both outputs, in (0, 1000]. 4 as in RepDistiller and the attention-transfer code, right for
+            CIFAR; the paper used 20 for wide MNIST nets, 2.5 to 4 for 30 units a layer, 2 for speech.
+        alpha: The share of the soft term, in (0, 1]; 0.9 as in RepDistiller. The paper only wants the hard term
+            "considerably lower".
         task: How batches are fed and measured.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is the share of the soft term and must lie in [0, 1], got {alpha}")
     check_temperature(temperature)
     soft = on(soft_target, *task.softened(S, T), name="soft", temperature=temperature, mask=M)
     return Distill(student, teacher, (1 - alpha) * task.hard + alpha * soft, task)

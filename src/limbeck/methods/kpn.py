@@ -25,6 +25,7 @@ from limbeck.core.frozen import bare, frozen
 from limbeck.core.layers import Pair, paired, shape_at
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.objective import Loss
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Batch, Task
@@ -153,6 +154,7 @@ class Projection(Method):
             self.left = sorted(sorted(self.left, key=lambda index: joint[index])[:keep])
 
 
+@ranged
 def kpn(
     student: nn.Module,
     teacher: nn.Module,
@@ -179,16 +181,15 @@ def kpn(
         teacher: The network to learn from; only its features count.
         layers: The routes: pairs of the student's layer to feed and the teacher's to project; by default the ends of the
             stages, paired by `limbeck.pairs`. The teacher's map may have another size.
-        projection: λ, a mean over elements; 1 is ours, the paper's is not published.
-        injected: Weight of the labels along the routes; 1 is ours. 0 injects nothing: the projection then follows the
-            student as the student follows it, and both may shrink.
-        hard: Weight of the labels for the student by itself; 1 is ours, and with 0 its halves first meet in stage 2.
-        projection_share: Stage 1's part of the epochs; 0.3 is ours.
+        projection: λ, a mean over elements, at least 0; 1 is ours, the paper's is not published.
+        injected: Weight of the labels along the routes, at least 0; 1 is ours. 0 injects nothing: the projection then
+            follows the student as the student follows it, and both may shrink.
+        hard: Weight of the labels for the student by itself, at least 0; 1 is ours, and with 0 its halves first meet in
+            stage 2.
+        projection_share: Stage 1's part of the epochs, in (0, 1); 0.3 is ours.
         example: A batch of inputs, (N, ...), from which the projections get their shapes.
         task: How batches are fed and measured.
     """
-    if not 0 < projection_share < 1:
-        raise ValueError(f"projection_share must lie in (0, 1), got {projection_share}")
     if projection == injected == 0:
         raise ValueError("no route would teach anything: give projection or injected a weight other than 0")
     routes = paired(student, teacher, layers, example, task)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -41,6 +42,7 @@ def logit_regression(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher, reduction="sum") / (2 * max(1, student.shape[:-1].numel()))
 
 
+@ranged
 def logits(
     student: nn.Module,
     teacher: nn.Module,
@@ -56,8 +58,8 @@ def logits(
     Args:
         student: The network to train.
         teacher: The network to learn from, of the same classes.
-        regression: Weight of the regression, with its sum over classes; 1 as in the paper's equation 1.
-        hard: Weight of the labels; 0 as in the paper, which uses none.
+        regression: Weight of the regression, with its sum over classes, above 0; 1 as in the paper's equation 1.
+        hard: Weight of the labels, at least 0; 0 as in the paper, which uses none.
         task: How batches are fed and measured.
     """
     regress = on(logit_regression, S, T, name="regression")

@@ -14,6 +14,7 @@ from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import UNLABELLED, Task
 from limbeck.tasks.classification import classification
@@ -64,6 +65,7 @@ def two_valued(logits: Tensor, targets: Tensor, label: float, other: float) -> T
     return -(q * F.log_softmax(logits, -1)).sum() / labelled.sum().clamp(min=1)
 
 
+@ranged
 def ls(student: nn.Module, *, smoothing: float = 0.1, task: Task = classification) -> Distill:
     """Train the student on smoothed labels: what a gain must beat before it is called knowledge.
 
@@ -71,7 +73,7 @@ def ls(student: nn.Module, *, smoothing: float = 0.1, task: Task = classificatio
 
     Args:
         student: The network to train.
-        smoothing: ε; 0.1 as in the paper's section 7.
+        smoothing: ε, in (0, 1]; 0.1 as in the paper's section 7.
         task: How batches are fed and measured.
     """
     return Distill(

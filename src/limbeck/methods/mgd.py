@@ -18,6 +18,7 @@ from limbeck.core.layers import paired, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.nets.connectors import common_grid
@@ -53,6 +54,7 @@ def masked_generative(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher, reduction="sum") / max(1, len(student))
 
 
+@ranged
 def mgd(
     student: nn.Module,
     teacher: nn.Module,
@@ -74,16 +76,14 @@ def mgd(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers; by default the last of `limbeck.pairs`, as in the authors' code for
             classification. Detection takes every level of the neck.
-        generation: Weight of each pair; 7e-5 as in the authors' code for classification, with its sum over elements and
-            mean over samples (2e-5 for segmentation). Smaller maps may need more: the sum is then smaller too.
-        masked: The share that is hidden; 0.15 as in the authors' code for classification (0.75 of the positions for
-            segmentation; 0.65 is mmrazor's default for detection).
+        generation: Weight of each pair, above 0; 7e-5 as in the authors' code for classification, with its sum over
+            elements and mean over samples (2e-5 for segmentation). Smaller maps may need more: the sum is then smaller too.
+        masked: The share that is hidden, in [0, 1); 0.15 as in the authors' code for classification (0.75 of the positions
+            for segmentation; 0.65 is mmrazor's default for detection).
         masks: ``"channels"`` as in the authors' code for classification, or ``"positions"`` as in the paper.
         example: A batch of inputs, (N, ...), from which the generators get their channels.
         task: How batches are fed and measured.
     """
-    if not 0 <= masked < 1:
-        raise ValueError(f"masked is the share that is hidden and must lie in [0, 1), got {masked}")
     if masks not in get_args(Masks):
         raise ValueError(f"masks must be 'channels' or 'positions', got {masks!r}")
     pairs = paired(student, teacher, layers, example, task, maps=True)

@@ -19,6 +19,7 @@ from limbeck.core.layers import paired
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.nets.connectors import common_grid
@@ -65,6 +66,7 @@ def neuron_selectivity(student: Tensor, teacher: Tensor, kernel: str = "poly", s
     return _mmd(s, t, lambda x, y: (x @ y.mT).square())
 
 
+@ranged
 def nst(
     student: nn.Module,
     teacher: nn.Module,
@@ -84,7 +86,7 @@ def nst(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers; by default the ends of the last three stages, paired by
             `limbeck.pairs`.
-        selectivity: Weight of each pair; 50 as in RepDistiller, with the mean over samples. It is the paper's λ/2.
+        selectivity: Weight of each pair, above 0; 50 as in RepDistiller, with the mean over samples. It is the paper's λ/2.
         kernel: ``"poly"`` as in the authors' code, ``"linear"`` or ``"gaussian"``.
         example: A batch of inputs, (N, ...), needed where ``layers`` are not named.
         task: How batches are fed and measured.

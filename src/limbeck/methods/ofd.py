@@ -22,6 +22,7 @@ from limbeck.core.layers import paired, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.core.trace import submodules
@@ -99,6 +100,7 @@ class PartialDistance(nn.Module):
         return margin_relu(*common_grid(student, teacher), self.margin)
 
 
+@ranged
 def ofd(
     student: nn.Module,
     teacher: nn.Module,
@@ -119,8 +121,8 @@ def ofd(
         layers: Pairs of student and teacher layers, from shallow to deep; by default the ends of the stages, paired by
             `limbeck.pairs`. A layer that ends in a ReLU stands for what enters it, one whose sum a batch norm takes over
             for what leaves that. ``relu:in`` and the like are taken as they are.
-        distance: Weight of the deepest pair, halved for each before it; 1/1000 as in the authors' code for CIFAR, with its
-            sum over elements and mean over samples.
+        distance: Weight of the deepest pair, halved for each before it, above 0; 1/1000 as in the authors' code for CIFAR,
+            with its sum over elements and mean over samples.
         example: A batch of inputs, (N, ...), from which the connectors get their channels.
         task: How batches are fed and measured.
     """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from limbeck.core.layers import stages
 from limbeck.core.method import Distill
 from limbeck.core.objective import M, S, Weight, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature, soft_target
@@ -54,6 +55,7 @@ class OnTheFly(Distill):
         return {"student": self._student[0], "ensemble": self.student}
 
 
+@ranged
 def one(
     student: nn.Module,
     *,
@@ -79,9 +81,10 @@ def one(
         student: The network to train.
         layer: The last layer that all branches share; by default the last but one resolution of the network's maps (the
             last but one block, or hidden layer), since the paper copies the last block.
-        branches: How many in all, the student's own among them; 3 as in the paper. The others start anew.
-        temperature: T; 3 as in the paper.
-        warmup: Share of the training in which r rises; 80 of 300 epochs as in the authors' code. The paper has no r.
+        branches: How many in all, the student's own among them, at least 2; 3 as in the paper. The others start anew.
+        temperature: T, in (0, 1000]; 3 as in the paper.
+        warmup: Share of the training in which r rises, in [0, 1]; 80 of 300 epochs as in the authors' code. The paper has
+            no r.
         gate: Learn the branches' shares from what the trunk shows, as the paper does. False gives all the same share,
             the paper's control: it lost 0.6 points by it (ResNet-110, CIFAR-100).
         anew: Makes the network with its own initialisation, ``anew=lambda: resnet18(num_classes=10)``, from which the
@@ -90,8 +93,6 @@ def one(
         example: A batch of inputs, (N, ...).
         task: How batches are fed and measured.
     """
-    if branches < 2:
-        raise ValueError(f"branches must be at least 2, got {branches}: with one it is limbeck.plain")
     check_temperature(temperature)
     layer = shared_layer(student, example, task) if layer is None else layer
     ensemble = with_branches(student, example, layer, branches, gate, anew)

@@ -17,6 +17,7 @@ from limbeck.core.layers import embeddings
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, unit_rows
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -53,6 +54,7 @@ def probability_divergence(student: Tensor, teacher: Tensor) -> Tensor:
     return (p_t * ((p_t + EPSILON) / (_neighbours(student) + EPSILON)).log()).mean()
 
 
+@ranged
 def pkt(
     student: nn.Module,
     teacher: nn.Module,
@@ -72,7 +74,7 @@ def pkt(
         teacher: The network to learn from.
         layer: Where the embeddings are: one path for both networks, or (student's, teacher's); ``""`` is the output. By
             default the input of each network's last linear layer.
-        probability: Weight of the divergence; 30000 as in RepDistiller, with its mean over N² pairs of samples.
+        probability: Weight of the divergence, above 0; 30000 as in RepDistiller, with its mean over N² pairs of samples.
         example: A batch of inputs, (N, ...), to find the last linear layer that runs; without it the last registered.
         task: How batches are fed and measured.
     """

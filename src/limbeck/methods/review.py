@@ -20,6 +20,7 @@ from limbeck.core.layers import paired, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import rising
 from limbeck.core.task import Task
@@ -97,6 +98,7 @@ class Review(nn.Module):
         return sum(losses[1:], losses[0])
 
 
+@ranged
 def review(
     student: nn.Module,
     teacher: nn.Module,
@@ -119,21 +121,18 @@ def review(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers, from shallow to deep; by default the ends of the stages, paired by
             `limbeck.pairs`.
-        context: Weight of the sum over layers; 5 is one of the authors' for CIFAR-100, which go from 0.6 to 8.
-        warmup: The share of the training in which the term rises to its weight; 20 of 240 epochs as the authors'. 0 for
-            none.
-        middle: Channels of what passes from fusion to fusion; the deepest layer's, at most 512, as in the authors' code.
+        context: Weight of the sum over layers, above 0; 5 is one of the authors' for CIFAR-100, which go from 0.6 to 8.
+        warmup: The share of the training in which the term rises to its weight, in [0, 1]; 20 of 240 epochs as the
+            authors'. 0 for none.
+        middle: Channels of what passes from fusion to fusion, at least 1; the deepest layer's, at most 512, as in the
+            authors' code.
         example: A batch of inputs, (N, ...), from which the fusions get their channels.
         task: How batches are fed and measured.
     """
-    if not 0 <= warmup <= 1:
-        raise ValueError(f"warmup is a share of the training and must lie in [0, 1], got {warmup}")
     pairs = paired(student, teacher, layers, example, task, maps=True)
     students = [shape_at(student, s, example, task)[1] for s, _ in pairs]
     teachers = [shape_at(teacher, t, example, task)[1] for _, t in pairs]
     middle = min(512, students[-1]) if middle is None else middle
-    if middle < 1:
-        raise ValueError(f"middle, the channels between fusions, must be at least 1, got {middle}")
     places = [*(S[s] for s, _ in pairs), *(T[t] for _, t in pairs)]
     reviewing = context * on(Review(students, teachers, middle), *places, name="context")
     return Distill(student, teacher, task.hard + (rising(warmup) if warmup else 1.0) * reviewing, task)

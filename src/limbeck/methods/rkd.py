@@ -19,6 +19,7 @@ from limbeck.core.layers import embeddings
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -81,6 +82,7 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     return (total / n**3).to(student.dtype)
 
 
+@ranged
 def rkd(
     student: nn.Module,
     teacher: nn.Module,
@@ -100,8 +102,9 @@ def rkd(
         teacher: The network to learn from.
         layer: Where the embeddings are: one path for both networks, or (student's, teacher's); ``""`` is the output. By
             default the input of each network's last linear layer.
-        distance: Weight of the distances; 25 as in RepDistiller's classification runs (the paper: 1, metric learning).
-        angle: Weight of the angles; 50 likewise (the paper: 2).
+        distance: Weight of the distances, at least 0; 25 as in RepDistiller's classification runs (the paper: 1, metric
+            learning).
+        angle: Weight of the angles, at least 0; 50 likewise (the paper: 2).
         example: A batch of inputs, (N, ...), to find the last linear layer that runs; without it the last registered.
         task: How batches are fed and measured.
     """

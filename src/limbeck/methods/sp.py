@@ -19,6 +19,7 @@ from limbeck.core.layers import paired
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, unit_rows
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -53,6 +54,7 @@ def similarity_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (_similarities(student) - similarities_t).square().mean()
 
 
+@ranged
 def sp(
     student: nn.Module,
     teacher: nn.Module,
@@ -71,7 +73,7 @@ def sp(
         student: The network to train.
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers; by default the deepest pair of `limbeck.pairs`.
-        similarity: Weight of each pair; 3000 as in the paper, with the mean over N² pairs of samples.
+        similarity: Weight of each pair, above 0; 3000 as in the paper, with the mean over N² pairs of samples.
         example: A batch of inputs, (N, ...), needed where ``layers`` are not named.
         task: How batches are fed and measured.
     """

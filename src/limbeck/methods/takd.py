@@ -16,6 +16,7 @@ from itertools import pairwise
 from torch import nn
 
 from limbeck.core.copied import copied
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
@@ -35,6 +36,7 @@ PAPER = Paper(
 )
 
 
+@ranged
 def takd(
     student: nn.Module,
     teacher: nn.Module,
@@ -56,8 +58,8 @@ def takd(
         teacher: The network that the first assistant learns from.
         assistants: One or several, from the largest to the smallest. Copies of them are trained, so that they stay as they
             are.
-        temperature: T of every step; 4 as in `limbeck.kd` (the authors search it for each pair).
-        alpha: The share of the soft term; 0.9 as in `limbeck.kd` (the authors search it for each pair).
+        temperature: T of every step, in (0, 1000]; 4 as in `limbeck.kd` (the authors search it for each pair).
+        alpha: The share of the soft term, in (0, 1]; 0.9 as in `limbeck.kd` (the authors search it for each pair).
         task: How batches are fed and measured.
     """
     chain = [assistants] if isinstance(assistants, nn.Module) else list(assistants)

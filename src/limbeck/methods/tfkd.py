@@ -23,6 +23,7 @@ from limbeck.core.frozen import bare
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, Y, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import UNLABELLED, Task
@@ -80,6 +81,7 @@ def virtual_teacher(
     return of_update(torch.where((targets != UNLABELLED).any(), softening**2 * divergence, 0.0), "labels")
 
 
+@ranged
 def tfkd_reg(
     student: nn.Module,
     *,
@@ -97,9 +99,12 @@ def tfkd_reg(
 
     Args:
         student: The network to train.
-        temperature: T softens the virtual teacher, and in the paper's mode the student; 20 as in the authors' code.
-        correct: a, the virtual teacher's probability of the label; 0.99 as in the authors' code, the paper has 0.9 or more.
-        alpha: The share of the virtual teacher; 0.1 as in the authors' code, where m = 100 undoes the mean over classes.
+        temperature: T softens the virtual teacher, and in the paper's mode the student, in (0, 1000]; 20 as in the authors'
+            code.
+        correct: a, the virtual teacher's probability of the label, in (0, 1); 0.99 as in the authors' code, the paper has
+            0.9 or more.
+        alpha: The share of the virtual teacher, in (0, 1]; 0.1 as in the authors' code, where m = 100 undoes the mean over
+            classes.
         mode: "paper" or "code", see `limbeck.losses.virtual_teacher`.
         task: How batches are fed and measured.
     """
@@ -110,6 +115,7 @@ def tfkd_reg(
     return Distill(student, None, (1 - alpha) * task.hard + alpha * virtual, task)
 
 
+@ranged
 def tfkd_self(
     student: nn.Module,
     *,
@@ -126,9 +132,9 @@ def tfkd_self(
 
     Args:
         student: The network. It ends as the second one; its first weights are those of the first.
-        temperature: T softens both outputs; 20 as in the authors' configurations, but for ResNet-18's 6.
-        alpha: The share of the former self; 0.95 as in the authors' code for small networks. Its mean over K = 100 classes
-            makes that 0.0095 beside 0.05 for the labels there, and with ResNet-18's multiplier of 50 0.475.
+        temperature: T softens both outputs, in (0, 1000]; 20 as in the authors' configurations, but for ResNet-18's 6.
+        alpha: The share of the former self, in (0, 1]; 0.95 as in the authors' code for small networks. Its mean over K =
+            100 classes makes that 0.0095 beside 0.05 for the labels there, and with ResNet-18's multiplier of 50 0.475.
         anew: Makes the network with its own initialisation, as for `limbeck.ban`.
         task: How batches are fed and measured.
     """
@@ -143,6 +149,7 @@ def tfkd_self(
     yield Stage(kd(student, former, temperature=temperature, alpha=alpha, task=task), 0.5, name="self")
 
 
+@ranged
 def rekd(
     student: nn.Module,
     teacher: nn.Module,
@@ -159,8 +166,8 @@ def rekd(
     Args:
         student: The larger network, to train.
         teacher: The smaller one, trained.
-        temperature: T; 20 as in the authors' configurations, which we could confirm for some pairs only.
-        alpha: The share of the soft term; 0.6 as in the same.
+        temperature: T, in (0, 1000]; 20 as in the authors' configurations, which we could confirm for some pairs only.
+        alpha: The share of the soft term, in (0, 1]; 0.6 as in the same.
         task: How batches are fed and measured.
     """
     sizes = [sum(p.numel() for p in net.parameters()) for net in (student, bare(teacher))]
@@ -172,6 +179,7 @@ def rekd(
     return kd(student, teacher, temperature=temperature, alpha=alpha, task=task)
 
 
+@ranged
 def dekd(
     student: nn.Module,
     teacher: nn.Module,
@@ -191,12 +199,10 @@ def dekd(
         teacher: The network to train badly; a copy of it is trained, from the weights that it has.
         schooling: The teacher's part of the epochs, in (0, 1). The paper's poorest teachers had 1 of 200 epochs, others 50;
             0.05 is ours.
-        temperature: As for `rekd`.
-        alpha: As for `rekd`.
+        temperature: As for `rekd`, in (0, 1000].
+        alpha: As for `rekd`, in (0, 1].
         task: How batches are fed and measured.
     """
-    if not 0 < schooling < 1:
-        raise ValueError(f"schooling is the teacher's part of the epochs and must lie in (0, 1), got {schooling}")
     check_temperature(temperature)
     _check_share(alpha)
     task.softened(S)  # complains before the first stage

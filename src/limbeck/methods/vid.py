@@ -20,6 +20,7 @@ from limbeck.core.layers import paired, shape_at
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, T, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.nets.connectors import common_grid, pointwise
@@ -69,6 +70,7 @@ class Gaussian(nn.Module):
         return 0.5 * (errors / variance + variance.log()).mean()
 
 
+@ranged
 def vid(
     student: nn.Module,
     teacher: nn.Module,
@@ -88,8 +90,8 @@ def vid(
         student: The network to train.
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers; by default the ends of the stages, paired by `limbeck.pairs`.
-        information: Weight of each pair; 1 as in RepDistiller, with its mean over all elements.
-        variance: σ² at the start; 5 as in RepDistiller.
+        information: Weight of each pair, above 0; 1 as in RepDistiller, with its mean over all elements.
+        variance: σ² at the start, above 0; 5 as in RepDistiller.
         example: A batch of inputs, (N, ...), from which the connectors get their channels.
         task: How batches are fed and measured.
     """

@@ -21,6 +21,7 @@ from limbeck.core.layers import layers as table
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import Objective, S, T, Weight, on
+from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Batch, Task
 from limbeck.core.trace import locate, submodules
@@ -106,6 +107,7 @@ class Matching(Method):
         yield Turn("student", {**learned, **self.matching({"progress": progress, **shown})})
 
 
+@ranged
 def weights(
     student: nn.Module,
     teacher: nn.Module,
@@ -130,13 +132,11 @@ def weights(
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers with weights of equal kernels; by default all convolutions and linear
             layers but the first and the last, those of one kernel paired by their depth.
-        weights: Weight of each pair, a mean over elements; 1e-2 is ours, the lecture has none.
-        until: The share of the training after which the term is gone; 0.5 is ours.
+        weights: Weight of each pair, a mean over elements, above 0; 1e-2 is ours, the lecture has none.
+        until: The share of the training after which the term is gone, in (0, 1]; 0.5 is ours.
         example: A batch of inputs, (N, ...), needed where ``layers`` are not named.
         task: How batches are fed and measured.
     """
-    if not 0 < until <= 1:
-        raise ValueError(f"until is a share of the training and must lie in (0, 1], got {until}")
     matching = Objective([])
     for s, t in _alike(student, teacher, example, task) if layers is None else layers:
         maps = Maps(*_shapes(student, teacher, s, t))
@@ -147,6 +147,7 @@ def weights(
     return Matching(Distill(student, teacher, task.hard, task), falling)
 
 
+@ranged
 def weights_outputs(
     student: nn.Module,
     teacher: nn.Module,
@@ -165,7 +166,8 @@ def weights_outputs(
         student: The network to train.
         teacher: The network to learn from.
         layers: Pairs of student and teacher layers; by default the ends of the stages, paired by `limbeck.pairs`.
-        outputs: Weight of each pair, a mean over elements; 100 as RepDistiller has it for a hint, the lecture has none.
+        outputs: Weight of each pair, a mean over elements, above 0; 100 as RepDistiller has it for a hint, the lecture has
+            none.
         example: A batch of inputs, (N, ...), from which the maps get their shapes.
         task: How batches are fed and measured.
     """
