@@ -24,7 +24,7 @@ from limbeck.cli.options import (
 )
 from limbeck.cli.parser import Commands, first_line
 from limbeck.cli.words import entries_of
-from limbeck.report.comparison import findings
+from limbeck.report.comparison import sentences
 from limbeck.report.table import console_table
 from limbeck.verbs.compare import compare
 
@@ -79,7 +79,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
         console.print(f"stopped; the same command with --run-dir {plain(run_dir)} goes on")
         return STOPPED
     console.print(console_table(comparison.candidates, comparison.title))
-    for sentence in [comparison.note] * bool(comparison.note) + findings(comparison):
+    for sentence in sentences(comparison):
         console.print(f"  {plain(sentence)}")
     console.print(plain(str(Path(run_dir) / "report.html")))
     return 0

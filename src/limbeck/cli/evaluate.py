@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from limbeck.cli.case import Case, Loader, case_of, samples_in
+from limbeck.cli.case import Case, Loader, case_of, samples_in, shape_of
 from limbeck.cli.console import show_metric
-from limbeck.cli.networks import network, taught_by, weighted
+from limbeck.cli.networks import taught_by, trained
 from limbeck.cli.options import answers, load_data, network_of, views
 from limbeck.cli.parser import Commands, first_line
+from limbeck.core.batches import tensors
 from limbeck.core.files import write
-from limbeck.core.frozen import frozen
+from limbeck.core.frozen import Frozen, bare, frozen
 from limbeck.core.layers import Pair, pairs
 from limbeck.core.task import Score, Task
 from limbeck.engine.run import packed
@@ -47,6 +49,7 @@ from limbeck.measure.cost import BATCH
 from limbeck.measure.evaluate import batches, evaluate
 from limbeck.nets.exits import EarlyExit
 from limbeck.report.table import milliseconds, percent, points, quantity, size
+from limbeck.zoo._files import first_line as first_words
 
 SECONDS = 0.2
 """For each time that is taken: torch's own default, since nothing waits for it here."""
@@ -95,11 +98,16 @@ def _eval(leaf: Namespace, config: Mapping[str, Any]) -> int:
     case = case_of(leaf)
     torch.manual_seed(leaf.seed)  # of NAME@random
     names = {role: leaf[role] for role in ("network", "teacher") if leaf[role] is not None}
-    nets = {"network": network(weighted(leaf.network, "network"), case)}
+    nets = {"network": trained(leaf.network, "network", case)}
     if leaf.teacher is not None:
         nets["teacher"] = taught_by(leaf.teacher, case)
+    for role, net in nets.items():
+        _refuse_not_finite(names[role], net)
     chosen = _calibrated(leaf, nets["network"], case)
-    record = _record(names, nets, case, deviations, leaf.seed) | ({"calibrated": chosen} if chosen else {})
+    with _sizes_told(case):
+        record = _record(names, nets, case, deviations, leaf.seed)
+    if chosen:
+        record["calibrated"] = chosen
     if leaf.json:
         print(json.dumps(pytree.tree_map(_finite, record), ensure_ascii=False))
     else:
@@ -176,6 +184,8 @@ def _record(
     one_class = _tells_classes(nets["network"], test, task)
     if not one_class:
         record["left_out"] = LEFT_OUT
+    for role, net in nets.items():
+        _watch(names[role], net, task)
     found, beside = _answers(nets, test, layers, task) if one_class else ({}, {})
     record |= beside
     if one_class and not case.classes:
@@ -198,6 +208,47 @@ def _record(
             exits = {"after": net.after, "thresholds": net.thresholds.tolist(), **asdict(profile)}
             record[role] |= {"macs": profile.macs, "exits": exits}
     return record
+
+
+def _refuse_not_finite(name: str, net: nn.Module) -> None:
+    """Find weights that no measure means anything of; those of files were looked at when they were read."""
+    for path, parameter in bare(net).named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"{name}: its layer {path} has values that are nan or infinite: there is nothing to measure. Take weights "
+                "from before its training diverged"
+            )
+
+
+def _watch(name: str, net: nn.Module, task: Task) -> None:
+    """Let a network refuse answers that no score means anything of; minus infinity is the logit of a class left out."""
+    read = (net.output if isinstance(net, Frozen) else None) or task.output
+
+    def refuse(_: nn.Module, inputs: Any, output: Any) -> None:
+        for answer in tensors(read(output)):
+            if answer.is_floating_point() and bool((answer.isnan() | answer.isposinf()).any()):
+                raise ValueError(
+                    f"{name} answers with values that are nan or infinite, of which no score can be taken: its training "
+                    "diverged, or the inputs are not what it was trained on, as pixels that are not normalised"
+                )
+
+    net.register_forward_hook(refuse)
+
+
+@contextmanager
+def _sizes_told(case: Case) -> Iterator[None]:
+    """Say in words that test data have another size than those that the networks were made for, if that stops them."""
+    try:
+        yield
+    except (RuntimeError, IndexError, TypeError) as error:
+        shapes = (shape_of(case.task.inputs(batch)) for batch in case.held_out)
+        other = next((shape for shape in shapes if shape not in (case.shape, None)), None)
+        if case.shape is None or other is None:
+            raise
+        raise ValueError(
+            f"the networks were made for inputs of shape {case.shape}, as the training data have it, and some of the test "
+            f"data, {other}, they cannot take ({first_words(error)}): bring all to one size"
+        ) from error
 
 
 @torch.no_grad()

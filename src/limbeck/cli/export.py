@@ -9,7 +9,7 @@ from rich.console import Console
 from limbeck import zoo
 from limbeck.cli.case import case_of
 from limbeck.cli.console import plain
-from limbeck.cli.networks import network, weighted
+from limbeck.cli.networks import trained
 from limbeck.cli.options import answers, load_data, network_of
 from limbeck.cli.parser import Commands, first_line
 from limbeck.data import Data
@@ -35,7 +35,7 @@ def destination(to: str, formats: str = ",".join(FORMATS), tolerance: float = 1e
 def _export(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Write a network as files that ship, each compared with it on the test data."""
     case = case_of(leaf)
-    net = network(weighted(leaf.network, "network"), case)
+    net = trained(leaf.network, "network", case)
     data = case.data if isinstance(case.data, Data) else case.held_out
     formats: Any = [word.strip() for word in leaf.formats.split(",") if word.strip()]
     name, _ = zoo.split_name(leaf.network)

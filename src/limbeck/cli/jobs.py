@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from contextlib import ExitStack
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import torch
-import yaml
 
 from limbeck.cli.console import STOPPED, complain
 from limbeck.engine.interrupt import interruptible
@@ -22,13 +24,17 @@ Process = subprocess.Popen[bytes]
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at the processes."""
+GRACE = 20.0
+"""Seconds that a process has for its checkpoint once nobody waits for it any more; ours."""
+WORKER = "import sys; from limbeck.cli.jobs import work; sys.exit(work(sys.argv[1:]))"
+"""What a process runs: a file of its own would be left behind where all of them are killed."""
 
 
 def side_by_side(first: Mapping[str, Any], others: Mapping[str, Any], jobs: int) -> int:
     """Run a command in several processes, of which the first tells the user how it goes and what comes out.
 
     GPUs are dealt out in turn, and the cores shared out equally. Ctrl-C reaches each of them, once. Where one fails, the
-    others stop as if by Ctrl-C.
+    others stop as if by Ctrl-C; and so do all where this process ends, however it ends.
 
     Args:
         first: The command, as ``--config`` takes it.
@@ -38,31 +44,53 @@ def side_by_side(first: Mapping[str, Any], others: Mapping[str, Any], jobs: int)
     Returns:
         The exit code.
     """
-    with TemporaryDirectory() as folder, interruptible() as wants_stop:
-        places = [Path(folder) / str(index) for index in range(jobs)]
-        processes = [_start(first, places[0], _environment(0, jobs), quiet=False)]
+    with ExitStack() as open_files, interruptible() as wants_stop:
+        words = [open_files.enter_context(TemporaryFile()) for _ in range(jobs)]
+        processes = [_start(first, None, _environment(0, jobs))]
         for index in range(1, jobs):
-            processes.append(_start(others, places[index], _environment(index, jobs), quiet=True))
+            processes.append(_start(others, words[index], _environment(index, jobs)))
         failed = _wait(processes, wants_stop)
         if failed is None:
             return processes[0].returncode
-        said = (places[failed] / "stderr").read_text(encoding="utf-8", errors="replace")
+        words[failed].seek(0)
+        said = words[failed].read().decode("utf-8", errors="replace")
         complain(f"process {failed + 1} of {jobs} {_end(processes[failed].returncode)}\n{said}".strip())
         return 2
 
 
-def _start(command: Mapping[str, Any], folder: Path, environment: Mapping[str, str], *, quiet: bool) -> Process:
-    folder.mkdir()
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(dict(command)), encoding="utf-8")
-    with (folder / "stderr").open("wb") as words:
-        return subprocess.Popen(
-            [sys.executable, "-m", "limbeck.cli", "--config", str(config), command["subcommand"]],
-            env=environment,
-            stdout=subprocess.DEVNULL if quiet else None,
-            stderr=words if quiet else None,
-            start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on
-        )
+def work(command: Sequence[str]) -> int:
+    """Run a command as one of several processes, which ends with the one that started it; return the exit code.
+
+    Its standard input is a pipe that the other one holds, and so is at its end when that one is, on every system.
+
+    Args:
+        command: The words of the command line.
+    """
+    from limbeck.cli import main
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    return main(command)
+
+
+def _end_with_parent() -> None:
+    """Stop as if by Ctrl-C once the starting process is no more, and at all costs a while after that."""
+    while os.read(0, 1):  # not sys.stdin, whose lock would be held when the interpreter ends
+        pass
+    _thread.interrupt_main()
+    time.sleep(GRACE)
+    os._exit(STOPPED)
+
+
+def _start(command: Mapping[str, Any], words: IO[bytes] | None, environment: Mapping[str, str]) -> Process:
+    """Start a process; one whose words go to a file says nothing to the user."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, "--config", json.dumps(dict(command)), command["subcommand"]],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=None if words is None else subprocess.DEVNULL,
+        stderr=words,
+        start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which passes it on
+    )
 
 
 def _environment(index: int, jobs: int) -> dict[str, str]:

@@ -26,8 +26,13 @@ class Name(str):
 
 
 def network(name: str, case: Case) -> nn.Module:
-    """Make a network that suits the data, by its name."""
-    return zoo.network(name, case.outputs, case.shape)
+    """Make a network that suits the data, by its name, to be trained: `limbeck.zoo.network` says what begins anew."""
+    return zoo.network(name, case.outputs, case.shape, new_head=case.new_head or None)
+
+
+def trained(name: str, role: str, case: Case) -> nn.Module:
+    """Make a network that has learned: pretrained ones of other classes are refused, too, unless the user insists."""
+    return zoo.network(weighted(name, role), case.outputs, case.shape, new_head=case.new_head)
 
 
 def weighted(name: str, role: str) -> str:
@@ -36,7 +41,7 @@ def weighted(name: str, role: str) -> str:
     own = ":" in base and not base.startswith(("torchvision:", "timm:"))
     if weights is None and not own:
         raise ValueError(
-            f"the {role} {name} has no weights: name their file, {name}@FILE "
+            f"the {role} {name} has no weights: name their file or a run's folder, {name}@FILE or {name}@RUN "
             f"(train one with `limbeck train --network {name}`), or take {name}@random for an untrained one"
         )
     return name
@@ -56,7 +61,7 @@ def _teacher(name: str, case: Case) -> nn.Module:
     if not case.view:
         _refuse_another_task(name, case.task)
     fed = case.view.get("inputs", _as_it_is)(case.example)
-    net = zoo.network(name, case.teacher_outputs or case.outputs, shape_of(fed))
+    net = zoo.network(name, case.teacher_outputs or case.outputs, shape_of(fed), new_head=False)
     return Frozen(net, **case.view) if case.view else net
 
 

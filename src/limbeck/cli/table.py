@@ -13,7 +13,7 @@ from rich.console import Console
 from limbeck import zoo
 from limbeck.cli.case import case_of
 from limbeck.cli.console import plain
-from limbeck.cli.networks import network, weighted
+from limbeck.cli.networks import trained, weighted
 from limbeck.cli.options import answers, load_data
 from limbeck.cli.parser import Commands, first_line
 from limbeck.data import Data
@@ -47,7 +47,7 @@ def _table(leaf: Namespace, config: Mapping[str, Any]) -> int:
     names = [weighted(leaf.teacher, "teacher"), *(weighted(name, "student") for name in leaf.students)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{twice[0]} is named twice")
-    nets = dict(zip(_short(names), (network(name, case) for name in names), strict=True))
+    nets = dict(zip(_short(names), (trained(name, "network", case) for name in names), strict=True))
     data = case.data if isinstance(case.data, Data) else (*case.data[:2], case.held_out)
     found = accounts(nets, data, seconds=SECONDS, task=case.task)
     if leaf.json:
@@ -65,8 +65,13 @@ def _short(names: Sequence[str]) -> list[str]:
     """Leave away of the files of weights what is not needed to tell networks apart: resnet8, or else resnet8 kd."""
     split = [zoo.split_name(name) for name in names]
     bases = [base for base, _ in split]
-    folders = [f"{base} {Path(weights or '').parent.name}" for base, weights in split]
+    folders = [f"{base} {_folder(Path(weights or '')).name}" for base, weights in split]
     return [
         next((short for short, all_short in ((base, bases), (folder, folders)) if all_short.count(short) == 1), name)
         for base, folder, name in zip(bases, folders, names, strict=True)
     ]
+
+
+def _folder(weights: Path) -> Path:
+    """Return the folder that weights lie in: a run's, or their file's."""
+    return weights if weights.is_dir() else weights.parent

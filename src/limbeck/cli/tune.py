@@ -132,6 +132,7 @@ def _command(method: str, options: Mapping[str, Any], leaf: Namespace) -> str:
         words += ["--peers", leaf.student]
     elif leaf.teacher is not None:
         words += ["--teacher", _word(leaf.teacher)]
+    words += ["--new-head"] * leaf.new_head
     for group in (views, load_data, answers, training):
         for name, parameter in inspect.signature(group).parameters.items():
             if leaf[name] != parameter.default and name not in ("run_dir", "resume", "logger", "progress"):

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from limbeck.zoo._files import Weights, weights_in
 from limbeck.zoo._outside import Build, Shape, from_factory, from_timm, from_torchvision, stated
-from limbeck.zoo._weights import load_weights, prepared, task_of
+from limbeck.zoo._weights import load_weights, prepared, task_of, tell
 from limbeck.zoo.fitnet import FitNet, FitNetTeacher
 from limbeck.zoo.mlp import MLP
 from limbeck.zoo.mobilenet import MobileNetV2
@@ -85,7 +86,13 @@ _LARGEST = 224  # pixels a side, the size at which torchvision's and timm's netw
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError)
 
 
-def network(name: str, num_classes: int | None = 10, shape: tuple[int, ...] | None = (3, 32, 32)) -> nn.Module:
+def network(
+    name: str,
+    num_classes: int | None = 10,
+    shape: tuple[int, ...] | None = (3, 32, 32),
+    *,
+    new_head: bool | None = None,
+) -> nn.Module:
     """Make a network from its name.
 
     ===========================  ==================================================================================
@@ -98,10 +105,21 @@ def network(name: str, num_classes: int | None = 10, shape: tuple[int, ...] | No
                                  ``num_classes=`` and ``in_channels=`` only if its signature names them
     ===========================  ==================================================================================
 
-    After the name, ``@FILE`` loads weights (``.safetensors``, ``.pt``, ``.pth``, ``.ckpt``), ``@pretrained`` takes
-    torchvision's or timm's own, and ``@random`` says that an untrained network is meant, for a control. Without any of
-    them the network is fresh. The file of a network made of another, as methods leave them, makes it again: a
-    `limbeck.EarlyExit` or the network up to one of its exits (`limbeck.byot`), branches (`limbeck.one`), an ensemble
+    After the name come its weights, or the network is fresh:
+
+    ===========================  ==================================================================================
+    ``@FILE``                    a file of safetensors or of `torch.save`, whatever its suffix: a dictionary of tensors, or
+                                 a checkpoint with one in it under any key, with any prefix before all names. Of several
+                                 that fit the trained one is taken before its averages
+    ``@FILE:KEY``                what is under this key of it, as ``state_dict_ema``, or after this prefix
+    ``@RUN``                     the student of a run's folder, or its first network; of a run that is not finished as it
+                                 was last kept. ``@RUN:NETWORK`` is another one of it
+    ``@pretrained``              torchvision's or timm's own
+    ``@random``                  none: an untrained network is meant, for a control
+    ===========================  ==================================================================================
+
+    Nothing that is pickled in a file is run. The file of a network made of another, as methods leave them, makes it again:
+    a `limbeck.EarlyExit` or the network up to one of its exits (`limbeck.byot`), branches (`limbeck.one`), an ensemble
     (`limbeck.ban`). Except for factories, the network is run once on two blank samples, so that a shape that it cannot
     take is an error here.
 
@@ -111,12 +129,16 @@ def network(name: str, num_classes: int | None = 10, shape: tuple[int, ...] | No
             functions of yours that do not ask for it.
         shape: Of one sample, ``(C, H, W)`` for images; ``mlp`` takes any. None where a sample is no single tensor, for
             functions of yours.
+        new_head: Whether the last layer begins anew where the weights are for another number of outputs, drawn by torch's
+            generator as in a fresh network; all else must fit. By default it does of ``@pretrained``, and is an error of
+            files. What was begun anew is said in a warning.
 
     Returns:
         The network, in training mode, on torch's default device.
 
     Raises:
-        ValueError: An unknown name, a shape that the network cannot take, or weights that do not fit.
+        ValueError: An unknown name, a shape that the network cannot take, weights that do not fit or are not finite, a file
+            that is damaged or holds no weights, or a factory that fails.
         TypeError: The factory is none, or returns something else than a module.
 
     Example:
@@ -130,17 +152,30 @@ def network(name: str, num_classes: int | None = 10, shape: tuple[int, ...] | No
     pretrained = weights == "pretrained"
     if pretrained and library is None:
         raise ValueError(f"{name}: only torchvision's and timm's networks come pretrained; give a file, {base}@FILE")
+    found = None if weights in (None, "random", "pretrained") else _found(base, weights)
     if colon and library is None:
         net = from_factory(base, num_classes, shape)
     else:
         outputs, size = stated(base, "num_classes", num_classes), stated(base, "shape", shape)
-        build = _from_zoo(base, outputs) if library is None else library(model, outputs, pretrained)
+        build = (
+            _from_zoo(base, outputs) if library is None else library(model, outputs, pretrained, new_head is not False)
+        )
         net = _build_checked(base, build, size)
-    if weights in (None, "random", "pretrained"):
+    if found is None:
         return net
-    net = prepared(net, weights, base, shape)
-    load_weights(net, weights, base)
+    net = prepared(net, found, base, shape)
+    load_weights(net, found, base, num_classes, bool(new_head))
+    if found.news:
+        tell(found.news)
     return net
+
+
+def _found(name: str, weights: str) -> Weights:
+    """Read the weights of a network, before it is made."""
+    try:
+        return weights_in(weights)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def split_name(name: str) -> tuple[str, str | None]:
