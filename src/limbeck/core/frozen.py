@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map
+
+from limbeck.core.copied import copied
+from limbeck.core.sound import FLOATS
+from limbeck.core.trace import submodules
+from limbeck.core.wrapped import unwrapped, without_splits, without_wrappers
 
 Mode = Literal["eval", "batch_stats", "train"]
 
@@ -17,13 +28,23 @@ Mode = Literal["eval", "batch_stats", "train"]
 class Frozen(nn.Module):
     """A network that teaches and never trains.
 
-    It is a view: its weights are the given network's own storage, seen without gradients, in a module tree of its
-    own; the given network keeps its mode, its hooks and its gradients. Since no parameter needs a gradient, its outputs
-    enter the autograd graph only where its *inputs* need one (Jacobian matching). It lies outside `parameters()` and
-    `state_dict()`, so that no optimizer, checkpoint or DDP bucket ever meets it; `.to()` moves it.
+    It is a live view of the network's parameters *and* buffers: they are the network's own storage, seen without gradients,
+    in a module tree of its own, and whatever becomes of them the view shows, weights that are loaded as well as tensors or
+    layers that are replaced. All else is as it was when the view was made: attributes and hooks, and the given network
+    keeps its mode, its hooks and its gradients. The view changes nothing of it: where a network writes to its buffers, it
+    writes to copies. `.to()` moves the view alone, which has copies then; they too are made anew when the network
+    changes. A deep copy of a view, as of a method, is free of the network: a snapshot.
+
+    Since no parameter needs a gradient, its outputs enter the autograd graph only where its *inputs* need one (Jacobian
+    matching). It lies outside `parameters()` and `state_dict()`, so that no optimizer, checkpoint or DDP bucket ever meets
+    it.
+
+    A teacher may have another floating-point type than the student, float16 say: what floats among its inputs is cast to
+    the teacher's type (of several, that of its first parameter), and its answers and layers are cast to that of the inputs;
+    to torch's default type where no input floats, as of tokens.
 
     Args:
-        net: The network.
+        net: The network. Of a ``DataParallel`` one the view is of what is inside, on one device.
         mode: ``"eval"``: as it would be deployed. ``"batch_stats"``: batch norm uses the batch's own statistics (what AB
             and OFD did, by accident or not). ``"train"``: that and dropout. Buffers never change in any mode.
         inputs: Makes what the network is fed of what the student is fed: another size or normalisation, other tokens.
@@ -31,6 +52,10 @@ class Frozen(nn.Module):
         classes: Which of the network's outputs each output of the student is, ``{student's: teacher's}`` or a list of the
             teacher's; the others are left out, so that a softmax is one over the common classes. `matched` finds them
             by name. None: all, in the same order.
+
+    Raises:
+        TypeError: No network, or one that cannot be copied; the message names the attribute.
+        ValueError: An unknown mode, or another than ``"eval"`` of a TorchScript network; lazy layers without weights.
 
     Example:
         >>> larger = Frozen(nn.Flatten(), inputs=nn.Upsample(scale_factor=2), classes={0: 3, 1: 0})
@@ -53,16 +78,27 @@ class Frozen(nn.Module):
                 f"expected a network to teach, got {type(net).__name__}: limbeck.SklearnTeacher makes one of a model of "
                 "scikit-learn"
             )
+        if mode != "eval" and isinstance(net, ScriptModule):
+            raise ValueError(
+                f"a TorchScript network teaches in eval mode alone, got {mode!r}: give the network that it was made of"
+            )
         self.mode = mode
-        # tuples keep modules from being registered
-        self._hidden = (_view(net),)
+        net = without_splits(net)
+        self._origin: Callable[[], nn.Module | None] = lambda: net  # a function keeps a module from being registered
+        self._marks: _Marks | None = None
+        self._place: tuple[torch.device | None, torch.dtype | None] = (None, None)
         self._seen = (inputs, output)
+        self._take(net)
         self.classes = None if classes is None else _positions(classes)
         self.train()
 
     @property
     def net(self) -> nn.Module:
-        """The network, to look into; train the original instead."""
+        """The network as it is now, to look into; train the original instead."""
+        if self._marks is not None and not torch.compiler.is_compiling():
+            origin = self._origin()
+            if origin is not None and not self._marks.hold(origin):
+                self._take(origin)
         return self._hidden[0]
 
     @property
@@ -83,36 +119,84 @@ class Frozen(nn.Module):
         return answer[..., self.classes]
 
     def says_as(self, other: Frozen) -> bool:
-        """Whether ``other`` is a view of the same weights, fed and read alike."""
-        views = [(one.mode, one._seen, one.classes, _weights(one.net)) for one in (self, other)]
+        """Whether ``other`` is a view of the same parameters and buffers, fed and read alike."""
+        views = [(one.mode, one._seen, one.classes, _tensors_at(one.net)) for one in (self, other)]
         return self is other or (views[0] == views[1] and bool(views[0][-1]))
 
     def again(self, mode: Mode | None = None) -> Frozen:
         """Return another view of the same weights, fed and read alike, which moves alone."""
         fed, read = self._seen
-        return Frozen(self.net, mode or self.mode, inputs=fed, output=read, classes=self.classes)
+        other = Frozen(self.net, mode or self.mode, inputs=fed, output=read, classes=self.classes)
+        other._origin = lambda: self.net  # which may be another tree by then
+        return other
 
     def train(self, mode: bool = True) -> Frozen:
         """Assert the teacher's own mode again, whatever is asked for."""
         self.training = False
-        self.net.train(self.mode == "train")
-        if self.mode == "batch_stats":
-            for module in self.net.modules():
-                if isinstance(module, _BatchNorm):
-                    module.train()
+        self._assert_mode(self.net)
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the network's output."""
-        if self.mode == "eval":
-            return self.net(*args, **kwargs)
-        buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        return torch.func.functional_call(self.net, buffers, args, kwargs)
+        net = self.net
+        given, wanted = _types(net, (args, kwargs))
+        if given != wanted:
+            args, kwargs = _cast((args, kwargs), given)
+        if self._writes:
+            copies = {name: net.get_buffer(name).clone() for name in self._writes}
+            output = torch.func.functional_call(net, copies, args, kwargs)
+        else:
+            output = net(*args, **kwargs)
+        return output if given == wanted else _cast(output, wanted)
+
+    def shown(self, trace: dict[str, Any], inputs: Any) -> dict[str, Any]:
+        """Return what was recorded of the network in the floating-point type of what the student is fed, integers too."""
+        given, wanted = _types(self.net, inputs)
+        whole = given == wanted and not any(isinstance(one, Tensor) and one.is_quantized for one in trace.values())
+        return trace if whole else _cast(trace, wanted)
+
+    def _take(self, origin: nn.Module) -> None:
+        """Make the view of the network as it is now."""
+        view = _view(origin)
+        device, dtype = self._place
+        if self._place != (None, None):
+            view._apply(lambda t: t.to(device or t.device, dtype if t.is_floating_point() else None))  # type: ignore[no-untyped-call]
+        self._hidden = (view,)  # a tuple keeps a module from being registered
+        self._marks = _Marks(origin, view)
+        self._assert_mode(view)
+        self._writes = _written(view)
+
+    def _assert_mode(self, view: nn.Module) -> None:
+        view.train(self.mode == "train")
+        if self.mode == "batch_stats":
+            for module in view.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
-        self.net._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        view, origin = self.net, self._origin()
+        before = _kind(view)
+        view._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        (device, dtype), (former, other) = _kind(view), before
+        self._place = (device if device != former else self._place[0], dtype if dtype != other else self._place[1])
+        if origin is not None and self._marks is not None:
+            if _share(view, origin):  # back where the network is
+                self._place = (None, None)
+            self._marks = _Marks(origin, view)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the network behind: a copy is a snapshot."""
+        return {**self.__dict__, "_hidden": (self.net,), "_origin": _gone, "_marks": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+        """Copy the view as any network, with the functions that refer to it."""
+        twin = memo[id(self)] = Frozen.__new__(Frozen)
+        state = self.__getstate__()
+        (view,) = state.pop("_hidden")
+        twin.__dict__.update(copy.deepcopy(state, memo), _hidden=(copied(view, memo),))
+        return twin
 
 
 def frozen(net: nn.Module, mode: Mode = "eval") -> Frozen:
@@ -164,20 +248,148 @@ def bare(net: nn.Module) -> nn.Module:
 
 
 def _view(net: nn.Module) -> nn.Module:
-    """Copy the module tree but not the parameters: these are shared, without gradients; buffers are copied."""
+    """Copy the module tree but not parameters and buffers: these are shared, without gradients."""
+    if lazy := [name for name, value in _tensors(net).items() if is_lazy(value)]:
+        raise ValueError(
+            f"{type(net).__name__} has lazy layers without weights ({lazy[0]}): run one batch through it first, net(inputs)"
+        )
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in net.parameters()}
-    try:
-        return copy.deepcopy(net, shared)
-    except (RuntimeError, TypeError) as error:
-        raise TypeError(
-            f"the teacher {type(net).__name__} cannot be copied ({error}). Drop what is not a module, parameter or "
-            "buffer from its attributes: non-leaf tensors, open files, lambdas bound to devices"
-        ) from error
+    shared |= {id(buffer): buffer.detach() for buffer in net.buffers()}
+    view = without_wrappers(copied(net, shared), compiled=False)
+    for p in view.parameters():
+        p.requires_grad_(False)
+    _share(view, net)
+    return view
 
 
-def _weights(net: nn.Module) -> list[tuple[str, int, torch.Size]]:
-    """Where the weights of a network lie."""
-    return [(name, p.data_ptr(), p.shape) for name, p in net.named_parameters()]
+def _share(view: nn.Module, net: nn.Module) -> bool:
+    """Let what has come to lie where the network's own does be the network's own; return whether all has.
+
+    TorchScript copies all of itself, and its buffers stay copies, since nobody can tell whether it writes to them.
+    """
+    own, whole = _tensors(net), True
+    for path, module in [("", unwrapped(view)), *submodules(view).items()]:
+        held: list[Mapping[str, Tensor | None]] = (
+            [module._parameters] if isinstance(module, ScriptModule) else [module._parameters, module._buffers]
+        )
+        for name, mine in [(name, mine) for each in held for name, mine in each.items()]:
+            its = own.get(f"{path}.{name}")
+            if mine is None or its is None:
+                continue
+            if (mine.device, mine.dtype) != (its.device, its.dtype):
+                whole = False
+            elif mine.data_ptr() != its.data_ptr():
+                mine.data = its.data
+    return whole
+
+
+class _Marks:
+    """By what it is seen whether a network is still what a view was made of.
+
+    Args:
+        net: The network.
+        view: The view of it.
+    """
+
+    def __init__(self, net: nn.Module, view: nn.Module) -> None:
+        mine, its = _tensors(view), _tensors(net)
+        self.net = net
+        self.places = [(value, value.data_ptr()) for value in its.values()]
+        # what the view shares it sees
+        self.versions = [
+            (value, value._version)
+            for name, value in its.items()
+            if (name not in mine or mine[name].data_ptr() != value.data_ptr()) and not value.is_inference()
+        ]
+        self.held = [(held, [*held.values()]) for module in net.modules() for held in _held(module) if held]
+        # the weights of a quantised layer are no tensors
+        self.packed = [
+            (vars(module), name, value)
+            for module in net.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, torch.ScriptObject)
+        ]
+
+    def hold(self, net: nn.Module) -> bool:
+        """Whether all is as it was."""
+        return (
+            self.net is net
+            and all(len(held) == len(values) and all(map(is_, held.values(), values)) for held, values in self.held)
+            and all(value.data_ptr() == place for value, place in self.places)
+            and all(value._version == version for value, version in self.versions)
+            and all(held.get(name) is value for held, name, value in self.packed)
+        )
+
+
+def _held(module: nn.Module) -> Sequence[dict[str, Any]]:
+    """Return what a module holds by name; in TorchScript nothing can be replaced but the tensors' values."""
+    return () if isinstance(module, ScriptModule) else (module._modules, module._parameters, module._buffers)
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by all their names, without those of wrappers."""
+    return {
+        f"{path}.{name}": value
+        for path, module in [("", unwrapped(net)), *submodules(net).items()]
+        for own in (module._parameters, module._buffers)
+        for name, value in own.items()
+        if value is not None
+    }
+
+
+def _tensors_at(net: nn.Module) -> list[tuple[str, int, torch.Size]]:
+    """Where the parameters and buffers of a network lie."""
+    return sorted((name, value.data_ptr(), value.shape) for name, value in _tensors(net).items())
+
+
+def _written(view: nn.Module) -> list[str]:
+    """Return the buffers that a network might write to as it runs, in the mode in which it is."""
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in view.named_modules()
+        if module._buffers and not isinstance(module, ScriptModule) and (module.training or not _of_torch(module))
+        for name in module._buffers
+    ]
+
+
+def _of_torch(module: nn.Module) -> bool:
+    """Whether torch's own code runs, which writes to no buffer in eval mode."""
+    return "forward" not in vars(module) and type(module).forward.__module__.startswith("torch.nn.")
+
+
+def _kind(net: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
+    """Return where the first tensor of a network's that floats is, and its type."""
+    floating = (value for value in chain(net.parameters(), net.buffers()) if value.dtype in FLOATS)
+    return next(((value.device, value.dtype) for value in floating), (None, None))
+
+
+def _types(net: nn.Module, inputs: Any) -> tuple[torch.dtype, torch.dtype]:
+    """Return a network's floating-point type, and that of what it is fed; twice the same where it has none."""
+    wanted = next(
+        (leaf.dtype for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dtype in FLOATS), None
+    )
+    wanted = wanted or torch.get_default_dtype()
+    return _kind(net)[1] or wanted, wanted
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Cast what floats in a value, wherever it lies."""
+    return tree_map(lambda leaf: _cast_leaf(leaf, dtype), value)
+
+
+def _cast_leaf(leaf: Any, dtype: torch.dtype) -> Any:
+    if isinstance(leaf, Tensor):
+        plain = leaf.dequantize() if leaf.is_quantized else leaf
+        return plain.to(dtype) if plain.dtype in FLOATS else leaf
+    if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+        return dataclasses.replace(
+            leaf, **{f.name: _cast(getattr(leaf, f.name), dtype) for f in dataclasses.fields(leaf)}
+        )
+    return leaf
+
+
+def _gone() -> None:
+    """Stand for a network that a copied view is free of."""
 
 
 def together(some: Mapping[str, Frozen], others: Mapping[str, Frozen]) -> dict[str, Frozen]:

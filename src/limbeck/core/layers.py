@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from limbeck.core.frozen import bare, frozen
 from limbeck.core.task import Task
@@ -42,10 +43,18 @@ def layers(net: nn.Module, example: Any, task: Task = FED) -> list[Layer]:
         net: Any network.
         example: A batch of inputs, (N, ...), or a dict of them.
         task: How inputs are fed.
+
+    Raises:
+        ValueError: A TorchScript network, whose layers cannot be seen.
     """
     view = frozen(net).again("eval")  # whatever the mode in which a teacher teaches
+    _refuse_script(view.net)
     found: dict[str, Layer] = {}
-    handles = [module.register_forward_hook(_note(path, found)) for path, module in submodules(view.net).items()]
+    handles = [
+        module.register_forward_hook(_note(path, found))
+        for path, module in submodules(view.net).items()
+        if not isinstance(module, ScriptModule)  # which takes no hooks
+    ]
     try:
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             task.feed(view, example)
@@ -147,6 +156,7 @@ def embedding(net: nn.Module, example: Any | None = None, task: Task = FED) -> s
         found = classifier(net, example, task)
         last = found and found.path
     else:
+        _refuse_script(bare(net))
         linear = [path for path, module in submodules(bare(net)).items() if isinstance(module, nn.Linear)]
         last = linear[-1] if linear else None
     if last is None:
@@ -175,6 +185,14 @@ def shape_at(net: nn.Module, path: str, example: Any, task: Task = FED) -> Shape
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         trace = task.look(frozen(net).again("eval"), example, [path] if path else [])
     return tuple(trace[path].shape)
+
+
+def _refuse_script(net: nn.Module) -> None:
+    if isinstance(net, ScriptModule):
+        raise ValueError(  # noqa: TRY004  # as of a network without layers to pair
+            "a TorchScript network shows none of its layers: give the network that it was made of, or take a method that "
+            "compares outputs (kd, dkd, dist, logits)"
+        )
 
 
 def _note(path: str, found: dict[str, Layer]) -> Any:

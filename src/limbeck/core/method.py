@@ -169,9 +169,10 @@ class Distill(Method):
             raise ValueError(f"the objective reads {sorted(unknown)}, but only {sorted(known)} are there")
         taught = [weight for name, weight in zip(objective.names, objective.weights, strict=True) if name != "hard"]
         if taught and all(isinstance(weight, (int, float)) and weight == 0 for weight in taught):
+            names = ", ".join(name for name in objective.names if name != "hard")
             raise ValueError(
-                f"the weights of {', '.join(name for name in objective.names if name != 'hard')} are 0, which leaves nothing "
-                "of the method but the labels: give one another weight, or take limbeck.plain"
+                f"the weights of {names} are 0, which leaves nothing of the method but the labels: give one another weight, "
+                "or take limbeck.plain"
             )
 
     def players(self) -> dict[str, list[nn.Module]]:
@@ -377,6 +378,9 @@ def _refuse_a_teacher_that_learns(method: Method, players: Mapping[str, list[nn.
 
 def optimizers(method: Method, make: Make | Mapping[str, Make]) -> dict[str, Optimizer]:
     """Return one optimizer for each player.
+
+    It covers the player's adapters too: weight decay pulls identity maps and VID's variances to 0 with all else, and where
+    gradients are clipped, one norm is that of all.
 
     Args:
         method: The method.

@@ -9,7 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
+from torch.nn.parallel import DataParallel
 from torch.utils.hooks import RemovableHandle
+
+from limbeck.core.wrapped import wrapped_in
 
 Trace = dict[str, Any]
 """What a network showed: path -> tensor, or whatever a path with a last colon names; ``""`` is its answer."""
@@ -42,7 +46,8 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
         The trace, filled while ``model`` runs.
 
     Raises:
-        ValueError: A path that does not exist (with the closest that do), or an entry that the output does not have.
+        ValueError: A path that does not exist (with the closest that do), or an entry that the output does not have; a
+            layer of a TorchScript network, or of one that ``DataParallel`` runs on several devices.
         RuntimeError: A path that was not called before the block ended.
 
     Example:
@@ -54,6 +59,8 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     """
     trace: Trace = {}
     places = {path: locate(model, path) for path in paths}  # all of them, before the first hook is set
+    for path, (module, _) in places.items():
+        _refuse_unseen(model, path, module)
     handles = [_watch(module, trace, path, entry) for path, (module, entry) in places.items()]
     try:
         yield trace
@@ -65,6 +72,21 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
             f"{type(model).__name__} ran without calling {missing}: either its forward skips them, or it was compiled "
             "before it was recorded: record it at its first call, compile it after distillation, or set "
             "torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling"
+        )
+
+
+def _refuse_unseen(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Refuse layers that no hook sees, or sees a part of the batch in."""
+    if isinstance(module, ScriptModule):
+        raise ValueError(  # noqa: TRY004  # as of a layer that does not exist
+            f"{path!r} lies in a TorchScript network, whose layers cannot be seen: give the network that it was made of, "
+            "or take a method that compares outputs (kd, dkd, dist, logits)"
+        )
+    several = next((one for one in model.modules() if isinstance(one, DataParallel) and len(one.device_ids) > 1), None)
+    if several is not None:
+        raise ValueError(
+            f"{path!r} cannot be recorded in a DataParallel network, which shows one device's part of the batch: give the "
+            f"network inside, net.module, and devices={len(several.device_ids)} to limbeck.fit"
         )
 
 
@@ -82,11 +104,16 @@ def locate(model: nn.Module, path: str) -> tuple[nn.Module, list[str]]:
 
 
 def submodules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every submodule by every path its author knows, also inside ``torch.compile``."""
+    """Return every submodule by every path its author knows, also inside ``torch.compile`` and ``DataParallel``."""
     found: dict[str, nn.Module] = {}
+    paths, inside = {"": ""}, {"": wrapped_in(model)}
     for name, module in model.named_modules(remove_duplicate=False):
-        if path := ".".join(part for part in name.split(".") if part != "_orig_mod"):
-            found.setdefault(path, module)
+        if name:
+            parent, _, own = name.rpartition(".")
+            steps = [paths[parent], "" if own == inside[parent] else own]
+            paths[name], inside[name] = ".".join(filter(None, steps)), wrapped_in(module)
+            if paths[name]:
+                found.setdefault(paths[name], module)
     return found
 
 

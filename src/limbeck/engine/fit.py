@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from limbeck.core.exhibits import Exhibit
 from limbeck.core.files import VERSION, keep
 from limbeck.core.method import Make, Method
+from limbeck.core.options import ranged
 from limbeck.core.sound import refuse_unsound
 from limbeck.core.stage import Stage
 from limbeck.core.task import Batch, Task
@@ -35,7 +36,7 @@ from limbeck.data.repeatable import Splits, splits
 from limbeck.engine.examined import refuse_unfit
 from limbeck.engine.inputs import describe_stage, describe_updates, inputs_of
 from limbeck.engine.interrupt import interruptible
-from limbeck.engine.learner import Interrupted, Learner, Row, Schedule, teachers_of
+from limbeck.engine.learner import ChanceWarning, Interrupted, Learner, Row, Schedule, teachers_of
 from limbeck.engine.observe import exhibits_of
 from limbeck.engine.progress import bars
 from limbeck.engine.run import Run, about, kept
@@ -84,6 +85,7 @@ class Result:
         return next(iter(self.networks.values()))
 
 
+@ranged
 def fit(
     method: Trainable,
     data: Any,
@@ -123,18 +125,19 @@ def fit(
         data: A `limbeck.data.Data`; or loaders of batches as the method's task reads them, ``(inputs, targets)`` or a dict:
             ``(train, val, test)``, ``(train, val)`` or train alone. Among several processes a batch of theirs is the
             global one.
-        epochs: Of all stages together; each has its share, and at least one.
+        epochs: Of all stages together, at least 1; each has its share, and at least one.
         optimizer: Makes an optimizer of a list of parameters, for all players or by player. By default SGD with
             learning rate 0.05, Nesterov momentum 0.9 and weight decay 5e-4, as in RepDistiller.
         schedule: Makes a learning-rate schedule of an optimizer and its number of updates; constant by default.
         precision: Lightning's name.
         accelerator: Lightning's name; the best there is by default.
-        devices: How many.
-        strategy: Lightning's name; with several devices ``ddp``. Batch-norm statistics are then each process's own, and so
-            is a mean over the labelled samples of a batch, where some have no label.
-        accumulate: Batches whose gradients are averaged before an update.
-        clip: The largest norm of a player's gradient; unlimited by default.
-        seed: Of everything random but the data, whose own it is in `limbeck.data.load`.
+        devices: How many, at least 1.
+        strategy: Lightning's name; with several devices ``ddp``. Batch-norm statistics are then each process's own; means
+            over labelled samples, or those that a mask lets count, are those of the whole batch.
+        accumulate: How many batches share an update, at least 1. A mean is then over all of them, as of one large batch,
+            also where they have unequally many samples or labels; losses that compare samples see one batch at a time.
+        clip: The largest norm of a player's gradient, above 0; unlimited by default.
+        seed: Of everything random but the data, at least 0; theirs is an option of `limbeck.data.load`.
         run_dir: The run's folder; nothing is written without one.
         resume: Go on with the run in ``run_dir``, by the same settings but for where it runs; start it if there is none.
         loggers: Further loggers, Lightning's.
@@ -157,7 +160,6 @@ def fit(
         >>> result.metrics["test/student/accuracy"] > 0.5
         True
     """
-    _check_counts({"epochs": epochs, "accumulate": accumulate, "devices": devices})
     seed_everything(seed, workers=True, verbose=False)
     own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
     settings = settings or own
@@ -215,6 +217,7 @@ class _Training:
     progress: bool | None
     history: list[Row] = field(default_factory=list)
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -282,6 +285,7 @@ class _Training:
             raise KeyboardInterrupt from error
         finally:
             self.teachers |= learner.teachers
+            self.doubts = learner.doubts
             for part in (stage.method, *stage.method.networks().values()):  # as they came, what is no submodule too
                 part.cpu()
                 if self.trainer["precision"] in ("bf16-true", "64-true"):
@@ -406,6 +410,8 @@ def _finish(
         None if run is None else run.folder,
         training.missing,
     )
+    for doubt in training.doubts if finished else []:
+        warnings.warn(doubt, ChanceWarning, stacklevel=3)
     told: dict[str, Any] = {**what, **_summary(result, training, task, {})}
     if training.kept is not None:
         if finished:
@@ -569,12 +575,6 @@ def _refuse_no_task(task: Task, of_data: Task) -> None:
             f"the data are for {of_data.name}, and the method's task is {task.name}: pass task=data.task "
             f"(--task {of_data.name}), or give the data another task, dataclasses.replace(data, task=...)"
         )
-
-
-def _check_counts(counts: Mapping[str, int]) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _stages(method: Trainable) -> Iterable[Stage]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from limbeck.core.distributed import sharing
+from limbeck.core.finding import learned_nothing, no_better
 from limbeck.core.frozen import Frozen, frozen
 from limbeck.core.method import (
     Distill,
@@ -109,6 +109,7 @@ class Learner(LightningModule):
         self._tally, self._waiting = Tally(), set[str]()
         self._measurements: dict[str, Measurement] = {}
         self._validated: Row = {}
+        self.doubts: list[str] = []
         self._effective: set[str] = set()
         self._idle: set[str] = set()
         self._random: dict[str, Any] | None = random_state()  # as the first batch finds it, whatever the trainer draws
@@ -212,9 +213,16 @@ class Learner(LightningModule):
             for role, measurement in self._measurements.items():
                 _doubt(role, values[role], measurement, self.method.task.score)
             return
+        self.doubts = self._doubts(values)
         self._validated = {
             f"val/{name}/{metric}": value for name, metrics in values.items() for metric, value in metrics.items()
         }
+
+    def _doubts(self, values: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Return what is to be said of networks that are no better than guessing, if training ends here."""
+        score, found = self.method.task.score, self._measurements.items()
+        of = [(name, score, values[name][score.name], one.guess, one.samples) for name, one in found]
+        return [finding.message for finding in (learned_nothing(*each) for each in of) if finding is not None]
 
     def on_train_epoch_end(self) -> None:
         """Write the epoch's row and a checkpoint, unless something broke."""
@@ -372,12 +380,6 @@ def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement, sc
             ChanceWarning,
             stacklevel=2,
         )
-
-
-def no_better(score: Score, value: float, guess: float, samples: int) -> bool:
-    """Whether a score is that of who guesses, give or take two standard errors where it is a share."""
-    error = math.sqrt(guess * (1 - guess) / samples) if score.unit == "%" else 0.0
-    return score.gain(value, guess) <= 2 * error
 
 
 def _refuse_terms_that_never_run(method: nn.Module, total: int) -> None:

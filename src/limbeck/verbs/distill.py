@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from limbeck.core.options import ranged
 from limbeck.core.task import Task
 from limbeck.data.randomness import random_state, set_random_state
 from limbeck.engine.assemble import assemble, parameters_of
@@ -18,6 +19,7 @@ from limbeck.engine.run import Run
 from limbeck.verbs.check import vet
 
 
+@ranged
 def distill(
     student: nn.Module,
     teacher: nn.Module | Sequence[nn.Module] | None,
@@ -41,8 +43,9 @@ def distill(
         method: Its name: ``limbeck list methods`` shows all; or a sum of several, ``"kd+at"``, see `limbeck.add`.
         task: What the networks are made to do, as `limbeck.multilabel`: how batches are fed, answers found, and the result
             judged. By default the data's own; loaders are taken for classification.
-        epochs: As for `fit`; 30 is ours.
-        check: Look for mistakes first: labels out of range, a teacher with permuted classes, a term that trains nothing.
+        epochs: As for `fit`, at least 1; 30 is ours.
+        check: Look for mistakes first, as `limbeck.check` does in its short form: labels out of range, a teacher with
+            permuted classes, a term that trains nothing, validation samples among the training's, and more.
         options: Those of the method (``temperature=2.0``; in a sum ``**{"kd.temperature": 2.0}``) and of `fit`
             (``run_dir="runs/a"``).
 
@@ -90,4 +93,4 @@ def look_first(make: Callable[[], Trainable], data: Any, accelerator: str) -> No
 
 def goes_on(run_dir: str | os.PathLike[str] | None, resume: bool) -> bool:
     """Whether `fit` goes on with a run, and does not begin one."""
-    return resume and run_dir is not None and Run(run_dir).exists
+    return resume and run_dir is not None and Run(run_dir).begun
