@@ -1,10 +1,13 @@
 """Comparisons: the same budget for all, resumable run by run, and verdicts that are wrong as rarely as they say."""
 
+import copy
 import csv
+import html
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -19,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import limbeck
+from conftest import undrawn
 from limbeck.cli import main
 from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
@@ -26,8 +30,10 @@ from limbeck.measure import judge, paired
 from limbeck.measure.cost import Cost
 from limbeck.measure.evidence import holm, seeds_needed
 from limbeck.report.comparison import Comparison, findings
+from limbeck.report.redraw import redraw
 from limbeck.report.table import Candidate, csv_table, latex_table, markdown_table, rows
 from limbeck.verbs.compare import Entry, compare, grid
+from limbeck.verbs.doubts import measured
 
 DATA = limbeck.data.load("digits", labels=100, batch_size=128)
 ENTRIES = ["fitnets", Entry("kd", {"temperature": 2.0})]
@@ -89,7 +95,7 @@ def stop_at(batch, number):
 
 def stopped(folder, batch):
     """The other process."""
-    Learner.on_train_batch_end, engine.run_report = stop_at(batch, signal.SIGKILL), lambda folder: None
+    Learner.on_train_batch_end, engine.run_report = stop_at(batch, signal.SIGKILL), undrawn
     run(folder)
 
 
@@ -296,6 +302,186 @@ def test_a_finished_run_of_another_teacher_is_not_taken_for_this_ones(unbroken):
         run(unbroken[0], teacher=make_teacher(1))
 
 
+def with_a_pixel_changed():
+    images = DATA.train.images.clone()
+    images[-1, 0, 4, 4] ^= 1
+    train = copy.copy(DATA.train)
+    train.images = images
+    return replace(DATA, train=train)
+
+
+def loss_counts():
+    return replace(DATA.task, score=limbeck.Score("loss", "", best="lowest"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "changed", "message"),
+    [
+        ("kd", {"data": with_a_pixel_changed()}, "another data content train"),
+        ("kd", {"task": loss_counts()}, "another task"),
+        ("kd", {"teacher": limbeck.Frozen(make_teacher(), classes=[1, 0, *range(2, 10)])}, "another teacher"),
+        (Entry("kd", teacher=make_teacher(1), name="kd"), {}, "another teacher"),
+        (Entry("kd", {"temperature": 2.0}, name="kd"), {}, "another options temperature"),
+        (Entry("logits", name="kd"), {}, "another method: kd, and not logits"),
+    ],
+)
+def test_a_run_depends_on_all_that_makes_it_what_it_is(one_run, entry, changed, message, monkeypatch):
+    monkeypatch.setattr("limbeck.verbs.runs.fit", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=message):
+        run_one(one_run, entry, **changed)
+
+
+def test_the_weights_of_assistants_are_inputs_too(tmp_path):
+    first, second = (Entry("takd", {"assistants": make_teacher(seed)}, name="takd") for seed in (1, 2))
+    run(tmp_path, [first], seeds=1)
+    with pytest.raises(ValueError, match=r"takd.seed-0 has another options assistants"):
+        run(tmp_path, [second], seeds=1)
+
+
+# what is damaged -----------------------------------------------------------------------------------------------------
+
+
+def run_one(folder, entry="kd", data=DATA, teacher=None, task=None):
+    settings = {"task": task, "epochs": 1, "seeds": 1, "progress": False, "accelerator": "cpu", "run_dir": folder}
+    return compare([entry], student, teacher or make_teacher(), data, **settings)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    return folder, run_one(folder)
+
+
+@pytest.fixture
+def one_run(small, tmp_path):
+    """A copy of a comparison of one run each."""
+    return shutil.copytree(small[0], tmp_path / "one")
+
+
+def one_bit(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "foreign": lambda content: b"\x89PNG\r\n\x1a\n" + content,
+    "a list": lambda content: b"[]",
+    "one bit": one_bit,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["result.json", "config.yaml", "metrics.csv", "student.safetensors"])
+def test_damage_is_named_and_only_that_run_is_made_again(one_run, small, name, damage):
+    path = one_run / "kd/seed-0" / name
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(ValueError, match=f"{name}.*(remove|take another)"):
+        run_one(one_run)
+    weights = (one_run / "plain/seed-0/student.safetensors").stat().st_mtime_ns
+    shutil.rmtree(path.parent)
+    assert [one.values for one in run_one(one_run).candidates] == [one.values for one in small[1].candidates]
+    assert (one_run / "plain/seed-0/student.safetensors").stat().st_mtime_ns == weights
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["results.json", "examples.npz", "kd/seed-0/config.yaml"])
+def test_no_page_is_drawn_of_damaged_files(one_run, name, damage, capsys):
+    path = one_run / name
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    assert main(["report", str(one_run), "--to", str(one_run / "other.html")]) == 2
+    assert path.name in capsys.readouterr().err
+    assert not (one_run / "other.html").exists()
+
+
+def test_the_result_of_another_seed_is_no_result(unbroken, tmp_path):
+    folder = shutil.copytree(unbroken[0], tmp_path / "a")
+    shutil.copy(folder / "fitnets/seed-1/result.json", folder / "fitnets/seed-0/result.json")
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged"):
+        run(folder)
+
+
+def test_a_file_of_another_program_is_no_comparison(tmp_path):
+    (tmp_path / "results.json").write_text('{"rows": [{"name": "a"}]}')
+    with pytest.raises(ValueError, match=r"results\.json is no comparison of limbeck's.*the same `limbeck compare`"):
+        redraw([tmp_path])
+
+
+def test_what_a_kill_left_unwritten_is_written_when_the_call_goes_on(one_run, small, monkeypatch):
+    """After the scores: the page, or the page and what it needs."""
+    runs = [one_run / name / "seed-0" for name in ("plain", "kd")]
+    missing = ("report.html", "examples.npz", "metrics.csv")
+    for run_dir, names in zip(runs, (missing[:1], missing), strict=True):
+        for name in names:
+            (run_dir / name).unlink()
+    monkeypatch.setattr(Learner, "training_step", lambda *args: pytest.fail("it trains"))
+    assert [one.values for one in run_one(one_run).candidates] == [one.values for one in small[1].candidates]
+    assert all((run_dir / name).exists() for run_dir in runs for name in missing)
+    for path in runs:
+        (path / "report.html").unlink()
+        shutil.rmtree(path / "checkpoints")  # without them there is still a page
+    run_one(one_run)
+    assert all((run_dir / "report.html").stat().st_size > 1000 for run_dir in runs)
+
+
+# what makes it worth nothing -----------------------------------------------------------------------------------------
+
+
+def first_of_all(folder):
+    """The first sentences of the page and of the table."""
+    page = re.search("<section>.*?<p>(.*?)</p>", (folder / "report.html").read_text(), re.DOTALL)
+    return html.unescape(page[1]), (folder / "table.md").read_text().splitlines()[0]
+
+
+def test_a_teacher_at_chance_is_said_first(small):
+    folder, comparison = small
+    said = "The teacher is no better than guessing: accuracy"
+    assert all(text.startswith(said) for text in (findings(comparison)[0], *first_of_all(folder)))
+    assert "What kd learned from it is no knowledge" in findings(comparison)[0]
+    assert redraw([folder], folder / "again.html").read_text().count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("teacher", "entries", "said"),
+    [
+        (make_teacher(), [Entry("kd", control=True), "ls"], []),
+        (make_teacher(), [Entry("kd", control=True), "logits"], ["What logits learned"]),
+        (None, [Entry("kd", teacher=make_teacher(1))], ["The teacher of kd is no better than guessing"]),
+        (None, [Entry("kd", teacher=make_teacher(1), control=True)], []),
+    ],
+)
+def test_controls_are_meant_to_learn_nothing(teacher, entries, said):
+    found = compare(entries, student, teacher, DATA, epochs=8, seeds=1, progress=False, accelerator="cpu")
+    taught = [doubt for doubt in found.doubts if "eacher" in doubt]
+    assert len(taught) == len(said)
+    assert all(words in doubt for words, doubt in zip(said, taught, strict=True))
+
+
+def blank():
+    net = student()
+    nn.init.zeros_([*net.parameters()][-2])
+    return net
+
+
+def test_students_at_chance_are_named(tmp_path):
+    still = {"optimizer": lambda parameters: torch.optim.SGD(parameters, 1e-9), "student": blank}
+    found = run(tmp_path, [Entry("kd", control=True)], seeds=1, **still)
+    assert re.match(
+        r"No better than guessing after the training, where guessing has 10.00 %: plain \(.*\), kd", found.doubts[0]
+    )
+    assert first_of_all(tmp_path)[1] == found.doubts[0]
+
+
+def test_a_teacher_without_an_answer_to_the_test_data_costs_no_table(monkeypatch):
+    with pytest.warns(UserWarning, match="Linear could not be measured on the test data: .*shapes"):
+        assert measured(nn.Linear(3, 3), DATA.test, DATA.task, torch.device("cpu")) is None
+    monkeypatch.setattr("limbeck.verbs.runs.measured", lambda *_: None)
+    found = run_one(None)
+    assert [len(candidate.values) for candidate in found.candidates] == [0, 1, 1]
+    assert "| teacher |" in markdown_table(found.candidates)
+
+
 def test_a_method_with_more_stages_than_epochs_is_no_fair_comparison():
     with pytest.raises(ValueError, match="fitnets takes 2 epochs, and plain 1, which is no fair comparison"):
         run(entries=["fitnets"], epochs=1, seeds=1)
@@ -421,6 +607,13 @@ def test_a_row_that_tells_alone_need_not_among_many():
     assert of_two.verdict == "cannot tell"
     assert pair.low > 0
     assert of_two.more == seeds_needed(pair, 0.025) - 3 > 0
+
+
+def test_seeds_are_planned_for_as_many_comparisons_as_there_are():
+    pair = paired([0.90, 0.92, 0.927, 0.91], [0.88, 0.91, 0.917, 0.93])
+    alone, of_two, of_ten = (judge([pair] * comparisons)[0].more for comparisons in (1, 2, 10))
+    assert (alone, of_two, of_ten) == tuple(seeds_needed(pair, 0.05 / comparisons) - 4 for comparisons in (1, 2, 10))
+    assert 0 < alone < of_two < of_ten
 
 
 def test_one_seed_and_differences_that_are_all_alike_tell_nothing():

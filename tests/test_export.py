@@ -31,6 +31,7 @@ from torchmetrics import MeanMetric, MetricCollection
 import limbeck
 from limbeck import Exported, ExportError, Frozen, Score, Task, export
 from limbeck.cli import main
+from limbeck.core.files import hold
 from limbeck.data import Data
 from limbeck.tasks.classification import classification
 from limbeck.tasks.multilabel import multilabel
@@ -232,6 +233,19 @@ def test_a_compiled_network_ships_as_the_plain_one(net, data, tmp_path):
     exported = export(torch.compile(net), data, tmp_path, formats=["safetensors"])
     assert load_file(tmp_path / "student.safetensors").keys() == net.state_dict().keys()
     assert exported.artefacts[0].difference == 0
+
+
+def test_drafts_of_a_killed_export_are_taken_away_and_those_of_another_that_runs_are_not(net, data, tmp_path):
+    killed, running = tmp_path / ".export-killed", tmp_path / ".export-running"
+    for folder in (killed, running):
+        folder.mkdir()
+        (folder / "student.onnx").write_bytes(b"half")
+    (killed / "lock").touch()
+    with hold(running / "lock"):
+        export(net, data, tmp_path, formats=["safetensors"])
+    assert {path.name for path in tmp_path.iterdir()} == {running.name, "student.safetensors", "export.json"}
+    export(net, data, tmp_path, formats=["safetensors"])
+    assert not running.exists()
 
 
 def test_an_ensemble_ships_as_one_network(net, data, tmp_path):

@@ -34,7 +34,10 @@ TARGETS = (INPUTS @ RULE.T).argmax(1)
 BATCHES = list(zip(INPUTS.split(BATCH), TARGETS.split(BATCH), strict=True))
 HELD_OUT = [(INPUTS, TARGETS)]
 
-pytestmark = pytest.mark.filterwarnings("error::limbeck.ChanceWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("error::limbeck.ChanceWarning"),
+    pytest.mark.filterwarnings("ignore:after the training:limbeck.ChanceWarning"),  # which is short here
+]
 
 
 class Alarm(nn.Dropout):
@@ -660,3 +663,8 @@ def test_an_ensemble_teaches():
     teacher = limbeck.Ensemble([good_teacher(), good_teacher()])
     result = fit(limbeck.Distill(net(), teacher, on(limbeck.losses.soft_target, S, T, name="soft")))
     assert result.finished
+
+
+def test_a_student_that_is_no_better_than_chance_after_its_training_is_doubted():
+    with pytest.warns(limbeck.ChanceWarning, match="after the training the student is no better than chance: accuracy"):
+        fit(limbeck.plain(net()), optimizer=lambda parameters: torch.optim.SGD(parameters, 0.0))

@@ -1,10 +1,14 @@
 """`Frozen`: a network that teaches and never trains."""
 
 import copy
+import gc
+import os
+import threading
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from limbeck import Distill, Frozen, S, T, Task, classification, kd, matched, on, play
 from limbeck.core.frozen import as_teachers, bare, frozen
@@ -119,6 +123,171 @@ def test_weights_share_storage(net):
     assert all(a.data_ptr() == b.data_ptr() and not b.requires_grad for a, b in pairs)
 
 
+def restore(net, other):
+    net.load_state_dict(other.state_dict())
+
+
+def assign(net, other):
+    net.load_state_dict(other.state_dict(), assign=True)
+
+
+def another_layer(net, other):
+    restore(net, other)
+    net[3][1] = copy.deepcopy(other[3][1])
+
+
+def a_longer_row(net, other):
+    restore(net, other)
+    net.append(nn.Linear(3, 3))
+
+
+def pruned(net, other):
+    restore(net, other)
+    prune.l1_unstructured(net[0], "weight", 0.5)
+
+
+def parametrised(net, other):
+    restore(net, other)
+    torch.nn.utils.parametrizations.weight_norm(net[0])
+    with torch.no_grad():
+        net[0].parametrizations.weight.original0.mul_(2)
+
+
+def another_type(net, other):
+    restore(net, other)
+    net.double().float()
+
+
+def statistics_alone(net, other):
+    net[1].running_mean = other[1].running_mean
+
+
+def values_alone(net, other):
+    net[0].weight.data = other[0].weight.data
+
+
+CHANGES = [
+    restore,
+    assign,
+    another_layer,
+    a_longer_row,
+    pruned,
+    parametrised,
+    another_type,
+    statistics_alone,
+    values_alone,
+]
+
+
+def trained(net):
+    """Another of its kind, whose batch norm has seen something."""
+    other = copy.deepcopy(net)
+    for value in [*other.parameters(), *other.buffers()]:
+        value.data = value.data + 1
+    return other
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("moved", [False, True], ids=["in place", "moved"])
+@pytest.mark.parametrize("mode", ["eval", "batch_stats"])
+def test_whatever_becomes_of_the_network_its_view_shows(net, change, moved, mode):
+    teacher, x = Frozen(net, mode), torch.randn(5, 4)
+    views = {"frozen": teacher, "of the view": teacher.again()}
+    if moved:  # as fit moves it to a GPU
+        for view in views.values():
+            view.to(torch.float64)
+    before = teacher(x)
+    change(net, trained(net))
+    expected = copy_of(net, mode)(x)
+    assert torch.allclose(before, expected) == (mode == "batch_stats" and change is statistics_alone)
+    for name, view in views.items():
+        torch.testing.assert_close(view(x), expected.to(x.dtype), msg=name)
+        assert not view(x).requires_grad
+        assert {p.dtype for p in view.net.parameters()} == {torch.float64 if moved else torch.float32}
+
+
+def copy_of(net, mode):
+    from limbeck.core.copied import copied
+
+    twin = copied(net).eval()
+    twin[1].train(mode == "batch_stats")
+    return twin
+
+
+def test_a_view_that_comes_back_shares_again(net):
+    teacher = Frozen(net).to(torch.bfloat16).to(torch.float32)  # bf16-true, and afterwards
+    for mine, its in zip(teacher.net.state_dict().values(), net.state_dict().values(), strict=True):
+        assert mine.data_ptr() == its.data_ptr()
+    with torch.no_grad():
+        net[0].weight.add_(1)
+    assert torch.equal(teacher.net[0].weight, net[0].weight)
+    net.double()
+    assert teacher.net[0].weight.dtype == torch.float64  # it follows
+
+
+def test_a_view_outlives_its_network():
+    x, made = torch.randn(5, 4), nn.Linear(4, 3)
+    expected, teacher = made(x).detach(), Frozen(made)
+    del made
+    gc.collect()
+    assert torch.equal(teacher(x), expected)
+    torch.testing.assert_close(teacher.to(torch.float64)(x), expected)
+
+
+class Counting(nn.Module):
+    """Writes to its buffers in eval mode too, in place and not."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.norm = nn.Linear(4, 6), AlwaysTrains(6)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x[0].detach()
+        return self.norm(self.fc(x))
+
+
+class AlwaysTrains(nn.BatchNorm1d):
+    def train(self, mode=True):
+        return super().train(True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_network_writes_to_its_buffers_is_lost(mode):
+    net = nn.Sequential(Counting(), nn.Linear(6, 3))
+    before, teacher = tensors(net), Frozen(net, mode)
+    for _ in range(2):
+        teacher(torch.randn(5, 4))
+    assert unchanged(before, net)
+    assert unchanged(before, teacher.net)
+
+
+def test_a_function_that_refers_to_the_network_refers_to_the_view():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.scale = nn.Linear(4, 3), nn.Parameter(torch.ones(3))
+            self.act = lambda x: self.scale * x
+            self.acts = {"twice": lambda x: 2 * self.act(x), "plain": torch.relu}
+            self.register_forward_hook(lambda module, args, output: output + self.fc.bias)
+
+        def forward(self, x):
+            return self.acts["twice"](self.fc(x))
+
+    net, x = Scaled(), torch.randn(5, 4)
+    teacher, snapshot = Frozen(net), copy.deepcopy(Frozen(net))
+    expected = net(x).detach()
+    assert not teacher(x).requires_grad
+    assert torch.equal(teacher(x), expected)
+    with torch.no_grad():
+        net.scale.mul_(3)
+    assert torch.equal(teacher(x), net(x))
+    assert not torch.equal(teacher(x), expected)
+    assert torch.equal(snapshot(x), expected)
+
+
 def test_tied_weights_stay_tied():
     net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     net[1].weight = net[0].weight
@@ -183,14 +352,29 @@ def test_unknown_mode(net):
         Frozen(net, "evaluate")
 
 
-def test_what_cannot_be_copied_is_named():
+def test_what_was_computed_is_copied_as_a_value():
     class Stateful(nn.Linear):
         def __init__(self):
             super().__init__(2, 2)
             self.cache = self.weight * 2
+            self.history = [self.bias + 1]
 
-    with pytest.raises(TypeError, match="the teacher Stateful cannot be copied"):
-        Frozen(Stateful())
+    net = Stateful()
+    view = Frozen(net).net
+    assert torch.equal(view.cache, net.cache)
+    assert not view.cache.requires_grad
+    assert not view.history[0].requires_grad
+
+
+def test_what_cannot_be_copied_is_named():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    net[1].log = open(os.devnull)  # noqa: SIM115
+    with net[1].log, pytest.raises(TypeError, match="the attribute 'log' of its ReLU is a TextIOWrapper"):
+        Frozen(net)
+    del net[1].log
+    net[0].lock = threading.Lock()
+    with pytest.raises(TypeError, match="the attribute 'lock' of its Linear"):
+        kd(nn.Linear(2, 2), net)
 
 
 def test_what_is_no_network():

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import limbeck
+from conftest import undrawn
 from limbeck.cli import jobs, main
 from limbeck.core.files import hold
 from limbeck.engine import fit as engine
@@ -54,7 +55,7 @@ def other_process(folder, file):
             until((folder / file).exists)
         original(self, *args)
 
-    Learner.on_train_batch_end, engine.run_report = pause, lambda folder: None
+    Learner.on_train_batch_end, engine.run_report = pause, undrawn
     runs.fit = lambda *args, **options: (took.append(options["run_dir"]), fit(*args, **options))[1]
     found = run(folder)
     (folder / "other.txt").write_text(" ".join(str(path.relative_to(folder)) for path in took))
@@ -168,10 +169,8 @@ def started(monkeypatch, *programs):
     """Let jobs be these programs; return the processes, filled as they start."""
     processes, waiting = [], iter(programs)
 
-    def start(command, folder, environment, *, quiet):
-        folder.mkdir()
-        with (folder / "stderr").open("wb") as words:
-            process = subprocess.Popen([sys.executable, "-c", next(waiting)], stdout=subprocess.PIPE, stderr=words)
+    def start(command, words, environment):
+        process = subprocess.Popen([sys.executable, "-c", next(waiting)], stdout=subprocess.PIPE, stderr=words)
         process.stdout.readline()
         processes.append(process)
         return process
@@ -210,6 +209,33 @@ def test_ctrl_c_reaches_every_process_once(monkeypatch):
     monkeypatch.setattr(jobs, "time", SimpleNamespace(sleep=press))
     assert jobs.side_by_side({}, {}, 2) == 130
     assert [process.returncode for process in processes] == [130, 130]
+
+
+def parent(folder):
+    """The process that starts two others, for a comparison without end."""
+    os.dup2(os.open(folder / "said.txt", os.O_CREAT | os.O_WRONLY), 2)
+    words = "compare kd --student mlp-8 --teacher mlp-16@random --labels 100 --epochs 100000 --seeds 1 --jobs 2 --run-dir"
+    main([*words.split(), str(folder / "runs")])
+
+
+def is_held(lock):
+    with hold(lock) as mine:
+        return not mine
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_processes_end_with_the_one_that_started_them(tmp_path, processes, number):
+    starting = processes.Process(target=parent, args=(tmp_path,))
+    starting.start()
+    logs = [tmp_path / f"runs/{name}/seed-0/train.log" for name in ("plain", "kd")]
+    until(lambda: all(map(Path.exists, logs)) or not starting.is_alive())
+    assert starting.is_alive(), (tmp_path / "said.txt").read_text()
+    assert all(is_held(log.with_name(".lock")) for log in logs)
+    os.kill(starting.pid, number)
+    starting.join(10)
+    until(lambda: not any(is_held(log.with_name(".lock")) for log in logs), seconds=jobs.GRACE / 2)
+    assert all("stopped by the user" in log.read_text() for log in logs)  # with a checkpoint
 
 
 def test_processes_have_gpus_in_turn_and_their_share_of_the_cores(monkeypatch):

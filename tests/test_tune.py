@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 from dataclasses import replace
 from functools import partial
@@ -16,17 +17,19 @@ import torch
 from scipy import stats
 
 import limbeck
+from conftest import undrawn
 from limbeck.cli import main
 from limbeck.cli.case import Case
 from limbeck.cli.tune import _with_pairs
 from limbeck.cli.words import entries_of, search_of
-from limbeck.core.files import hold
+from limbeck.core.files import Damaged, hold, keep, read
 from limbeck.data import Data
 from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
 from limbeck.measure import paired
 from limbeck.measure.cost import cost
 from limbeck.report.comparison import Comparison
+from limbeck.report.redraw import redraw
 from limbeck.report.table import Candidate
 from limbeck.report.tuning import Trial, Tuning, console_table, tuning_findings
 from limbeck.verbs import tune as tuning
@@ -143,7 +146,7 @@ def test_the_search_does_not_touch_the_test_data(kind, tmp_path, search_alone, m
         data = (data.train, data.val, data.test)
     assert len(search_alone(tmp_path, data=data, trials=2)) == 2
     monkeypatch.undo()
-    with pytest.raises(Touched):  # the comparison does
+    with pytest.raises(ValueError, match="accuracy was not measured: Touched"):  # the comparison does
         run(tmp_path, data=data, trials=2)
 
 
@@ -157,7 +160,7 @@ def killed(folder, batch):
             os.kill(os.getpid(), signal.SIGKILL)
         original(self, *args)
 
-    Learner.on_train_batch_end, engine.run_report = kill, lambda folder: None
+    Learner.on_train_batch_end, engine.run_report = kill, undrawn
     run(folder)
 
 
@@ -357,6 +360,90 @@ def test_a_journal_that_a_crash_cut_short_is_mended(tmp_path, no_training):
     journal.write_bytes(journal.read_bytes() + b'{"op_code":5,"work')
     journal.with_name("study.journal.lock").touch()  # Optuna's lock outlives a process that is killed
     assert no_training(tmp_path, trials=4)[:2] == whole
+
+
+def one_bit(content):
+    at = content.index(b'"values":[') + len('"values":[0.')
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]  # another digit
+
+
+def without_a_line(content):
+    lines = content.splitlines(keepends=True)
+    return b"".join(line for line in lines if line != lines[len(lines) // 2])
+
+
+DAMAGES = {
+    "one bit": one_bit,
+    "a line less": without_a_line,
+    "two lines changed about": lambda content: b"".join([*content.splitlines(keepends=True)[::-1]]),
+    "a line of its own": lambda content: content + content.splitlines(keepends=True)[-1],
+    "a line without its checksum": lambda content: content[: content.rindex(b',"sha256"')] + b"}\n",
+    "foreign": lambda content: b"\x89PNG\r\n" + content,
+    "a list": lambda content: b"[]\n" + content,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_journal_that_is_not_what_was_written_is_named_and_its_trials_are_kept(
+    found, tmp_path, search_alone, monkeypatch, damage
+):
+    folder = shutil.copytree(found[0], tmp_path / "a")
+    journal = folder / "study.journal"
+    journal.write_bytes(DAMAGES[damage](journal.read_bytes()))
+    monkeypatch.setattr(Learner, "training_step", lambda *args: pytest.fail("it trains"))
+    with pytest.raises(Damaged, match=r"line \d+ of .*study.journal is damaged.*remove it"):
+        search_alone(folder)
+    journal.unlink()
+    assert tuple(search_alone(folder)) == found[1].trials  # read of their runs
+
+
+def test_scores_of_the_journal_are_those_of_the_runs(found, tmp_path, search_alone):
+    folder = shutil.copytree(found[0], tmp_path / "a")
+    path = next(folder.glob("trials/*/*/result.json"))
+    result = read(path, "")
+    next(iter(result["networks"].values()))["val"]["accuracy"] += 0.01
+    keep(path, result)
+    with pytest.raises(ValueError, match=r"study.journal says that trial \d reached 0.*one of the two was changed"):
+        search_alone(folder)
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.yaml", "metrics.csv"])
+def test_a_damaged_trial_is_named(found, tmp_path, search_alone, name):
+    folder = shutil.copytree(found[0], tmp_path / "a")
+    path = next(folder.glob(f"trials/*/*/{name}"))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(Damaged, match=f"{name}.*remove"):
+        search_alone(folder)
+
+
+def test_a_page_that_a_kill_left_undrawn_is_drawn_when_the_search_goes_on(found, tmp_path, search_alone, monkeypatch):
+    folder = shutil.copytree(found[0], tmp_path / "a")
+    pages = [path.with_name("report.html") for path in folder.glob("trials/*/*/result.json")]
+    pages[0].unlink()
+    monkeypatch.setattr(Learner, "training_step", lambda *args: pytest.fail("it trains"))
+    search_alone(folder)
+    assert len(pages) == 3
+    assert all(page.exists() for page in pages)
+
+
+def test_the_page_of_a_search_is_drawn_of_its_files(found, tmp_path):
+    folder = shutil.copytree(found[0], tmp_path / "a", ignore=shutil.ignore_patterns("*.ckpt", "*.safetensors"))
+    assert redraw([folder], tmp_path / "b.html").read_bytes() == (found[0] / "report.html").read_bytes()
+    content = (folder / "tuning.json").read_bytes()
+    for damaged in (content[:-60], b"", b"[]", b'{"method": "kd"}', content.replace(b"kd", b"at", 1)):
+        (folder / "tuning.json").write_bytes(damaged)
+        with pytest.raises(Damaged, match=r"tuning.json.*the same `limbeck tune`"):
+            redraw([folder])
+    with pytest.raises(ValueError, match="holds a search, which has a page of its own"):
+        redraw([folder, folder / "comparison/plain/seed-0"])
+
+
+def test_another_teacher_makes_another_search(found):
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match="another teacher"):
+        tune(
+            "kd", student, network("mlp-32"), DATA, SEARCH, epochs=EPOCHS, trials=3, run_dir=found[0], accelerator="cpu"
+        )
 
 
 # what is said --------------------------------------------------------------------------------------------------------

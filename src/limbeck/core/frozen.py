@@ -139,7 +139,7 @@ class Frozen(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the network's output."""
         net = self.net
-        given, wanted = _types(net, (args, kwargs))
+        given, wanted = self._types((args, kwargs))
         if given != wanted:
             args, kwargs = _cast((args, kwargs), given)
         if self._writes:
@@ -151,9 +151,17 @@ class Frozen(nn.Module):
 
     def shown(self, trace: dict[str, Any], inputs: Any) -> dict[str, Any]:
         """Return what was recorded of the network in the floating-point type of what the student is fed, integers too."""
-        given, wanted = _types(self.net, inputs)
+        given, wanted = self._types(inputs)
         whole = given == wanted and not any(isinstance(one, Tensor) and one.is_quantized for one in trace.values())
         return trace if whole else _cast(trace, wanted)
+
+    def _types(self, inputs: Any) -> tuple[torch.dtype, torch.dtype]:
+        """Return the network's floating-point type, and that of what it is fed; twice the same where it has none."""
+        wanted = next(
+            (leaf.dtype for leaf in tree_leaves(inputs) if getattr(leaf, "dtype", None) in FLOATS),
+            torch.get_default_dtype(),
+        )
+        return self._type or wanted, wanted
 
     def _take(self, origin: nn.Module) -> None:
         """Make the view of the network as it is now."""
@@ -164,6 +172,7 @@ class Frozen(nn.Module):
         self._hidden = (view,)  # a tuple keeps a module from being registered
         self._marks = _Marks(origin, view)
         self._assert_mode(view)
+        _, self._type = _kind(view)
         self._writes = _written(view)
 
     def _assert_mode(self, view: nn.Module) -> None:
@@ -175,11 +184,14 @@ class Frozen(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
         view, origin = self.net, self._origin()
-        before = _kind(view)
+        former, other = _kind(view)
         view._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        (device, dtype), (former, other) = _kind(view), before
-        self._place = (device if device != former else self._place[0], dtype if dtype != other else self._place[1])
+        device, self._type = _kind(view)
+        self._place = (
+            device if device != former else self._place[0],
+            self._type if self._type != other else self._place[1],
+        )
         if origin is not None and self._marks is not None:
             if _share(view, origin):  # back where the network is
                 self._place = (None, None)
@@ -361,15 +373,6 @@ def _kind(net: nn.Module) -> tuple[torch.device | None, torch.dtype | None]:
     """Return where the first tensor of a network's that floats is, and its type."""
     floating = (value for value in chain(net.parameters(), net.buffers()) if value.dtype in FLOATS)
     return next(((value.device, value.dtype) for value in floating), (None, None))
-
-
-def _types(net: nn.Module, inputs: Any) -> tuple[torch.dtype, torch.dtype]:
-    """Return a network's floating-point type, and that of what it is fed; twice the same where it has none."""
-    wanted = next(
-        (leaf.dtype for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dtype in FLOATS), None
-    )
-    wanted = wanted or torch.get_default_dtype()
-    return _kind(net)[1] or wanted, wanted
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

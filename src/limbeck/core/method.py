@@ -171,8 +171,8 @@ class Distill(Method):
         if taught and all(isinstance(weight, (int, float)) and weight == 0 for weight in taught):
             names = ", ".join(name for name in objective.names if name != "hard")
             raise ValueError(
-                f"the weights of {names} are 0, which leaves nothing of the method but the labels: give one another weight, "
-                "or take limbeck.plain"
+                f"the weights of {names} are 0, which leaves nothing of the method but the labels: give one another "
+                "weight, or take limbeck.plain"
             )
 
     def players(self) -> dict[str, list[nn.Module]]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from limbeck.core.exhibits import Exhibit, Matrix
-from limbeck.core.files import write
+from limbeck.core.files import Damaged, keep, read, write
 from limbeck.measure import Cost, Judgement, paired
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, strip, tradeoff
@@ -39,6 +38,7 @@ TITLE = "Did distillation help?"
 PICTURED = 2
 """Students whose answers are shown beside the plain one's: those that are best by their mean."""
 RESULTS = "results.json"
+ANEW = "the same `limbeck compare` as before writes it anew, of the runs beside it"
 CAPTION = (
     "Left: a point is one seed, a bar the mean, the dashed line the plain student's mean. Right: mean difference to {whom} "
     "over the same seeds with its 95 % interval; an interval across the dashed line shows nothing."
@@ -59,11 +59,13 @@ class Comparison:
         title: The condition, as "100 labels, all images".
         note: What the reader has to know about it; may be empty.
         candidates: In the order they are shown.
+        doubts: What makes it worth nothing, as a teacher that only guesses: said before all else.
     """
 
     title: str
     note: str
     candidates: tuple[Candidate, ...]
+    doubts: tuple[str, ...] = ()
 
 
 def comparison_report(
@@ -109,15 +111,16 @@ def write_comparison(
     results = {
         "title": comparison.title,
         "note": comparison.note,
+        "doubts": list(comparison.doubts),
         "score": asdict(candidates[0].score),
         "facts": dict(facts or {}),
         "rows": [record | cost for record, cost in zip(records(candidates), costs, strict=True)],
         **details,
     }
-    write(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    keep(folder / RESULTS, results)
     write(folder / "table.csv", csv_table(candidates).encode())
-    write(folder / "table.md", markdown_table(candidates))
-    write(folder / "table.tex", latex_table(candidates))
+    write(folder / "table.md", markdown_table(candidates, comparison.doubts))
+    write(folder / "table.tex", latex_table(candidates, comparison.doubts))
     redraw_comparison(folder)
 
 
@@ -130,10 +133,12 @@ def redraw_comparison(folder: str | Path, path: str | Path | None = None) -> Pat
 
     Returns:
         The page.
+
+    Raises:
+        Damaged: One of the files is not what was written.
     """
     folder = Path(folder)
-    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    comparison = _comparison(results)
+    comparison, results = read_comparison(folder)
     runs = _Runs.find(folder, comparison.candidates, results.get("folders", {}))
     sections = [
         _section(comparison),
@@ -158,13 +163,39 @@ def pictured(candidates: Sequence[Candidate]) -> list[str]:
     return [*baseline, *(candidate.name for candidate in candidates if candidate in best)]
 
 
+def read_comparison(folder: Path) -> tuple[Comparison, dict[str, Any]]:
+    """Return the comparison that `write_comparison` wrote, and all that its ``results.json`` holds.
+
+    Raises:
+        Damaged: It is not what was written, or the file of another program.
+    """
+    path = folder / RESULTS
+    results = read(path, ANEW)
+    try:
+        return _comparison(results), results
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Damaged(
+            f"{path} is no comparison of limbeck's, or an incomplete one ({type(error).__name__}: {error}); {ANEW}"
+        ) from error
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """Say all that is to be said, in this order: what makes it worth nothing, its note, and what it shows."""
+    return [*comparison.doubts, *[comparison.note] * bool(comparison.note), *evidence(comparison)]
+
+
 def findings(comparison: Comparison) -> list[str]:
+    """Say in plain words what each compared network shows, good or bad, and what makes that worth nothing, first."""
+    return [*comparison.doubts, *evidence(comparison)]
+
+
+def evidence(comparison: Comparison) -> list[str]:
     """Say in plain words what each compared network shows, good or bad, and what the teacher costs beside the student."""
     judged = zip(comparison.candidates, judgements(comparison.candidates), strict=True)
     found = [_finding(candidate, judgement) for candidate, judgement in judged if judgement]
     by_role = {candidate.role: candidate for candidate in reversed(comparison.candidates)}
     teacher, student = by_role.get("teacher"), by_role.get("baseline")
-    return [*found, _sizes(teacher, student)] if teacher and student else found
+    return [*found, _sizes(teacher, student)] if teacher and teacher.values and student else found
 
 
 @dataclass(frozen=True)
@@ -209,7 +240,7 @@ def _comparison(results: Mapping[str, Any]) -> Comparison:
         )
         for row in rows
     ]
-    return Comparison(results["title"], results["note"], tuple(candidates))
+    return Comparison(results["title"], results["note"], tuple(candidates), tuple(results.get("doubts", ())))
 
 
 def _section(comparison: Comparison) -> Section:
@@ -223,7 +254,7 @@ def _section(comparison: Comparison) -> Section:
         plots.append(Plot(_tradeoff(costly, f"{name} over cost: {comparison.title}"), COSTS.format(score=name)))
     return Section(
         comparison.title,
-        [comparison.note] * bool(comparison.note) + findings(comparison),
+        sentences(comparison),
         Table(header(comparison.candidates), rows(comparison.candidates), legend(comparison.candidates)),
         plots,
     )
@@ -301,7 +332,7 @@ def _what_was_run(runs: _Runs, results: Mapping[str, Any]) -> Section:
         if of
     ]
     configs = [run[0] / "config.yaml" for run in runs.folders.values() if run]
-    texts = [f"# {path.parent.parent.name}\n{path.read_text(encoding='utf-8')}" for path in configs if path.exists()]
+    texts = [f"# {path.parent.parent.name}\n{_config(path)}" for path in configs if path.exists()]
     known = [read_result(of[0]).get("versions", {}) for of in runs.folders.values() if of]
     versions = ", ".join(f"{name} {version}" for name, version in (known[0] if known else {}).items())
     return Section(
@@ -310,6 +341,12 @@ def _what_was_run(runs: _Runs, results: Mapping[str, Any]) -> Section:
         facts={**results.get("facts", {}), "Trained with": versions} if versions else results.get("facts", {}),
         listing="\n".join(texts),
     )
+
+
+def _config(path: Path) -> str:
+    """Return a run's settings as they stand there, without their checksum."""
+    read(path, f"remove the folder {path.parent}, and the same call makes this run again")
+    return path.read_text(encoding="utf-8").partition("\n# sha256 ")[0] + "\n"
 
 
 def _finding(candidate: Candidate, judgement: Judgement) -> str:

@@ -95,20 +95,21 @@ def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
     return table
 
 
-def markdown_table(candidates: Sequence[Candidate]) -> str:
-    """Return the comparison as a Markdown table with its legend."""
+def markdown_table(candidates: Sequence[Candidate], doubts: Sequence[str] = ()) -> str:
+    """Return the comparison as a Markdown table with its legend, after what makes it worth nothing."""
     head = header(candidates)
     lines = [head, ("---", *["---:"] * (len(head) - 2), "---"), *rows(candidates)]
     table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-    return f"{table}\n{legend(candidates)}\n"
+    return "".join(f"{doubt}\n\n" for doubt in doubts) + f"{table}\n{legend(candidates)}\n"
 
 
-def latex_table(candidates: Sequence[Candidate]) -> str:
-    """Return the comparison as a LaTeX table; it needs the package booktabs."""
+def latex_table(candidates: Sequence[Candidate], doubts: Sequence[str] = ()) -> str:
+    """Return the comparison as a LaTeX table, after what makes it worth nothing; it needs the package booktabs."""
     names = header(candidates)
     head, *body = [" & ".join(map(_latex, line)) + r" \\" for line in (names, *rows(candidates))]
     columns = "l" + "r" * (len(names) - 2) + "l"
     lines = [
+        *(r"\noindent " + _latex(doubt) + r"\par" for doubt in doubts),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         head,

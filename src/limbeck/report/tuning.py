@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from limbeck.core.files import write
+from limbeck.core.files import Damaged, keep, read, write
 from limbeck.core.task import Score
 from limbeck.measure import judge, paired
-from limbeck.report.comparison import Comparison, findings
+from limbeck.report.comparison import Comparison, evidence, read_comparison
 from limbeck.report.figures import Line, curves
 from limbeck.report.page import Plot, Section, render
 from limbeck.report.page import Table as PageTable
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 State = Literal["complete", "stopped", "diverged"]
 
+FOUND, COMPARED = "tuning.json", "comparison"
+"""What a search found, and the folder of the comparison after it, in the folder of the search."""
+ANEW = "the same `limbeck tune` as before writes it anew, of the trials beside it"
 LEVEL = 0.05
 """How surely trials must differ by more than their seeds do, before the best is called better."""
 
@@ -123,7 +126,7 @@ def best_of(complete: Sequence[Trial], score: Score) -> Trial:
 
 def tuning_findings(tuning: Tuning) -> list[str]:
     """Say what the search found and what the test shows, and where it may be luck."""
-    return [*_of_search(tuning), *_of_test(tuning)]
+    return [*tuning.comparison.doubts, *_of_search(tuning), *_of_test(tuning)]
 
 
 def console_table(tuning: Tuning) -> Table:
@@ -148,25 +151,66 @@ def write_tuning(tuning: Tuning, folder: str | Path, *, facts: Mapping[str, str]
 
     Args:
         tuning: What to write.
-        folder: Where.
+        folder: Where; its comparison is in ``comparison/`` already.
         facts: What the page says was run.
     """
-    folder, said = Path(folder), tuning_findings(tuning)
+    folder = Path(folder)
     found = {
         "method": tuning.method,
+        "searched": tuning.searched,
         "options": tuning.options,
         "score": tuning.best.score,
         "judged_by": asdict(tuning.judged_by),
         "samples": tuning.samples,
         "importance": tuning.importance,
-        "findings": said,
+        "findings": tuning_findings(tuning),
         "looks": tuning.looks,
         "trials": [{**asdict(trial), "score": trial.score} for trial in tuning.trials],
         "test": records(tuning.comparison.candidates),
         "fresh": tuning.fresh,
+        "facts": dict(facts),
     }
-    write(folder / "tuning.json", json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n")
-    write(folder / "report.html", render(f"Tuning {tuning.method}", said, _sections(tuning, facts)))
+    keep(folder / FOUND, json.loads(json.dumps(found, default=str)))
+    _draw(tuning, facts, folder / "report.html")
+
+
+def redraw_tuning(folder: str | Path, path: str | Path | None = None) -> Path:
+    """Write the page of a search, of the files in its folder.
+
+    Args:
+        folder: The search's, with ``tuning.json``.
+        path: The file to write; by default ``report.html`` in the folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        Damaged: One of the files is not what was written.
+    """
+    folder = Path(folder)
+    found = read(folder / FOUND, ANEW)
+    comparison, _ = read_comparison(folder / COMPARED)
+    try:
+        tuning = Tuning(
+            found["method"],
+            tuple(found["searched"]),
+            tuple(Trial(of["options"], of["state"], tuple(of["values"]), of["epochs"]) for of in found["trials"]),
+            found["importance"],
+            found["samples"],
+            comparison,
+            {name: tuple(values) for name, values in found["fresh"].items()},
+            tuple(found["looks"]),
+        )
+        facts = dict(found["facts"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Damaged(
+            f"{folder / FOUND} is no search of limbeck's, or an incomplete one ({type(error).__name__}: {error}); {ANEW}"
+        ) from error
+    return _draw(tuning, facts, Path(path or folder / "report.html"))
+
+
+def _draw(tuning: Tuning, facts: Mapping[str, str], path: Path) -> Path:
+    return write(path, render(f"Tuning {tuning.method}", tuning_findings(tuning), _sections(tuning, facts)))
 
 
 def words(options: Mapping[str, Any]) -> str:
@@ -207,7 +251,7 @@ def _of_search(tuning: Tuning) -> list[str]:
 
 def _of_test(tuning: Tuning) -> list[str]:
     tuned, default, score = _tuned(tuning), _default(tuning), tuning.judged_by
-    found = findings(tuning.comparison)
+    found = evidence(tuning.comparison)
     if tuned is default:
         found.insert(0, "The defaults are the best that was found.")
     else:

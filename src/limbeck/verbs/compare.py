@@ -80,8 +80,9 @@ def compare(
 
     In ``run_dir`` each run has a folder, ``METHOD/seed-0``, and beside them are ``report.html``, ``table.md``,
     ``table.csv``, ``table.tex`` and ``results.json``. The same call goes on where a former one ended, however it ended:
-    what is finished is read, what was under way is resumed. More entries or seeds may be asked for then; another
-    training is refused.
+    what is finished is read, what was under way is resumed, and a page that is missing is drawn. More entries or seeds may
+    be asked for then; another training is refused, by all that a run depends on: method and options, data, task, optimizer,
+    the weights of everybody who teaches or begins, and limbeck's version.
 
     The same call may be made by several processes at once, each on a device of its own, say, or with its share of the
     cores: each takes the next run that no other is at, and all return the same. A process that dies, however it dies,
@@ -89,6 +90,9 @@ def compare(
 
     The verdict on each method is that of a paired t-test, corrected for their number (`limbeck.measure.judge`); where it
     cannot tell, it estimates how many more seeds would (`limbeck.measure.seeds_needed`).
+
+    Where the teacher, or a student after its training, is no better than guessing, the comparison says so before all else
+    (`Comparison.doubts`); entries that are named as controls are meant to learn from such a teacher.
 
     A method that diverges with one of the seeds, or whose score is then no number, has no row, and the comparison's note
     says so; the others go on.
@@ -122,7 +126,8 @@ def compare(
 
     Raises:
         ValueError, TypeError: An entry that cannot be assembled, before anything is trained; a baseline that is no entry; a
-            student that is not made anew, or not of the seed; runs in ``run_dir`` that are not of this comparison; a method
+            student that is not made anew, or not of the seed; runs in ``run_dir`` that are not of this comparison, or are
+            damaged (the message names the file and what to remove); a method
             with more stages than epochs; runs on several devices each while another process makes them.
         FloatingPointError: The plain student diverged, or another baseline, or every method.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
@@ -176,6 +181,7 @@ def compare(
         f"{runs.data_name}: {epochs} epochs, {seeds} {'seed' if seeds == 1 else 'seeds'}",
         _note(budget, match, diverged, data),
         tuple(runs.candidates(listed, outcomes)),
+        tuple(runs.doubts(listed, outcomes)),
     )
     if run_dir is not None:
         seconds = {name: [outcome.seconds for outcome in of] for name, of in outcomes.items()}

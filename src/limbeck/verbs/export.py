@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import importlib.util
 import io
@@ -31,10 +30,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from limbeck.core.batches import part, tensors
-from limbeck.core.files import write
+from limbeck.core.copied import copied
+from limbeck.core.files import hold, write
 from limbeck.core.frozen import Frozen, bare
+from limbeck.core.sound import FLOATS, flaw, quantised
 from limbeck.core.task import Score, Task
 from limbeck.core.trace import describe
+from limbeck.core.wrapped import shipped
 from limbeck.data import Data
 from limbeck.engine.run import packed
 from limbeck.measure.cost import latency_ms
@@ -60,6 +62,8 @@ BATCH = Dim("batch")
 TORCH = str(Path(torch.__file__).parent)
 SECONDS = 0.2
 """For how long a latency is measured; its median counts."""
+DRAFTS = ".export-"
+"""How the folders begin in which files are made, beside those that are there already."""
 SAFETENSORS = "its weights ship, formats=['safetensors'] (--formats safetensors)"
 """What is left where there can be no graph."""
 
@@ -151,8 +155,9 @@ def export(
 ) -> Exported:
     """Write a network as files that ship, and prove that they answer as it does.
 
-    ``safetensors`` is the plain ``state_dict``, for the plain network. ``torch_export`` is a program for
-    ``torch.export.load``, ``onnx`` a graph for every ONNX runtime: both are the network in eval mode, from ``input``
+    ``safetensors`` is the plain ``state_dict``, for the plain network: without wrappers (`torch.compile`,
+    ``DataParallel``), and with the weights that pruning, weight norm and the like compute. ``torch_export`` is a program
+    for ``torch.export.load``, ``onnx`` a graph for every ONNX runtime: both are the network in eval mode, from ``input``
     (N, ...), normalised as the data are, to ``logits``, for any N. ``int8`` is that graph with 8-bit weights.
 
     Graphs give the task's answer, one tensor, whatever else the network returns; where it is no distribution, as in
@@ -189,7 +194,8 @@ def export(
         progress: Show a progress bar; by default where standard error is a terminal.
 
     Raises:
-        ValueError: An unknown format, a negative tolerance, or no test data.
+        ValueError: An unknown format, a negative tolerance, or no test data; a network without weights or with broken ones,
+            a quantised one, or one of another floating-point type than the data.
         TypeError: Inputs that the network does not take, or outputs in which no answer is found.
         RuntimeError: ``limbeck[export]`` is not installed.
         ExportError: Some formats failed: a graph that cannot be traced, with the line of the network where, or one that
@@ -209,13 +215,14 @@ def export(
     task = task or (data.task if isinstance(data, Data) else classification)
     plain, task = _plain(net, task)
     served = batches(loader, plain)
+    folder = Path(folder)
     if (first := next(served, None)) is None:
         raise ValueError("data gave no batch, and there is nothing to compare on")
     example = part(task.inputs(first), [0, -1])  # two: of a single one torch.export would keep the number
-    task.feed(plain, example)  # raises where no answer is found, before anything is made
+    _answered(plain, task, example)  # raises where no answer is found, before anything is made
     about = _about(name or type(plain).__name__, data, example, task)
-    with TemporaryDirectory() as scratch, _bar(progress) as bar:
-        drafts = _Drafts(plain, task, example, about, Path(scratch))
+    with _scratch(folder) as scratch, _bar(progress) as bar:
+        drafts = _Drafts(plain, task, example, about, scratch)
         line = bar.add_task("", total=None)
         for format in wanted:
             bar.update(line, description=format)
@@ -232,7 +239,7 @@ def export(
                     drafts.need_onnx()
                 comparison.judge(sys.float_info.max if format == "int8" else tolerance)
         exported = Exported(
-            folder=Path(folder),
+            folder=folder,
             about=about,
             samples=own.measurement.samples,
             tolerance=tolerance,
@@ -295,7 +302,7 @@ class _Drafts:
             return lambda inputs: _call(program, inputs)[0] if exits else _call(program, inputs)
         from safetensors.torch import load_file
 
-        net = copy.deepcopy(self.net)
+        net = copied(self.net)
         net.load_state_dict(load_file(self.path(format)))
         return partial(self.task.feed, net)
 
@@ -314,6 +321,11 @@ class _Drafts:
     def _graph(self) -> nn.Module:
         """Return what is exported: the network, of which the answer alone is seen, or every exit."""
         _check_inputs(self.example)
+        if any(isinstance(part, torch.jit.ScriptModule) for part in self.net.modules()):
+            raise TypeError(
+                "a TorchScript network cannot be followed: export the network that it was made of, or write it by "
+                f"torch.jit.save; {SAFETENSORS}"
+            )
         if isinstance(self.net, EarlyExit):
             return AllExits(self.net)
         raw = _call(self.net, self.example)
@@ -487,7 +499,17 @@ def _checked(formats: Sequence[Format], tolerance: float) -> list[Format]:
 
 def _plain(net: nn.Module, task: Task) -> tuple[nn.Module, Task]:
     """Return the network itself, on the CPU and in eval mode, and the task that feeds and reads it as its view does."""
-    plain = Frozen(bare(getattr(net, "_orig_mod", net))).net.cpu()  # _orig_mod is what torch.compile wraps
+    given = bare(net)
+    if wrong := flaw(given):
+        raise ValueError(f"the network ({type(given).__name__}) {wrong}")
+    if (layer := quantised(given)) is not None:
+        raise ValueError(
+            f"the network is quantised already ({layer}), and its weights are packed for torch's own layers: export the "
+            "network that it was made of, int8 is one of the formats"
+        )
+    plain = copied(shipped(given)).eval().cpu()
+    for p in plain.parameters():
+        p.requires_grad_(False)
     if not isinstance(net, Frozen):
         return plain, task
     output = net.output or task.output
@@ -496,6 +518,36 @@ def _plain(net: nn.Module, task: Task) -> tuple[nn.Module, Task]:
         inputs=lambda batch: net.inputs(task.inputs(batch)),
         output=lambda raw: net.translate(output(raw)),
     )
+
+
+def _answered(net: nn.Module, task: Task, example: Any) -> None:
+    """See that a network answers at all."""
+    try:
+        task.feed(net, example)
+    except RuntimeError as error:
+        given = {leaf.dtype for leaf in tensors(example) if leaf.dtype in FLOATS}
+        if other := {p.dtype for p in net.parameters() if p.dtype in FLOATS} - given:
+            raise ValueError(
+                f"the network has weights in {', '.join(map(str, other))}, and the data are in "
+                f"{', '.join(map(str, given)) or 'whole numbers'}: export(copy.deepcopy(net).float(), ...)"
+            ) from error
+        raise
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """Make a folder for drafts where they are to be, and take away those of exports that were killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{DRAFTS}*"):
+        with hold(left / "lock") as ended:
+            if ended:
+                shutil.rmtree(left)
+    try:
+        with TemporaryDirectory(prefix=DRAFTS, dir=folder) as scratch, hold(Path(scratch) / "lock"):
+            yield Path(scratch)
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _check_inputs(example: Any) -> None:

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-import copy
-import csv
 import hashlib
+import importlib.metadata
 import json
 import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
-from torch import Tensor, nn
+from torch import nn
 
-from limbeck.core.files import hold, write
-from limbeck.core.frozen import frozen
-from limbeck.core.method import Make, Method
+from limbeck.core.copied import copied
+from limbeck.core.files import Damaged, hold, keep, read, sha256_of
+from limbeck.core.frozen import Frozen, bare, frozen
+from limbeck.core.method import Method
 from limbeck.core.task import Score, Task
 from limbeck.data import Data
+from limbeck.data.identity import described, identity
+from limbeck.data.repeatable import splits
 from limbeck.engine.assemble import assemble, paper_of, parameters_of, parts_of
 from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned
-from limbeck.engine.learner import Row, Schedule
+from limbeck.engine.inputs import (
+    architecture_of,
+    describe_optimizer,
+    describe_schedule,
+    describe_task,
+    describe_teacher,
+    refuse_another,
+    weights_of,
+)
+from limbeck.engine.learner import Row
 from limbeck.engine.observe import exhibits_of_runs
-from limbeck.engine.run import Run
+from limbeck.engine.run import Occupied, Run
 from limbeck.measure import cost, paired
-from limbeck.measure.evaluate import evaluate
+from limbeck.measure.evaluate import Measurement
 from limbeck.report.comparison import pictured
 from limbeck.report.examples import FILE, write_exhibits
+from limbeck.report.history import read_rows
+from limbeck.report.run import run_report
 from limbeck.report.table import Candidate, Role
 from limbeck.tasks.classification import classification
+from limbeck.verbs.doubts import measured, of_students, of_teacher
 
 BASELINE = "plain"
 LOCK = ".lock"
@@ -44,6 +58,9 @@ NETWORKS = ("peers", "assistants")
 """Options that are networks, which a run trains."""
 NAMED = (*NETWORKS, "teacher")
 """Options that are networks, or their names."""
+PAGE = "report.html"
+MEASURED = "settings"
+"""What a file of times calls the settings that they were measured with."""
 TIMED_EPOCHS, TIMED_BATCHES = 8, 10
 """What is trained to see how long a step takes: every stage of a method has its share."""
 
@@ -92,7 +109,9 @@ class Entry:
     def folder(self) -> str:
         """The name as a folder's."""
         words = re.sub(r"[^A-Za-z0-9.=-]+", "-", self.name).strip("-.")
-        return words if len(words) <= 80 else f"{words[:70]}-{_digest(words.encode())[:8]}"
+        if len(words) <= 80:
+            return words
+        return f"{words[:70]}-{hashlib.blake2b(words.encode(), digest_size=8).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -129,13 +148,24 @@ class Runs:
     def __post_init__(self) -> None:
         if not isinstance(self.data, Data):
             _check_loaders(self.data)
-        self.shared = {
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """What all runs have in common, as their settings say it."""
+        return {
+            "limbeck": importlib.metadata.version("limbeck"),
             **{name: self.training[name] for name in ("precision", "accumulate", "clip")},
-            "optimizer": _describe_optimizer(self.training["optimizer"]),
-            "schedule": _describe_schedule(self.training["schedule"]),
+            "optimizer": describe_optimizer(self.training["optimizer"]),
+            "schedule": describe_schedule(self.training["schedule"]),
             "data": self._describe_data(),
             "task": f"{self.task.name}, judged by the {self.score.best} {self.score.label}",
+            "asked of networks": _digest(describe_task(self.task)),
         }
+
+    @cached_property
+    def few(self) -> Any:
+        """A batch of a few training samples."""
+        return splits(self.data, seed=0).few()
 
     @property
     def score(self) -> Score:
@@ -210,23 +240,60 @@ class Runs:
             FloatingPointError: The training diverged, or its score is no number.
             KeyboardInterrupt: Ctrl-C, after a checkpoint.
         """
-        folder = None if self.folder is None else self.folder / entry.folder / f"seed-{seed}"
-        with self._take(folder) as mine:
-            outcome = self._outcome(folder, entry, seed, epochs, tell) if mine else None
-        if outcome is not None and not math.isfinite(outcome.value):
+        folder = self.place(entry, seed)
+        outcome = None if folder is None else self.kept(entry, seed, epochs)
+        if outcome is None:
+            try:
+                outcome = self._outcome(folder, entry, seed, epochs, tell)
+            except Occupied:
+                return None
+        if not math.isfinite(outcome.value):
             raise FloatingPointError(f"its {self.score.name} on the {self.split} data is {outcome.value}")
         return outcome
 
-    def _take(self, folder: Path | None) -> AbstractContextManager[bool]:
-        """Take a run, unless another process has; the processes of several devices make each together."""
-        if folder is None or self.training["devices"] > 1:
-            return nullcontext(True)
-        return hold(folder / LOCK)
+    def place(self, entry: Entry, seed: int) -> Path | None:
+        """Return the folder of a run, if it has one."""
+        return None if self.folder is None else self.folder / entry.folder / f"seed-{seed}"
+
+    def kept(self, entry: Entry, seed: int, epochs: int) -> Outcome | None:
+        """Return what a finished run came to; None where there is none, or where something is still to be written.
+
+        Raises:
+            ValueError: What is there is the run of another training, or is damaged.
+        """
+        folder = self.place(entry, seed)
+        if folder is None or not (run := Run(folder)).begun:
+            return None
+        self._refuse_another(run, self.settings(entry, seed, epochs))
+        result = run.result()
+        if not result.get("finished"):
+            return None
+        _see_files(folder, result.get("files", {}))
+        rows = read_rows(folder / "metrics.csv")
+        if run.latest is not None and not (rows and (folder / PAGE).exists()):  # it was killed while it wrote these
+            return None
+        try:
+            value = next(iter(result["networks"].values())).get(self.split, {}).get(self.score.name)
+            seconds, steps = float(result["seconds"]), int(rows[-1]["step"])
+        except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+            raise Damaged(
+                f"{folder / 'result.json'} and metrics.csv beside it are not those of a finished run: {_anew(folder)}"
+            ) from error
+        if not (folder / PAGE).exists():
+            run_report(folder)
+        return None if value is None else Outcome(float(value), steps, seconds)
+
+    def _refuse_another(self, run: Run, settings: Mapping[str, Any]) -> None:
+        """See that a run is one of this comparison, by all that it depends on."""
+        was = read(run.config, _anew(run.folder))
+        if "limbeck" not in was:
+            raise ValueError(
+                f"{run.config} does not say all that its run depends on, as those of an older limbeck do not: nobody can "
+                "tell whether it belongs here. Take another run_dir"
+            )
+        refuse_another(run.folder, was, settings)
 
     def _outcome(self, folder: Path | None, entry: Entry, seed: int, epochs: int, tell: Tell) -> Outcome:
-        settings = self.settings(entry, seed, epochs)
-        if folder is not None and (kept := _kept(Run(folder), settings, self.split, self.score.name)):
-            return kept
         result = fit(
             self._assemble(entry, seed),
             self._data(entry, seed),
@@ -237,13 +304,18 @@ class Runs:
             loggers=[_Teller(tell)],
             progress=False,
             name=entry.name,
-            settings=settings,
+            settings=self.settings(entry, seed, epochs),
             **self.training,
         )
         if not result.finished:
             raise KeyboardInterrupt(f"stopped in {entry.name}, seed {seed}: the same call goes on from there")
-        value = result.metrics[f"{self.split}/{next(iter(result.networks))}/{self.score.name}"]
-        return Outcome(value, int(result.history[-1]["step"]), round(result.seconds, 3))
+        score = f"{self.split}/{next(iter(result.networks))}/{self.score.name}"
+        if score not in result.metrics:
+            raise ValueError(
+                f"{entry.name}, seed {seed}, was trained, but its {self.score.name} was not measured: "
+                f"{'; '.join(result.missing.values())}"
+            )
+        return Outcome(result.metrics[score], int(result.history[-1]["step"]), round(result.seconds, 3))
 
     def in_stages(self, entry: Entry) -> bool:
         """Whether it trains something else before the student that is measured."""
@@ -254,12 +326,16 @@ class Runs:
         if self.folder is None:
             return self._measured(entries, {})
         path = self.folder / "step-times.json"
+        of = {entry.name: _digest(self.settings(entry, 0, TIMED_EPOCHS)) for entry in entries}
         with hold(
             self.folder / ".step-times.lock", wait=True
         ):  # one process measures while the others wait for its word
-            known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            known = read(path, f"remove it, and what is trained under {self.folder}") if path.exists() else {}
+            was = known.pop(MEASURED, {})
+            both = was.keys() & of.keys()
+            refuse_another(path, {name: was[name] for name in both}, {name: of[name] for name in both})
             ratios = self._measured(entries, known)
-            write(path, json.dumps(known | ratios, indent=2) + "\n")
+            keep(path, {**known, **ratios, MEASURED: {**was, **of}})
         return ratios
 
     def candidates(self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]]) -> Iterator[Candidate]:
@@ -268,12 +344,11 @@ class Runs:
         example = example_of(self.data, student, task)
         price = cost(student, example, task)
         if self.teacher is not None:
-            test = self.data.test if isinstance(self.data, Data) else self.data[2]
-            device = Fabric(accelerator=self.training["accelerator"], devices=1).device
-            teacher = frozen(self.teacher).again("eval")
-            own = cost(teacher, example, task)
-            value = evaluate(teacher.to(device), test, task)[self.score.name]  # a view moves alone
-            yield Candidate("teacher", "teacher", own, (value,), score=self.score)
+            own = cost(frozen(self.teacher).again("eval"), example, task)
+            values = (
+                () if self._teachers_measurement is None else (self._teachers_measurement.compute()[self.score.name],)
+            )
+            yield Candidate("teacher", "teacher", own, values, score=self.score)
         reached = {name: tuple(outcome.value for outcome in of) for name, of in outcomes.items()}
         for entry in entries:
             mine = reached[entry.name]
@@ -284,6 +359,32 @@ class Runs:
             pair = paired(mine, reached[entry.baseline or BASELINE])
             against = entry.baseline if entry.baseline != BASELINE else ""
             yield Candidate(entry.name, role, price, mine, pair, self.score, against)
+
+    def doubts(self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
+        """Say which teachers and which students are no better than guessing, so that their rows show nothing."""
+        if self.task.guess is None:
+            return
+        taught = [entry.name for entry in entries if self._is_taught(entry) and not entry.control]
+        if taught:
+            yield from of_teacher(self._teachers_measurement, self.task, "The teacher", ", ".join(taught))
+        for entry in entries:
+            if isinstance(entry.teacher, nn.Module) and not entry.control:
+                own = self._measurement(entry.teacher)
+                yield from of_teacher(own, self.task, f"The teacher of {entry.name}", entry.name)
+        reached = {name: [outcome.value for outcome in of] for name, of in outcomes.items()}
+        yield from of_students(reached, self.task, self._measurement(self._student(0)))
+
+    def _is_taught(self, entry: Entry) -> bool:
+        """Whether it learns from the teacher that all share."""
+        return entry.teacher is None and not entry.untaught and "teacher" in parameters_of(entry.method)
+
+    @cached_property
+    def _teachers_measurement(self) -> Measurement | None:
+        return None if self.teacher is None else self._measurement(self.teacher)
+
+    def _measurement(self, net: nn.Module) -> Measurement | None:
+        test = self.data.test if isinstance(self.data, Data) else self.data[2]
+        return measured(net, test, self.task, Fabric(accelerator=self.training["accelerator"], devices=1).device)
 
     def keep_examples(self, entries: Sequence[Entry], candidates: Sequence[Candidate]) -> None:
         """Keep what the teacher and the best students of the first seed make of a few test samples, for the report."""
@@ -343,29 +444,41 @@ class Runs:
     def settings(self, entry: Entry, seed: int, epochs: int) -> dict[str, Any]:
         """What a run is, as its ``config.yaml`` keeps it: a finished run is taken for this one only if all agrees."""
         student, teacher, options = self._given(entry, seed)
-        return {
+        told = {
             "method": entry.method,
-            "options": json.loads(json.dumps(options, default=_named)),
+            "options": {name: self._told(value) for name, value in options.items()},
             "epochs": epochs,
             "seed": seed,
             **self.shared,
-            "student": _fingerprint(student),
-            "teacher": json.loads(json.dumps(teacher, default=_named)),
+            "student": _network(student),
+            "teacher": self._shared_teacher if teacher is self.teacher and teacher is not None else self._told(teacher),
         }
+        return json.loads(json.dumps(told))  # type: ignore[no-any-return]
+
+    @cached_property
+    def _shared_teacher(self) -> Any:
+        return self._told(self.teacher)
+
+    def _told(self, value: Any) -> Any:
+        """Describe an option: of networks all that they are, of one that teaches how it is asked too."""
+        if isinstance(value, (list, tuple)) and any(isinstance(each, nn.Module) for each in value):
+            return [self._told(each) for each in value]
+        if isinstance(value, Frozen):
+            return _digest([_network(value), describe_teacher(value, self.task, self.few)])
+        if isinstance(value, nn.Module):
+            return _network(value) if any(True for _ in value.state_dict()) else self._told(frozen(value))
+        return described(value)
 
     def _describe_data(self) -> dict[str, Any]:
-        if not isinstance(self.data, Data):
-            return {"batches": self.batches}
-        loaders = [self.data.train, self.data.val, *([self.data.test] if self.split == "test" else [])]
-        labels = _digest(
-            *(loader.fingerprint().encode() if loader.targets is None else _bytes(loader.targets) for loader in loaders)
-        )
-        return {
-            "name": self.data.name,
-            "batches": self.batches,
-            "batch_size": self.data.train.batch_size,
-            "labels": labels,
-        }
+        """What is trained and measured on: the test data only where it may be touched."""
+        data = self.data.with_seed(0) if isinstance(self.data, Data) else self.data  # each run has its own
+        served = splits(data, seed=0)
+        if self.split == "val":
+            served = served._replace(test=None)
+        content = {name: _digest(told) for name, told in identity(served).items()}
+        if not isinstance(data, Data):
+            return {"batches": self.batches, "content": content}
+        return {"name": data.name, "batches": self.batches, "batch_size": data.train.batch_size, "content": content}
 
 
 class _Teller(Logger):
@@ -407,7 +520,7 @@ def _made(name: str, given: Any) -> Any:
     if isinstance(given, (list, tuple)):
         return [_made(name, each) for each in given]
     if isinstance(given, nn.Module):
-        return copy.deepcopy(given)
+        return copied(given)
     if not callable(given):
         raise TypeError(f"{name} must be networks, or functions that make one each, got {given!r}")
     return given()
@@ -426,7 +539,7 @@ def _check_made_anew(make: Callable[[], nn.Module], what: str) -> None:
         nets.append(make())
     if nets[0] is nets[1]:
         raise ValueError(f"{what} gives the same network twice: it must make a new one at each call")
-    if _fingerprint(nets[0]) != _fingerprint(nets[1]):
+    if weights_of(nets[0]) != weights_of(nets[1]):
         raise ValueError(
             f"{what} makes other weights at each call, so that runs cannot be paired: "
             "draw them from torch's generator, which is seeded before"
@@ -442,25 +555,6 @@ def _word(given: Any) -> str:
     return str(getattr(given, "__name__", type(given).__name__))
 
 
-def _kept(run: Run, settings: Mapping[str, Any], split: str, score: str) -> Outcome | None:
-    """Read a finished run.
-
-    Raises:
-        ValueError: What is there is the run of another training.
-    """
-    if not run.exists:
-        return None
-    run.check(settings, resume=True)
-    path = run.folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if not result.get("finished"):
-        return None
-    shipped = next(iter(result["networks"].values()))
-    with (run.folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        steps = [int(row["step"]) for row in csv.DictReader(file)][-1]
-    return Outcome(shipped[split][score], steps, result["seconds"])
-
-
 def _typical(history: Sequence[Row]) -> float:
     """Return the seconds of an epoch: each stage's median, without its first epoch if there are more, by its epochs."""
     seconds: dict[str, list[float]] = {}
@@ -469,38 +563,22 @@ def _typical(history: Sequence[Row]) -> float:
     return sum(len(of) * statistics.median(of[1:] or of) for of in seconds.values()) / len(history)
 
 
-def _describe_optimizer(make: Make | Mapping[str, Make] | None) -> Any:
-    """Tell optimizers apart by what they make: functions cannot be compared."""
-    if isinstance(make, Mapping):
-        return {player: _describe_optimizer(each) for player, each in make.items()}
-    return None if make is None else repr(make([nn.Parameter(torch.zeros(1))]))
+def _network(net: nn.Module) -> str:
+    """Tell networks apart, by what they are and by their weights."""
+    return f"{type(bare(net)).__name__} {architecture_of(net)}, weights {weights_of(net)}"
 
 
-def _describe_schedule(schedule: Schedule | None) -> str | None:
-    if schedule is None:
-        return None
-    made = schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 100)
-    return f"{type(made).__name__} {made.state_dict()}"
+def _see_files(folder: Path, sums: Mapping[str, str]) -> None:
+    """See that a finished run's files are what it wrote, by the checksums in its result."""
+    for name, known in sums.items():
+        if (path := folder / name).exists() and sha256_of(path) != known:
+            raise Damaged(f"{path} is damaged: it is not what this run wrote, by its result.json; {_anew(folder)}")
 
 
-def _named(value: Any) -> str:
-    """Name what JSON cannot hold, alike in every process: of a network its weights, as assistants have."""
-    if isinstance(value, nn.Module):
-        return _fingerprint(value)
-    return str(getattr(value, "__qualname__", type(value).__qualname__))
+def _anew(folder: Path) -> str:
+    """Say how a run is made again, and none but that."""
+    return f"remove the folder {folder}, and the same call makes this run again; or take another run_dir"
 
 
-def _fingerprint(net: nn.Module) -> str:
-    """Tell weights apart."""
-    return _digest(*(_bytes(value) for value in net.state_dict().values() if isinstance(value, Tensor)))
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _digest(*parts: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+def _digest(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

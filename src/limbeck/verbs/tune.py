@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import sys
@@ -29,8 +28,10 @@ from limbeck.data import Data, Epochs
 from limbeck.data.epochs import known, seed_of
 from limbeck.engine.assemble import GIVEN, parameters_of
 from limbeck.engine.fit import Precision, task_of
+from limbeck.engine.inputs import refuse_another
 from limbeck.engine.learner import Schedule
-from limbeck.report.tuning import State, Trial, best_of, write_tuning
+from limbeck.engine.run import Run
+from limbeck.report.tuning import COMPARED, State, Trial, best_of, write_tuning
 from limbeck.report.tuning import Tuning as Tuning
 from limbeck.verbs.compare import compare, progress_bar
 from limbeck.verbs.runs import BASELINE, LOCK, NETWORKS, Entry, Runs
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 SEARCH_SEEDS = 10_000
 """Where the seeds of a search begin: those of the comparison after it, from 0 on, are fresh."""
+JOURNAL = "study.journal"
+REMEDY = f"remove {JOURNAL}: the search begins again and reads the trials that are trained"
 LEAST_SAMPLES = 100
 """Validation samples below which a share says little: its standard error is 3 points at 90 %."""
 UNPRUNED_TRIALS = 5
@@ -196,16 +199,16 @@ class _Search:
         """Open the study in a folder, or begin one.
 
         Raises:
-            ValueError: There is another.
+            ValueError: There is another, or its journal is damaged, or says other scores than the trials' runs.
         """
         import optuna
-        from optuna.storages.journal import JournalFileBackend
 
-        path = folder / "study.journal"
-        _mend(path)
+        from limbeck.verbs.journal import Journal
+
+        path = folder / JOURNAL
         study = optuna.create_study(
             study_name=f"limbeck tune {self.method}",
-            storage=optuna.storages.JournalStorage(JournalFileBackend(str(path))),
+            storage=optuna.storages.JournalStorage(Journal(path)),
             direction="maximize" if self.runs.score.best == "highest" else "minimize",
             pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, math.ceil(UNPRUNED_SHARE * self.epochs)),
             load_if_exists=True,
@@ -213,12 +216,41 @@ class _Search:
         mine, was = self._settings(), study.user_attrs.get("search")
         if was is None:
             study.set_user_attr("search", mine)
-        elif other := [name for name in mine if name in was and was[name] != mine[name]]:
+        elif "limbeck" not in was:
             raise ValueError(
-                f"the search in {folder} has another {other[0]}: {was[other[0]]}, and not {mine[other[0]]}. "
-                "Go on with the same settings, or take another run_dir"
+                f"{path} does not say all that its search depends on, as those of an older limbeck do not: nobody can tell "
+                "whether it is this one. Take another run_dir"
             )
+        else:
+            refuse_another(folder, was, mine)
+        for trial in finished(study):
+            self._see_scores(trial, path)
         return study
+
+    def _see_scores(self, trial: optuna.trial.FrozenTrial, path: Path) -> None:
+        """See that a finished trial has the scores that its runs have, and that these have their pages.
+
+        Raises:
+            ValueError: It has others.
+        """
+        entry, values = self._entry(self._values(trial.params)), trial.user_attrs.get("values", [])
+        for seed, value in enumerate(values, SEARCH_SEEDS + self.seed):
+            place = self.runs.place(entry, seed)
+            if place is None or not Run(place).begun:  # taken away: the journal knows what it reached
+                continue
+            outcome = self.runs.outcome(
+                entry, seed, self.epochs, lambda metrics, step: None
+            )  # with what it lacks, a page
+            if outcome is None or outcome.value != value:
+                raise ValueError(
+                    f"{path} says that trial {trial.number + 1} reached {value}, and its run in {place} reached "
+                    f"{outcome and outcome.value}: one of the two was changed. If the run is right, {REMEDY}; if not, "
+                    "remove its folder too"
+                )
+        if trial.state.name == "COMPLETE" and trial.value != fmean(values):
+            raise ValueError(
+                f"{path} says {trial.value} for trial {trial.number + 1}, whose runs reached {values}: {REMEDY}"
+            )
 
     def run(self, study: optuna.Study, trials: int, bar: Progress) -> None:
         """Make the trials that are missing."""
@@ -373,7 +405,7 @@ def _conclude(
     entries = [Entry(method, under_way.options, name=f"{method}, defaults")]
     if not _is_default(method, best.options, under_way.search):
         entries.append(Entry(method, best.options))
-    place = folder / "comparison"
+    place = folder / COMPARED
     comparison = compare(
         entries,
         runs.student,
@@ -422,7 +454,7 @@ def _importance(study: optuna.Study, complete: Sequence[Trial]) -> dict[str, flo
 
 def _validated(run: Path, score: str) -> float:
     """Read a finished run's score on the validation data."""
-    networks = json.loads((run / "result.json").read_text(encoding="utf-8"))["networks"]
+    networks = Run(run).result()["networks"]
     return float(next(iter(networks.values()))["val"][score])
 
 
@@ -529,13 +561,6 @@ def _is_default(method: str, options: Mapping[str, Any], search: Search) -> bool
 
 def _advance(bar: Progress, task: TaskID, before: int, epochs: float) -> None:
     bar.update(task, completed=before + epochs)
-
-
-def _mend(path: Path) -> None:
-    """Make a journal readable that a crash left behind: this process alone is at it."""
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)  # the lock of Optuna outlives its process
-    if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
 @contextmanager
