@@ -428,6 +428,25 @@ def test_its_output_stands_in_for_the_tasks():
         task.feed(Frozen(nn.Sequential(net, nn.Flatten(0))), x[:0])
 
 
+def test_a_view_of_a_view_is_one_of_the_network():
+    net, x = Worded(), torch.randn(6, 4)
+    teacher = Frozen(view(net), classes=[1, 0])
+    expected = (3 * net.fc(x / 2)).detach()[:, [1, 0]]
+    assert torch.equal(classification.feed(teacher, x), expected)
+    net.fc = nn.Linear(4, 5)
+    assert not torch.equal(classification.feed(teacher, x), expected)
+    assert teacher.net.fc.weight.data_ptr() == net.fc.weight.data_ptr()
+
+
+def test_weights_made_in_inference_mode_teach():
+    with torch.inference_mode():
+        net = nn.Linear(4, 3)
+    teacher, student, x = Frozen(net), nn.Linear(4, 3), torch.randn(5, 4)
+    method = kd(student, teacher)
+    play(method, (x, torch.zeros(5, dtype=torch.long)), {"student": torch.optim.SGD(student.parameters(), 0.1)})
+    torch.testing.assert_close(teacher.to(torch.float64)(x), net(x).detach())
+
+
 def test_another_view_of_the_same_weights():
     torch.manual_seed(0)
     net, x = Worded(), torch.randn(6, 4)

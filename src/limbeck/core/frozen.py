@@ -44,7 +44,8 @@ class Frozen(nn.Module):
     to torch's default type where no input floats, as of tokens.
 
     Args:
-        net: The network. Of a ``DataParallel`` one the view is of what is inside, on one device.
+        net: The network. Of a ``DataParallel`` one the view is of what is inside, on one device. Of a view it is another
+            view of the same network, in which what is not said here is as in the first.
         mode: ``"eval"``: as it would be deployed. ``"batch_stats"``: batch norm uses the batch's own statistics (what AB
             and OFD did, by accident or not). ``"train"``: that and dropout. Buffers never change in any mode.
         inputs: Makes what the network is fed of what the student is fed: another size or normalisation, other tokens.
@@ -83,13 +84,18 @@ class Frozen(nn.Module):
                 f"a TorchScript network teaches in eval mode alone, got {mode!r}: give the network that it was made of"
             )
         self.mode = mode
-        net = without_splits(net)
-        self._origin: Callable[[], nn.Module | None] = lambda: net  # a function keeps a module from being registered
+        known = net if isinstance(net, Frozen) else None
+        origin = without_splits(net)
+        # functions keep modules from being registered; a view may be of another tree by then
+        self._origin: Callable[[], nn.Module | None] = (lambda: origin) if known is None else (lambda: known.net)
         self._marks: _Marks | None = None
         self._place: tuple[torch.device | None, torch.dtype | None] = (None, None)
         self._seen = (inputs, output)
-        self._take(net)
         self.classes = None if classes is None else _positions(classes)
+        if known is not None:
+            self._seen = (inputs or known._seen[0], output or known._seen[1])
+            self.classes = known.classes if classes is None else self.classes
+        self._take(origin if known is None else known.net)
         self.train()
 
     @property
@@ -125,10 +131,7 @@ class Frozen(nn.Module):
 
     def again(self, mode: Mode | None = None) -> Frozen:
         """Return another view of the same weights, fed and read alike, which moves alone."""
-        fed, read = self._seen
-        other = Frozen(self.net, mode or self.mode, inputs=fed, output=read, classes=self.classes)
-        other._origin = lambda: self.net  # which may be another tree by then
-        return other
+        return Frozen(self, mode or self.mode)
 
     def train(self, mode: bool = True) -> Frozen:
         """Assert the teacher's own mode again, whatever is asked for."""
