@@ -398,7 +398,7 @@ def test_no_page_is_drawn_of_damaged_files(one_run, name, damage, capsys):
 def test_the_result_of_another_seed_is_no_result(unbroken, tmp_path):
     folder = shutil.copytree(unbroken[0], tmp_path / "a")
     shutil.copy(folder / "fitnets/seed-1/result.json", folder / "fitnets/seed-0/result.json")
-    with pytest.raises(ValueError, match=r"metrics\.csv is damaged"):
+    with pytest.raises(ValueError, match=r"seed-0.*is damaged: it is not what this run wrote"):
         run(folder)
 
 
@@ -480,6 +480,30 @@ def test_a_teacher_without_an_answer_to_the_test_data_costs_no_table(monkeypatch
     found = run_one(None)
     assert [len(candidate.values) for candidate in found.candidates] == [0, 1, 1]
     assert "| teacher |" in markdown_table(found.candidates)
+
+
+class Counting(nn.Module):
+    """A student of whose state not all is tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = student(), 0
+
+    def forward(self, inputs):
+        self.seen += 1
+        return self.net(inputs)
+
+    def get_extra_state(self):
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+
+def test_a_student_with_state_of_its_own_has_a_table_and_pictures(tmp_path):
+    found = run(tmp_path, ["kd"], student=Counting, seeds=1, epochs=1)
+    assert [len(candidate.values) for candidate in found.candidates] == [1, 1, 1]
+    assert (tmp_path / "examples.npz").exists()
 
 
 def test_a_method_with_more_stages_than_epochs_is_no_fair_comparison():

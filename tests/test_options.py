@@ -4,8 +4,10 @@ import inspect
 import math
 
 import pytest
+from torch import nn
 
-from limbeck.core.options import range_in, ranged
+import limbeck
+from limbeck.core.options import range_in, ranged, refuse_all_zero
 
 
 @ranged
@@ -69,3 +71,13 @@ def test_words_without_a_range_say_none():
     assert range_in("T of stage 2") is None
     assert range_in("at least one of them") is None
     assert range_in("in [0.5, 2)").words == "in [0.5, 2)"
+
+
+def test_weights_that_are_all_0_leave_nothing():
+    refuse_all_zero(distance=0.0, angle=1.0)
+    with pytest.raises(ValueError, match="distance and angle are all 0"):
+        refuse_all_zero(distance=0.0, angle=0)
+    with pytest.raises(ValueError, match="distance and angle are all 0"):
+        limbeck.rkd(nn.Linear(3, 2), nn.Linear(3, 2), distance=0, angle=0)
+    with pytest.raises(ValueError, match="target and others are all 0"):
+        limbeck.dkd(nn.Linear(3, 2), nn.Linear(3, 2), target=0, others=0)

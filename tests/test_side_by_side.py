@@ -214,7 +214,9 @@ def test_ctrl_c_reaches_every_process_once(monkeypatch):
 def parent(folder):
     """The process that starts two others, for a comparison without end."""
     os.dup2(os.open(folder / "said.txt", os.O_CREAT | os.O_WRONLY), 2)
-    words = "compare kd --student mlp-8 --teacher mlp-16@random --labels 100 --epochs 100000 --seeds 1 --jobs 2 --run-dir"
+    words = (
+        "compare kd --student mlp-8 --teacher mlp-16@random --labels 100 --epochs 100000 --seeds 1 --jobs 2 --run-dir"
+    )
     main([*words.split(), str(folder / "runs")])
 
 

@@ -41,7 +41,7 @@ class Frozen(nn.Module):
 
     A teacher may have another floating-point type than the student, float16 say: what floats among its inputs is cast to
     the teacher's type (of several, that of its first parameter), and its answers and layers are cast to that of the inputs;
-    to torch's default type where no input floats, as of tokens.
+    where no input floats, as of tokens, to torch's default type if that is wider.
 
     Args:
         net: The network. Of a ``DataParallel`` one the view is of what is inside, on one device. Of a view it is another
@@ -160,11 +160,10 @@ class Frozen(nn.Module):
 
     def _types(self, inputs: Any) -> tuple[torch.dtype, torch.dtype]:
         """Return the network's floating-point type, and that of what it is fed; twice the same where it has none."""
-        wanted = next(
-            (leaf.dtype for leaf in tree_leaves(inputs) if getattr(leaf, "dtype", None) in FLOATS),
-            torch.get_default_dtype(),
-        )
-        return self._type or wanted, wanted
+        default = torch.get_default_dtype()
+        fed = next((leaf.dtype for leaf in tree_leaves(inputs) if getattr(leaf, "dtype", None) in FLOATS), None)
+        own = self._type or fed or default
+        return own, fed or torch.promote_types(own, default)
 
     def _take(self, origin: nn.Module) -> None:
         """Make the view of the network as it is now."""

@@ -167,13 +167,6 @@ class Distill(Method):
         known = self.shown | self.teachers.keys()
         if unknown := objective.roles() - known:
             raise ValueError(f"the objective reads {sorted(unknown)}, but only {sorted(known)} are there")
-        taught = [weight for name, weight in zip(objective.names, objective.weights, strict=True) if name != "hard"]
-        if taught and all(isinstance(weight, (int, float)) and weight == 0 for weight in taught):
-            names = ", ".join(name for name in objective.names if name != "hard")
-            raise ValueError(
-                f"the weights of {names} are 0, which leaves nothing of the method but the labels: give one another "
-                "weight, or take limbeck.plain"
-            )
 
     def players(self) -> dict[str, list[nn.Module]]:
         """Return the student with the adapters of its objective."""

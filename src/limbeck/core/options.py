@@ -82,3 +82,12 @@ def refuse_outside(name: str, value: Any, allowed: Range) -> None:
     for one in value if isinstance(value, (tuple, list)) else [value]:
         if isinstance(one, (int, float)) and not isinstance(one, bool) and one not in allowed:
             raise ValueError(f"{name} must be {allowed.words}, got {value}")
+
+
+def refuse_all_zero(**weights: float) -> None:
+    """Raise a ValueError if all weights of a method's own terms are 0."""
+    if not any(weights.values()):
+        *first, last = weights
+        raise ValueError(
+            f"{', '.join(first)} and {last} are all 0: give one of them another weight, or nothing of the method is left"
+        )

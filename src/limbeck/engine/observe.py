@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +14,13 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from limbeck.core.batches import part, samples, tensors
 from limbeck.core.exhibits import Exhibit, Gallery, Note
+from limbeck.core.files import read
 from limbeck.core.frozen import bare, frozen
 from limbeck.core.layers import Pair, pairs
 from limbeck.core.method import Method
@@ -30,6 +31,7 @@ from limbeck.data import Data
 from limbeck.data.augment import Normalise
 from limbeck.data.epochs import Epochs
 from limbeck.engine.learner import teachers_of
+from limbeck.engine.run import EXTRA
 from limbeck.methods.at import attention_map
 from limbeck.report.run import read_result
 
@@ -84,7 +86,8 @@ def exhibits_of_runs(
     students = {name: shipped(make()) for name in runs}  # whose names the files have
     for name, folder in runs.items():
         first = next(iter(read_result(folder)["networks"]))
-        students[name].load_state_dict(load_file(folder / f"{first}.safetensors"))
+        state, facts = read(folder / f"{first}.safetensors", f"remove the folder {folder}, and the run is made again")
+        students[name].load_state_dict({**state, **json.loads(facts.get(EXTRA, "{}"))})
     test, classes = (data.test, data.classes) if isinstance(data, Data) else (data[2], ())
     return observe(teacher, students, test, task, classes=classes, device=device)
 

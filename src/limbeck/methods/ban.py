@@ -20,7 +20,7 @@ from limbeck.core.distributed import across_processes, gather
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, Objective, S, T, Y, on
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, refuse_all_zero
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import UNLABELLED, Batch, Task, logits
@@ -181,8 +181,7 @@ def ban(
             ``reset_parameters`` sets, or the same weights every time; another network from ``anew``; or a teacher that
             is the student itself.
     """
-    if not (soft or hard or cwtm or dkpp):
-        raise ValueError("soft, hard, cwtm and dkpp are all 0: a generation would have nothing to learn from")
+    refuse_all_zero(soft=soft, hard=hard, cwtm=cwtm, dkpp=dkpp)
     if student is teacher:
         raise ValueError(
             "the teacher is the student itself, which starts anew: pass copy.deepcopy(student), or no teacher, so that "

@@ -20,7 +20,7 @@ from limbeck.core.distributed import gather
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, on
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, refuse_all_zero
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.methods.kd import check_temperature
@@ -110,6 +110,7 @@ def dist(
             could not check.
         task: How batches are fed and measured.
     """
+    refuse_all_zero(inter=inter, intra=intra)
     check_temperature(temperature)
     outputs, options = task.exclusive(S.via(gather), T.via(gather)), {"temperature": temperature}
     between = inter * on(dist_inter, *outputs, name="inter", **options)

@@ -20,7 +20,7 @@ from limbeck.core.distributed import of_update
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import S, T, Y, on
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, refuse_all_zero
 from limbeck.core.paper import Paper
 from limbeck.core.stage import rising
 from limbeck.core.task import UNLABELLED, Task
@@ -121,6 +121,7 @@ def dkd(
             authors'. 0 for none.
         task: How batches are fed and measured.
     """
+    refuse_all_zero(target=target, others=others)
     check_temperature(temperature)
     options = {"temperature": temperature}
     places = *task.exclusive(S, T), Y

@@ -22,7 +22,7 @@ from limbeck.core.layers import embeddings, shape_at
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, lengths, same_shape, unit_rows
 from limbeck.core.objective import S, Source, T, Weight, X, on
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, refuse_all_zero
 from limbeck.core.paper import Paper
 from limbeck.core.task import Batch, Task
 from limbeck.core.trace import describe, locate, submodules
@@ -180,8 +180,7 @@ def embedding(
         example: A batch of inputs, from which W gets its shape.
         task: How batches are fed and measured.
     """
-    if cosine == squared == 0:
-        raise ValueError("there is nothing to match: give cosine or squared a weight other than 0")
+    refuse_all_zero(cosine=cosine, squared=squared)
     at_s, at_t = embeddings(student, teacher, layer, example, task)
     shapes = shape_at(student, at_s, example, task), shape_at(teacher, at_t, example, task)
     d_s, d_t = (_dimensions(*one) for one in zip(("student", "teacher"), (at_s, at_t), shapes, strict=True))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from limbeck.core.layers import paired
 from limbeck.core.method import Distill
 from limbeck.core.objective import S, Scene, T, X, Y, on
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, refuse_all_zero
 from limbeck.core.task import UNLABELLED, Batch, Task
 from limbeck.methods.at import PAPER as ATTENTION_TRANSFER
 from limbeck.methods.at import attention_distance
@@ -156,6 +156,7 @@ def gradient(
         example: A batch of inputs, (N, ...), needed for ``feature`` where ``layers`` are not named.
         task: How batches are fed and measured.
     """
+    refuse_all_zero(attention=attention, feature=feature, symmetry=symmetry)
     if layers is not None and feature == 0:
         raise ValueError("layers are for the gradients at features, but feature is 0: give it a weight, feature=1000")
     task.exclusive()  # the gradients are those of the cross-entropy

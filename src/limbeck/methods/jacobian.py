@@ -24,7 +24,7 @@ from limbeck.core.distributed import of_update
 from limbeck.core.layers import paired
 from limbeck.core.numerics import same_shape, unit_rows
 from limbeck.core.objective import S, T, X, Y, on
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, refuse_all_zero
 from limbeck.core.paper import Paper
 from limbeck.core.task import UNLABELLED, Task
 from limbeck.methods.at import attention_map
@@ -170,6 +170,7 @@ def jacobian(
         example: A batch of inputs, (N, ...), needed for ``attention`` where ``layers`` are not named.
         task: How batches are fed and measured.
     """
+    refuse_all_zero(logits=logits, label=label, projection=projection, attention=attention)
     if layers is not None and attention == 0:
         raise ValueError("layers are for the attention's Jacobians, but attention is 0: give it a weight, attention=1")
     objective = task.hard + logits * on(logit_regression, S, T.via(Tensor.detach), name="logits")

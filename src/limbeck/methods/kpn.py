@@ -25,7 +25,7 @@ from limbeck.core.frozen import bare, frozen
 from limbeck.core.layers import Pair, paired, shape_at
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.objective import Loss
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, refuse_all_zero
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Batch, Task
@@ -190,8 +190,7 @@ def kpn(
         example: A batch of inputs, (N, ...), from which the projections get their shapes.
         task: How batches are fed and measured.
     """
-    if projection == injected == 0:
-        raise ValueError("no route would teach anything: give projection or injected a weight other than 0")
+    refuse_all_zero(projection=projection, injected=injected)
     routes = paired(student, teacher, layers, example, task)
     if len(set(routes)) < len(routes):
         raise ValueError(f"layers names a route twice: {routes}")

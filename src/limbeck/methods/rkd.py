@@ -19,7 +19,7 @@ from limbeck.core.layers import embeddings
 from limbeck.core.method import Distill
 from limbeck.core.numerics import full_precision
 from limbeck.core.objective import S, T, on
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, refuse_all_zero
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -108,6 +108,7 @@ def rkd(
         example: A batch of inputs, (N, ...), to find the last linear layer that runs; without it the last registered.
         task: How batches are fed and measured.
     """
+    refuse_all_zero(distance=distance, angle=angle)
     at_s, at_t = embeddings(student, teacher, layer, example, task)
     places = S[at_s].via(gather), T[at_t].via(gather)
     relations = distance * on(rkd_distance, *places, name="distance") + angle * on(rkd_angle, *places, name="angle")
