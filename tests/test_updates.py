@@ -192,3 +192,28 @@ def test_layers_that_reentrant_checkpointing_hides_are_refused():
         played(limbeck.Distill(Checkpointed(True), Checkpointed(False), follow), 1)
     assert played(limbeck.Distill(Checkpointed(False), Checkpointed(False), follow), 2) == []
     assert played(limbeck.kd(Checkpointed(True), Checkpointed(False)), 2) == []  # outputs are beyond it
+
+
+# batches that lack something
+
+
+def test_where_no_label_is_read_none_is_asked_for():
+    x, _ = data()
+    student = net()
+    before = student[0].weight.clone()
+    result = limbeck.fit(limbeck.kd(student, net(1), alpha=1.0), [(x,)], epochs=1, optimizer=sgd, progress=False)
+    assert result.finished
+    assert not torch.equal(student[0].weight, before)
+    with pytest.raises(ValueError, match="found no targets in the batch"):
+        limbeck.fit(limbeck.kd(student, net(1)), [(x,)], epochs=1, optimizer=sgd, progress=False)
+
+
+def test_a_last_batch_of_one_sample_is_found_before_the_first_epoch():
+    x, y = data(13)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 4)
+    student = Backbone()
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(ValueError, match="the last batch of an epoch has one sample.*drop_last=True"):
+        limbeck.fit(limbeck.plain(student), loader, epochs=1, optimizer=sgd, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert limbeck.fit(limbeck.plain(net()), loader, epochs=1, optimizer=sgd, progress=False).finished

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from limbeck.core.batches import count, take, tensors
 from limbeck.core.batches import samples as samples_of
-from limbeck.core.batches import tensors
 from limbeck.core.copied import copied
 from limbeck.core.frozen import Frozen, bare, frozen
-from limbeck.core.method import Method
+from limbeck.core.method import Method, reads
 from limbeck.core.sound import FLOATS, refuse_unsound
 from limbeck.core.task import Batch, Task
 from limbeck.data import Epochs
 from limbeck.data.epochs import generator, known
+from limbeck.data.randomness import Draws
 from limbeck.data.repeatable import Repeatable, Splits
 from limbeck.engine.learner import teachers_of
 from limbeck.measure.evaluate import Measurement
@@ -139,13 +141,58 @@ def refuse_unfit(method: Method, loaders: Splits, precision: str = "32-true") ->
     refuse_types(method, _first(loaders.train), precision)
     where = [next(net.parameters(), torch.empty(0)).device for net in networks.values()]
     look = _First(method.task, networks, teachers, loaders, where[0], samples=1, seconds=0.0)
-    if wrong := [finding.message for finding in method.task.examine(look) if finding.status == "failed"]:
+    found = [] if _is_unlabelled(method, loaders) else method.task.examine(look)
+    wrong = [finding.message for finding in found if finding.status == "failed"]
+    if wrong := wrong or [*filter(None, [one_left_over(method, loaders)])]:
         raise ValueError("\n".join(wrong))
     if loaders.val is None:
         return
     batch = _first(loaders.val)
     for net, device in zip(networks.values(), where, strict=True):
         _measure(net, move_data_to_device(batch, device), method.task)
+
+
+def _is_unlabelled(method: Method, loaders: Splits) -> bool:
+    """Whether batches hold no targets, and none are read."""
+    if loaders.val is not None or loaders.test is not None or "target" in reads(method):
+        return False
+    try:
+        method.task.target(_first(loaders.train))
+    except (ValueError, LookupError):
+        return True
+    return False
+
+
+def one_left_over(method: Method, loaders: Splits) -> str | None:
+    """Say so where the last batch of an epoch is one sample on which a method cannot train: batch norm refuses it."""
+    if last_of(loaders.train) != 1:
+        return None
+    trial = copied(method)  # statistics move
+    trial.train()
+    device = next((p.device for net in trial.networks().values() for p in net.parameters()), torch.device("cpu"))
+    batch = move_data_to_device(take(_first(loaders.train), slice(1)), device)
+    try:
+        with Draws(0).apart():
+            for _ in trial.step(batch, 0.5):
+                pass
+    except ValueError as error:
+        return (
+            f"the last batch of an epoch has one sample, and cannot be trained on ({error}): drop_last=True, or another "
+            "batch_size"
+        )
+    return None
+
+
+def last_of(loader: Epochs | Repeatable) -> int | None:
+    """Return how many samples the last batch of an epoch has, of a loader that says so without being read."""
+    own = loader.loader if isinstance(loader, Repeatable) else None
+    if isinstance(own, DataLoader) and own.batch_size is not None and isinstance(own.sampler, Sized):
+        rest = len(own.sampler) % own.batch_size
+        return own.batch_size if own.drop_last or not rest else rest
+    try:
+        return count(own[-1]) if isinstance(own, list) else None
+    except ValueError:  # its columns are no samples
+        return None
 
 
 def refuse_types(method: Method, batch: Batch, precision: str = "32-true") -> None:

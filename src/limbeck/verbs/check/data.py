@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from limbeck.core.batches import count, samples, take
-from limbeck.core.copied import copied
+from limbeck.core.batches import samples
 from limbeck.core.finding import Finding
 from limbeck.core.task import UNLABELLED
 from limbeck.data import Epochs
-from limbeck.data.repeatable import Repeatable
+from limbeck.engine.examined import one_left_over
 from limbeck.verbs.check.setup import Setup
-from limbeck.verbs.check.terms import PROGRESS
 
 RARE = 0.01  # batches an epoch without a label, below which none is to be expected
 
@@ -47,28 +44,8 @@ def inputs(setup: Setup) -> Iterator[Finding]:
 
 def left_over(setup: Setup) -> Iterator[Finding]:
     """Find a last training batch of one sample, which batch norm refuses at the end of the first epoch."""
-    if last_of(setup.loaders.train) != 1:
-        return
-    trial = copied(setup.stage)  # statistics move
-    try:
-        for _ in trial.method.step(take(setup.batch, slice(1)), PROGRESS):
-            pass
-    except ValueError as error:
-        yield Finding(
-            "last batch",
-            "failed",
-            f"the last batch of an epoch has one sample, and cannot be trained on ({error}): drop_last=True, or another "
-            "batch_size",
-        )
-
-
-def last_of(loader: Epochs | Repeatable) -> int | None:
-    """Return how many samples the last batch of an epoch has, of a loader that says so without being read."""
-    own = loader.loader if isinstance(loader, Repeatable) else None
-    if isinstance(own, DataLoader) and own.batch_size is not None and isinstance(own.sampler, Sized):
-        rest = len(own.sampler) % own.batch_size
-        return own.batch_size if own.drop_last or not rest else rest
-    return count(own[-1]) if isinstance(own, list) else None
+    if (wrong := one_left_over(setup.stage.method, setup.loaders)) is not None:
+        yield Finding("last batch", "failed", wrong)
 
 
 def unlabelled(setup: Setup) -> Iterator[Finding]:
