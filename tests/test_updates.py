@@ -213,7 +213,7 @@ def test_a_last_batch_of_one_sample_is_found_before_the_first_epoch():
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 4)
     student = Backbone()
     before = copy.deepcopy(student.state_dict())
-    with pytest.raises(ValueError, match="the last batch of an epoch has one sample.*drop_last=True"):
+    with pytest.raises(ValueError, match=r"the last batch of an epoch has one sample.*drop_last=True"):
         limbeck.fit(limbeck.plain(student), loader, epochs=1, optimizer=sgd, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
     assert limbeck.fit(limbeck.plain(net()), loader, epochs=1, optimizer=sgd, progress=False).finished
