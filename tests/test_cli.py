@@ -190,8 +190,8 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(run, monkeypatch):
     made = zoo.network
     with monkeypatch.context() as patched:
 
-        def interrupting(*arguments: object) -> nn.Module:
-            net = made(*arguments)
+        def interrupting(*arguments: object, **options: object) -> nn.Module:
+            net = made(*arguments, **options)
             net.register_forward_pre_hook(press)
             return net
 
@@ -400,7 +400,7 @@ WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     "a value that makes no sense": (
         list,
         f"distill fitnets {PAIR} --hint-share 2",
-        ["hint_share must lie in (0, 1), got 2.0"],
+        ["hint_share must be in (0, 1), got 2.0"],
     ),
     "unknown logger": (list, f"train --network mlp-8 {TINY} --logger FooLogger", ["'FooLogger'", "TensorBoardLogger"]),
     "a strategy that is none": (list, f"train --network mlp-8 {TINY} --strategy foo", ["strategy='foo'"]),

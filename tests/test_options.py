@@ -37,7 +37,6 @@ def train(
         {"order": 1},
         {"both": (0, 3)},
         {"free": -7},
-        {"weight": lambda progress: -progress},
     ],
     ids=str,
 )
@@ -65,6 +64,10 @@ def test_what_lies_outside_is_refused_in_words(options, message):
 
 def test_the_signature_stays():
     assert list(inspect.signature(train).parameters) == ["net", "weight", "share", "order", "both", "free"]
+
+
+def test_functions_of_the_progress_pass():
+    assert train("net", weight=lambda progress: -progress) == "net"
 
 
 def test_words_without_a_range_say_none():

@@ -218,11 +218,11 @@ class Rectify(nn.Module):
 
 
 def test_invalid_options() -> None:
-    with pytest.raises(ValueError, match=r"init_share must lie in \(0, 1\), got 0"):
+    with pytest.raises(ValueError, match=r"init_share must be in \(0, 1\), got 0"):
         both_stages(convnet(0), convnet(1), init_share=0)
-    with pytest.raises(ValueError, match="margin must be positive, got -1"):
+    with pytest.raises(ValueError, match="margin must be above 0, got -1"):
         both_stages(convnet(0), convnet(1), margin=-1)
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"temperature must be in \(0, 1000\], got 0"):
         both_stages(convnet(0), convnet(1), temperature=0)
     with pytest.raises(ValueError, match="stage 2 has nothing to learn from: give soft or hard a weight"):
         both_stages(convnet(0), convnet(1), soft=0)

@@ -307,7 +307,7 @@ def test_a_teacher_that_would_start_anew_with_its_student() -> None:
 def test_nothing_to_do() -> None:
     with pytest.raises(ValueError, match="generations must be at least 1, got 0"):
         next(limbeck.ban(mlp(0), generations=0))
-    with pytest.raises(ValueError, match="weights must not be negative, got soft=-1"):
+    with pytest.raises(ValueError, match="soft must be at least 0, got -1"):
         next(limbeck.ban(mlp(0), soft=-1))
     with pytest.raises(ValueError, match="soft, hard, cwtm and dkpp are all 0"):
         next(limbeck.ban(mlp(0), soft=0.0))

@@ -93,7 +93,7 @@ def test_invalid() -> None:
         bounded_regression(s, s, normal(5))
     with pytest.raises(ValueError, match=r"margin must not be negative, got -0\.1"):
         bounded_regression(s, s, s, margin=-0.1)
-    with pytest.raises(ValueError, match="margin must not be negative, got nan"):
+    with pytest.raises(ValueError, match="margin must be at least 0, got nan"):
         limbeck.bounded(mlp(0), mlp(1), margin=float("nan"))
 
 

@@ -253,10 +253,10 @@ def test_exits_fit_what_they_are_given(shape, deepest) -> None:
 @pytest.mark.parametrize(
     ("student", "options", "message"),
     [
-        (mlp(0), {"alpha": 1.5}, r"alpha .* must lie in \[0, 1\]"),
-        (mlp(0), {"temperature": -1.0}, "temperature must be positive"),
-        (mlp(0), {"temperature": math.nan}, "temperature must be positive, got nan"),
-        (mlp(0), {"feature": -1.0}, "feature is a weight and must not be negative, got -1.0"),
+        (mlp(0), {"alpha": 1.5}, r"alpha must be in \[0, 1\], got 1\.5"),
+        (mlp(0), {"temperature": -1.0}, r"temperature must be in \(0, 1000\], got -1\.0"),
+        (mlp(0), {"temperature": math.nan}, r"temperature must be in \(0, 1000\], got nan"),
+        (mlp(0), {"feature": -1.0}, r"feature must be at least 0, got -1\.0"),
         (mlp(0), {"exits": ["3"]}, r"'3' does not come before the classifier, '3'"),
         (mlp(0), {"exits": ["nope"]}, "no layer 'nope'"),
         (mlp(0), {"exits": ["2", "0"]}, "in the order of the forward pass"),

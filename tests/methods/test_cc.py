@@ -157,7 +157,7 @@ def test_maps_are_flattened() -> None:
 
 
 def test_options_fail_when_it_is_assembled() -> None:
-    with pytest.raises(ValueError, match="gamma must be positive, got -1"):
+    with pytest.raises(ValueError, match="gamma must be above 0, got -1"):
         limbeck.cc(mlp(0), mlp(1), gamma=-1, example=normal(4, 6))
     with pytest.raises(ValueError, match="order must be at least 1"):
         limbeck.cc(mlp(0), mlp(1), order=0, example=normal(4, 6))

@@ -184,10 +184,10 @@ def test_invalid_ids(ids: Tensor, message: str) -> None:
         ({"classes": torch.arange(15)}, r"integers of shape \(16,\), .* got torch.int64 of shape \(15,\)"),
         ({"classes": torch.zeros(16)}, "got torch.float32"),
         ({"classes": torch.full((16,), 3)}, "all classes are 3, so no sample could be a negative"),
-        ({"negatives": 0}, "negatives must be at least 1"),
-        ({"dimensions": 0}, "dimensions and negatives"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"keep": 1.0}, r"keep must lie in \[0, 1\)"),
+        ({"negatives": 0}, "negatives must be at least 1, got 0"),
+        ({"dimensions": 0}, "dimensions must be at least 1, got 0"),
+        ({"temperature": 0.0}, r"temperature must be in \(0, 1000\], got 0\.0"),
+        ({"keep": 1.0}, r"keep must be in \[0, 1\), got 1\.0"),
     ],
 )
 def test_invalid_options(options: dict[str, object], message: str) -> None:

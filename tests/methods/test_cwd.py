@@ -161,5 +161,5 @@ def test_invalid_options() -> None:
         limbeck.cwd(convnet(0), convnet(1), layers=[("ones", "one")], example=x)
     with pytest.raises(ValueError, match="this method compares feature maps"):
         limbeck.cwd(mlp(0), mlp(1), example=normal(4, 6))
-    with pytest.raises(ValueError, match="temperature must be positive, got -1"):
+    with pytest.raises(ValueError, match=r"temperature must be in \(0, 1000\], got -1"):
         limbeck.cwd(convnet(0), convnet(1), temperature=-1, example=x)

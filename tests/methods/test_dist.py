@@ -140,5 +140,5 @@ def test_playing_it_is_the_loop() -> None:
 
 def test_options() -> None:
     assert limbeck.dist(mlp(0), mlp(1)).objective.weights == [1.0, 2.0, 2.0]
-    with pytest.raises(ValueError, match="temperature must be positive, got -1"):
+    with pytest.raises(ValueError, match=r"temperature must be in \(0, 1000\], got -1"):
         limbeck.dist(mlp(0), mlp(1), temperature=-1)

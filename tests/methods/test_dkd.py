@@ -167,7 +167,7 @@ def test_playing_it_is_the_loop_and_rises_through_the_warm_up() -> None:
 def test_options() -> None:
     student, teacher = mlp(0), mlp(1)
     assert limbeck.dkd(student, teacher, warmup=0).objective.weights == [1.0, 1.0, 8.0]
-    with pytest.raises(ValueError, match=r"warmup .* must lie in \[0, 1\], got 20"):
+    with pytest.raises(ValueError, match=r"warmup must be in \[0, 1\], got 20"):
         limbeck.dkd(student, teacher, warmup=20)
-    with pytest.raises(ValueError, match="temperature must be positive, got -1"):
+    with pytest.raises(ValueError, match=r"temperature must be in \(0, 1000\], got -1"):
         limbeck.dkd(student, teacher, temperature=-1)

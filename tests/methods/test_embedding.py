@@ -201,7 +201,7 @@ def test_terms_follow_their_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cosine": 0.0}, "nothing to match: give cosine or squared a weight"),
+        ({"cosine": 0.0}, "cosine and squared are all 0: give one of them another weight"),
         ({"layer": ("fc", "fcs")}, "has no layer 'fcs'; the closest are"),
         (
             {"mask": "attention_mask"},

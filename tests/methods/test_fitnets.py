@@ -236,9 +236,9 @@ def test_a_task_that_reads_its_batch_its_own_way() -> None:
         ({"guided": "two", "hint": "one"}, "at least as large as the hint's"),
         ({"guided": "fc", "hint": "one"}, "layers of the same kind"),
         ({"guided": "ones"}, "has no layer 'ones'; the closest are"),
-        ({"hint_share": 1.0}, r"hint_share must lie in \(0, 1\), got 1.0"),
-        ({"hint_share": 0.0}, r"hint_share must lie in \(0, 1\), got 0.0"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"hint_share": 1.0}, r"hint_share must be in \(0, 1\), got 1.0"),
+        ({"hint_share": 0.0}, r"hint_share must be in \(0, 1\), got 0.0"),
+        ({"temperature": 0.0}, r"temperature must be in \(0, 1000\], got 0.0"),
     ],
 )
 def test_what_is_invalid_fails_before_anything_trains(options: dict[str, object], message: str) -> None:

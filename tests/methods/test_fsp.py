@@ -218,7 +218,7 @@ def test_sections_of_a_network_without_containers() -> None:
 
 
 def test_invalid_options() -> None:
-    with pytest.raises(ValueError, match=r"flow_share must lie in \(0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"flow_share must be in \(0, 1\), got 1"):
         list(limbeck.fsp(convnet(0), convnet(1), sections=[(ONE, ONE)], flow_share=1))
     with pytest.raises(ValueError, match="layers are paired by running an example"):
         list(limbeck.fsp(convnet(0), convnet(1)))

@@ -206,9 +206,9 @@ def test_the_paraphraser_learns_to_restore() -> None:
     [
         ({"layer": ("ones", "one")}, "has no layer 'ones'; the closest are"),
         ({"layer": ("fc", "one")}, "the student's 'fc' has shape"),
-        ({"rate": 0.0}, r"must be positive, got 0\.0"),
-        ({"p": 0}, "must be at least 1, got 0"),
-        ({"paraphraser_share": 1.0}, r"paraphraser_share must lie in \(0, 1\), got 1\.0"),
+        ({"rate": 0.0}, r"rate must be above 0, got 0\.0"),
+        ({"p": 0}, "p must be at least 1, got 0"),
+        ({"paraphraser_share": 1.0}, r"paraphraser_share must be in \(0, 1\), got 1\.0"),
     ],
 )
 def test_what_is_invalid_fails_before_anything_trains(options: dict[str, object], message: str) -> None:

@@ -366,9 +366,9 @@ def test_optimizers_meet_the_projections() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"projection_share": 1.0}, r"projection_share must lie in \(0, 1\), got 1\.0"),
-        ({"projection_share": 0.0}, r"projection_share must lie in \(0, 1\), got 0\.0"),
-        ({"projection": 0.0, "injected": 0.0}, "no route would teach anything"),
+        ({"projection_share": 1.0}, r"projection_share must be in \(0, 1\), got 1\.0"),
+        ({"projection_share": 0.0}, r"projection_share must be in \(0, 1\), got 0\.0"),
+        ({"projection": 0.0, "injected": 0.0}, "projection and injected are all 0: give one of them another weight"),
         ({"layers": [("one", "one"), ("one", "one")]}, "names a route twice"),
         ({"layers": [("ones", "one")]}, "has no layer 'ones'; the closest are"),
         ({"layers": [("fc", "one")]}, "no projection leads from"),

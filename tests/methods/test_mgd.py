@@ -168,8 +168,8 @@ def test_which_layers_are_generated() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"masked": 1.0}, r"must lie in \[0, 1\), got 1\.0"),
-        ({"masked": -0.1}, r"must lie in \[0, 1\), got -0\.1"),
+        ({"masked": 1.0}, r"masked must be in \[0, 1\), got 1\.0"),
+        ({"masked": -0.1}, r"masked must be in \[0, 1\), got -0\.1"),
         ({"masks": "pixels"}, "masks must be 'channels' or 'positions', got 'pixels'"),
         ({"layers": [("one", "fc")]}, "the teacher's 'fc' has shape"),
         ({"layers": [("ones", "one")]}, "has no layer 'ones'; the closest are"),

@@ -183,8 +183,8 @@ def flat() -> nn.Module:
 @pytest.mark.parametrize(
     ("student", "options", "message"),
     [
-        (mlp(0), {"branches": 1}, "at least 2, got 1: with one it is limbeck.plain"),
-        (mlp(0), {"temperature": 0.0}, "temperature must be positive"),
+        (mlp(0), {"branches": 1}, "branches must be at least 2, got 1"),
+        (mlp(0), {"temperature": 0.0}, r"temperature must be in \(0, 1000\], got 0\.0"),
         (mlp(0), {"layer": "nope"}, "no layer 'nope'"),
         (mlp(0), {"layer": "2", "warmup": 0.0}, "warmup is a share"),
         (flat(), {}, "no two stages to share the first of"),

@@ -58,5 +58,5 @@ def test_there_is_nobody_but_the_student() -> None:
 
 def test_a_student_that_cannot_learn() -> None:
     method = limbeck.plain(mlp(0).requires_grad_(False))
-    with pytest.raises(ValueError, match=r"\['student'\] have no parameter that requires a gradient"):
+    with pytest.raises(ValueError, match=r"'student' \(Sequential\) is frozen, with no parameter that requires"):
         limbeck.optimizers(method, sgd)

@@ -180,8 +180,8 @@ def test_what_passes_between_fusions() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warmup": 1.5}, r"warmup is a share of the training and must lie in \[0, 1\], got 1\.5"),
-        ({"middle": 0}, "must be at least 1, got 0"),
+        ({"warmup": 1.5}, r"warmup must be in \[0, 1\], got 1\.5"),
+        ({"middle": 0}, "middle must be at least 1, got 0"),
         ({"layers": [("one", "fc")]}, "the teacher's 'fc' has shape"),
         ({"layers": [("ones", "one")]}, "has no layer 'ones'; the closest are"),
     ],

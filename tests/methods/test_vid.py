@@ -110,7 +110,7 @@ def test_the_larger_map_is_pooled_to_the_smaller_grid() -> None:
 def test_invalid() -> None:
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\) of the same samples, got \(2, 3, 4, 4\) and \(2, 1, 4, 4\)"):
         Gaussian(3)(normal(2, 3, 4, 4), normal(2, 1, 4, 4))
-    with pytest.raises(ValueError, match=r"variance must exceed its floor, and that 0: got variance 0\.0"):
+    with pytest.raises(ValueError, match=r"variance must be above 0, got 0\.0"):
         limbeck.vid(convnet(0), convnet(1), variance=0.0, example=EXAMPLE)
     with pytest.raises(ValueError, match="the teacher's 'fc' has shape"):
         limbeck.vid(convnet(0), convnet(1), layers=[("one", "fc")], example=EXAMPLE)

@@ -171,8 +171,8 @@ def test_the_maps_stay_behind() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"until": 0.0}, r"must lie in \(0, 1\], got 0\.0"),
-        ({"until": 1.5}, r"must lie in \(0, 1\], got 1\.5"),
+        ({"until": 0.0}, r"until must be in \(0, 1\], got 0\.0"),
+        ({"until": 1.5}, r"until must be in \(0, 1\], got 1\.5"),
         ({"layers": [("one.0", "fc")]}, r"'one.0' has weights \(4, 3, 3, 3\), the teacher's 'fc' \(5, 12\)"),
         ({"layers": [("one.1", "one.1")]}, "'one.1' has no weight of outputs and inputs"),
         ({"layers": [("two.0:in", "two.0")]}, "'two.0:in' has no weight of outputs and inputs"),
@@ -228,7 +228,9 @@ def test_outputs_of_perceptrons_pass_a_linear_layer() -> None:
 
 def test_the_two_readings_leave_the_student_alone_where_they_are_told_to() -> None:
     student, plain = convnet(0), convnet(0)
-    method = limbeck.weights_outputs(student, convnet(1), outputs=0.0, example=EXAMPLE).double()
+    with pytest.raises(ValueError, match="outputs must be above 0, got 0.0"):
+        limbeck.weights_outputs(student, convnet(1), outputs=0.0, example=EXAMPLE)
+    method = limbeck.weights_outputs(student, convnet(1), outputs=1e-300, example=EXAMPLE).double()
     optimizers, optimizer = limbeck.optimizers(method, sgd), sgd(list(plain.parameters()))
     x, y = images()
     limbeck.play(method, (x, y), optimizers)

@@ -20,6 +20,7 @@ from torch import nn
 
 from limbeck.core.files import hold
 from limbeck.core.method import Make
+from limbeck.core.options import ranged
 from limbeck.core.task import Task
 from limbeck.data import Data
 from limbeck.engine.assemble import parts_of
@@ -50,6 +51,7 @@ def grid(method: str, **options: Sequence[Any]) -> list[Entry]:
     return [Entry(method, dict(zip(options, values, strict=True))) for values in combinations]
 
 
+@ranged
 def compare(
     entries: Iterable[str | Entry],
     student: Callable[[], nn.Module],
@@ -105,8 +107,8 @@ def compare(
         data: A `limbeck.data.Data`, or loaders ``(train, val, test)`` without generators of their own, as for `fit`.
         task: How networks are fed, and by which score they are judged: ``limbeck.multilabel``, or one of your own. By
             default the data's; loaders are taken for classification.
-        epochs: Of each run, all its stages together.
-        seeds: How many, from 0 on.
+        epochs: Of each run, all its stages together, at least 1.
+        seeds: How many, from 0 on, at least 1.
         match: What is equal: ``"epochs"``, so that every run has as many steps as plain; or ``"compute"``, so that every
             run takes about as long: a method has the epochs of plain divided by the ratio of their times a step. These
             are measured once, each over 80 steps, by the median of epochs after the first of each stage.
@@ -115,10 +117,10 @@ def compare(
         schedule: As for `fit`.
         precision: As for `fit`.
         accelerator: As for `fit`.
-        devices: As for `fit`.
+        devices: As for `fit`, at least 1.
         strategy: As for `fit`.
-        accumulate: As for `fit`.
-        clip: As for `fit`.
+        accumulate: As for `fit`, at least 1.
+        clip: As for `fit`, above 0.
         progress: Show a progress bar; by default where standard error is a terminal.
 
     Returns:
@@ -143,8 +145,6 @@ def compare(
         >>> [candidate.name for candidate in comparison.candidates]
         ['teacher', 'plain', 'kd, temperature=1', 'kd, temperature=4']
     """
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}")
     if match not in ("epochs", "compute"):
         raise ValueError(f"match must be 'epochs' or 'compute', got {match!r}")
     if match == "compute" and (devices > 1 or not isinstance(data, Data)):

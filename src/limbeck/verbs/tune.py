@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from limbeck.core.batches import samples as samples_of
 from limbeck.core.files import hold
 from limbeck.core.method import Make
+from limbeck.core.options import ranged
 from limbeck.core.task import Task
 from limbeck.data import Data, Epochs
 from limbeck.data.epochs import known, seed_of
@@ -79,6 +80,7 @@ Search = Mapping[str, Range | Sequence[Any]]
 """Options by name: a range, or a list of choices."""
 
 
+@ranged
 def tune(
     method: str,
     student: Callable[[], nn.Module],
@@ -129,19 +131,19 @@ def tune(
             "alpha": Range(0.1, 1)}``. `limbeck.pairs` finds layers to choose among:
             ``{"layers": [[pair] for pair in pairs]}``.
         task: As for `compare`.
-        epochs: Of each training, all its stages together.
+        epochs: Of each training, all its stages together, at least 1.
         run_dir: The folder of the search.
-        trials: How many, in all; 20 is ours, of which TPE draws the first 10 at random.
+        trials: How many, in all, at least 1; 20 is ours, of which TPE draws the first 10 at random.
         options: Further keyword arguments of the method, the same for all trials.
-        seeds: Trainings of a trial, whose mean is its score.
-        final_seeds: Trainings of the best options, of the defaults and of the plain student at the end.
-        seed: Of the search.
+        seeds: Trainings of a trial, whose mean is its score, at least 1.
+        final_seeds: Trainings of the best options, of the defaults and of the plain student at the end, at least 1.
+        seed: Of the search, at least 0.
         optimizer: As for `fit`.
         schedule: As for `fit`.
         precision: As for `fit`.
         accelerator: As for `fit`.
-        accumulate: As for `fit`.
-        clip: As for `fit`.
+        accumulate: As for `fit`, at least 1.
+        clip: As for `fit`, above 0.
         progress: Show a progress bar; by default where standard error is a terminal.
 
     Raises:
@@ -152,8 +154,6 @@ def tune(
         RuntimeError: Optuna is not installed.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
     """
-    if trials < 1 or seeds < 1 or final_seeds < 1:
-        raise ValueError(f"trials, seeds and final_seeds must be at least 1, got {trials}, {seeds} and {final_seeds}")
     _check_search(method, search, options or {})
     task = task or task_of(data)
     samples = _check_validation(data, task)
