@@ -54,7 +54,9 @@ ROWS: dict[str, Callable[[nn.Module, nn.Module, Tensor], Built]] = {
     "logits": lambda student, teacher, example: limbeck.logits(student, teacher, hard=0.5),
     "mimic": lambda student, teacher, example: limbeck.mimic(student, teacher),
     "kd, padded": lambda student, teacher, example: limbeck.kd(student, teacher, task=PADDED),
-    "bounded": lambda student, teacher, example: limbeck.bounded(student, teacher, bounded=0.2, margin=9.0, task=VALUES),
+    "bounded": lambda student, teacher, example: limbeck.bounded(
+        student, teacher, bounded=0.2, margin=9.0, task=VALUES
+    ),
     "dkd": lambda student, teacher, example: limbeck.dkd(student, teacher),
     "dist": lambda student, teacher, example: limbeck.dist(student, teacher),
     "fitnets": lambda student, teacher, example: limbeck.fitnets(student, teacher, example=example),
@@ -120,7 +122,6 @@ BY_THEIR_WEIGHTS = {"weights"}
 pytestmark = pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")  # its teachers are untrained
 every_row = pytest.mark.parametrize("name", ROWS)
 CLASSES, SIZE, BATCH = 4, 8, 8
-
 
 
 def values(batch: Batch) -> Tensor:
@@ -749,7 +750,9 @@ COMPARES_SAMPLES = {
     "dml": "the first peer has moved when the second is to",
     "mgd": "draws a mask for each batch",
     "jacobian": "draws signs for each batch",
-    **dict.fromkeys(["ab", "ofd", "review", "byot", "one", "kpn", "vid + fitnets"], "connectors normalise by the batch"),
+    **dict.fromkeys(
+        ["ab", "ofd", "review", "byot", "one", "kpn", "vid + fitnets"], "connectors normalise by the batch"
+    ),
 }
 """Methods whose loss of a batch is no mean over its samples, and why."""
 

@@ -73,9 +73,10 @@ def test_train_distill_eval(run):
     assert "runs/teacher/student.safetensors" in trained.out
 
     distilled = run(
-        f"distill kd --student mlp-16 --teacher mlp-32@runs/teacher/student.safetensors --run-dir runs/kd {TINY}"
+        "distill kd --student mlp-16 --teacher mlp-32@runs/teacher/student.safetensors --run-dir runs/kd "
+        f"{TINY.replace('--epochs 1', '--epochs 6')}"
     )
-    assert (distilled.code, distilled.err) == (0, "")
+    assert (distilled.code, distilled.err) == (0, "")  # a student no better than chance would be warned of
     told = json.loads(Path("runs/kd/result.json").read_text())
     assert (told["method"], told["data"], told["seed"]) == ("kd", "digits", 0)
     assert told["teacher"]["accuracy"] > 0.5

@@ -104,7 +104,9 @@ def test_the_student_meets_the_critic_after_its_update() -> None:
 
 
 def test_without_the_game_the_student_follows_the_absolute_error() -> None:
-    method, student = game(adversarial=0.0), mlp(0)
+    with pytest.raises(ValueError, match=r"adversarial must be above 0, got 0\.0"):
+        game(adversarial=0.0)
+    method, student = game(adversarial=1e-300), mlp(0)  # too little to count
     teacher = mlp(1, width=16).eval()
     optimizers, optimizer = limbeck.optimizers(method, sgd), sgd(list(student.parameters()))
     for x, y in batches(3):

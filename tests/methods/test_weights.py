@@ -226,11 +226,12 @@ def test_outputs_of_perceptrons_pass_a_linear_layer() -> None:
     assert method.objective.weights == [1.0, 100.0]
 
 
-def test_the_two_readings_leave_the_student_alone_where_they_are_told_to() -> None:
+def test_reading_layers_leaves_the_student_alone() -> None:
     student, plain = convnet(0), convnet(0)
-    with pytest.raises(ValueError, match="outputs must be above 0, got 0.0"):
+    with pytest.raises(ValueError, match=r"outputs must be above 0, got 0\.0"):
         limbeck.weights_outputs(student, convnet(1), outputs=0.0, example=EXAMPLE)
-    method = limbeck.weights_outputs(student, convnet(1), outputs=1e-300, example=EXAMPLE).double()
+    barely = 1e-300  # too little to count
+    method = limbeck.weights_outputs(student, convnet(1), outputs=barely, example=EXAMPLE).double()
     optimizers, optimizer = limbeck.optimizers(method, sgd), sgd(list(plain.parameters()))
     x, y = images()
     limbeck.play(method, (x, y), optimizers)

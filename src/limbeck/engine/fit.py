@@ -411,7 +411,7 @@ def _finish(
         training.missing,
     )
     for doubt in training.doubts if finished else []:
-        warnings.warn(doubt, ChanceWarning, stacklevel=3)
+        warnings.warn(doubt, ChanceWarning, stacklevel=4)  # of who called fit, which is held to its ranges
     told: dict[str, Any] = {**what, **_summary(result, training, task, {})}
     if training.kept is not None:
         if finished:

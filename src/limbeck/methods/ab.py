@@ -90,7 +90,7 @@ def ab(
             `limbeck.pairs`. A layer that ends in an activation is read before it.
         boundary: Weight of the last pair, each one before it has half, above 0; 3/1000 as in the authors' code, with the
             sum over elements.
-        margin: μ of the loss, at least 0; 1 as in the paper.
+        margin: μ of the loss, above 0; 1 as in the paper.
         temperature: T of stage 2, in (0, 1000]; 3 as in the authors' code.
         soft: Weight of the soft targets without T², at least 0; 1 as in the authors' code.
         hard: Weight of the labels, at least 0; 0 as in the authors' code, which uses them only in place of soft targets.
