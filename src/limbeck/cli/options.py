@@ -139,7 +139,7 @@ def training(
         epochs: Of all stages together, at least 1; 30 is ours.
         optimizer: Of every player.
         lr: Learning rate, above 0; 0.05 as in RepDistiller, for SGD on CIFAR.
-        momentum: Of SGD, with Nesterov's correction, in [0, 1); 0.9 as in RepDistiller.
+        momentum: Of SGD, in [0, 1); 0.9 as in RepDistiller. Nesterov's correction is ours.
         weight_decay: Decay of the weights, at least 0; 5e-4 as in RepDistiller.
         schedule: Of the learning rate: a tenth after 5/8, 6/8 and 7/8 of the updates, as in RepDistiller; half a
             cosine; or constant.
