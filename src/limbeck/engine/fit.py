@@ -127,7 +127,8 @@ def fit(
             global one.
         epochs: Of all stages together, at least 1; each has its share, and at least one.
         optimizer: Makes an optimizer of a list of parameters, for all players or by player. By default SGD with
-            learning rate 0.05, momentum 0.9 and weight decay 5e-4, as in RepDistiller, with Nesterov's correction, which is ours.
+            learning rate 0.05, momentum 0.9 and weight decay 5e-4, as in RepDistiller, and with Nesterov's correction,
+            which is ours.
         schedule: Makes a learning-rate schedule of an optimizer and its number of updates; constant by default.
         precision: Lightning's name.
         accelerator: Lightning's name; the best there is by default.
