@@ -188,7 +188,7 @@ def test_a_check_finds_boxes_of_the_background(batches: list[Any]) -> None:
 
 def test_methods_of_features_work_on_levels_of_the_pyramid(batches: list[Any], teacher: FasterRCNN) -> None:
     student = detector(3, 6)
-    soft = 3 * on(channelwise, S["backbone:0"], T["backbone:0"], temperature=1.0)
+    soft = 3 * on(channelwise, S["backbone:0"], T["backbone:0"], name="channelwise", temperature=1.0)
     (logs,) = play(Distill(student, teacher, detection.hard + soft, detection), batches[:1], sgd)
     assert logs["student/channelwise"] > 0
 

@@ -156,7 +156,16 @@ def _prefixes(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         for index in range(len(parts)):
             if ".".join(parts[index:]) in expected:
                 found[".".join([*parts[:index], ""])] += 1
-    return [prefix for prefix, _ in found.most_common()]
+    return [prefix for prefix, _ in found.most_common() if not _is_one_of_several(prefix, found)]
+
+
+def _is_one_of_several(prefix: str, found: Mapping[str, int]) -> bool:
+    """Whether a prefix ends in a number, and a network's names stand under another number too: an ensemble's members."""
+    stem, _, number = prefix.removesuffix(".").rpartition(".")
+    if not number.isdigit():
+        return False
+    others = (one.removesuffix(".").rpartition(".") for one in found if one and one != prefix)
+    return any(of == stem and last.isdigit() for of, _, last in others)
 
 
 def _fit(candidate: Candidate, prefix: str, expected: Mapping[str, Tensor], twins: Mapping[str, list[str]]) -> Fit:

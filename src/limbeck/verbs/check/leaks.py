@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from limbeck.core.batches import tensors
+from limbeck.core.batches import part, samples, tensors
 from limbeck.core.finding import Finding
 from limbeck.data import Epochs
 from limbeck.data.repeatable import Repeatable
@@ -52,24 +53,37 @@ def _prints(setup: Setup, loader: Epochs | Repeatable, most: int | None = None) 
     prints: list[bytes] = []
     end = time.perf_counter() + setup.seconds
     for batch in loader:
-        prints += _of_samples(tensors(setup.task.inputs(batch)))
+        prints += _of_samples(setup.task.inputs(batch))
         if time.perf_counter() > end or (most is not None and len(prints) >= most):
             break
     return prints
 
 
-def _of_samples(columns: list[Tensor]) -> list[bytes]:
+def _of_samples(inputs: Any) -> list[bytes]:
     """Return what tells each sample from others; a black image says nothing, and may well be there twice."""
-    rows = [column.detach().cpu().contiguous().flatten(1) for column in columns if column.ndim > 1]
+    columns = [column.detach().cpu().contiguous() for column in tensors(inputs)]
+    try:
+        many = samples(inputs)
+    except ValueError:  # inputs without samples
+        return []
+    if any(column.ndim and len(column) != many for column in columns) or not isinstance(inputs, (Tensor, Mapping)):
+        each = [tensors(part(inputs, [at])) for at in range(many)]  # ragged: a tensor of its own a sample
+        return [_print([column.cpu().numpy().tobytes() for column in own]) for own in each if any(map(_tells, own))]
+    rows = [column.flatten(1) for column in columns if column.ndim > 1]
     if not rows:
         return []
     telling = torch.stack([(row != row[:, :1]).any(1) for row in rows]).any(0).tolist()
-    parts = [row.view(torch.uint8).numpy() for row in rows]
-    return [_print([part[at].tobytes() for part in parts]) for at, tells in enumerate(telling) if tells]
+    bytes_of = [row.view(torch.uint8).numpy() for row in rows]
+    return [_print([row[at].tobytes() for row in bytes_of]) for at, tells in enumerate(telling) if tells]
+
+
+def _tells(column: Tensor) -> bool:
+    """Whether a sample's tensor is not one value all over."""
+    return column.numel() > 1 and bool((column != column.flatten()[0]).any())
 
 
 def _print(parts: list[bytes]) -> bytes:
     found = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        found.update(part)
+    for one in parts:
+        found.update(one)
     return found.digest()

@@ -11,6 +11,7 @@ from limbeck.core.batches import tensors
 from limbeck.core.finding import Finding
 from limbeck.core.method import Method
 from limbeck.verbs.check.setup import Setup
+from limbeck.verbs.check.terms import weigh
 
 SHOWN = 4  # told of by name or shape
 
@@ -30,6 +31,9 @@ def wiring(setup: Setup) -> Iterator[Finding]:
     ]
     named = [names[id(leaf)] for leaf in strays if id(leaf) in names]
     loose = [leaf for leaf in strays if id(leaf) not in names]
+    if loose:  # what a step makes anew, to differentiate by, is no layer
+        again = {id(leaf) for leaf in weigh(setup.stage, setup.batch).leaves}
+        loose = [leaf for leaf in loose if id(leaf) in again]
     if named:
         yield Finding(
             "untrained",
