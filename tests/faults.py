@@ -44,7 +44,8 @@ class Fault(NamedTuple):
     def link(self) -> str:
         """The report, for the table."""
         repository, _, number = self.source.partition("#")
-        return f"[{repository} {number}]({GITHUB}{repository}/issues/{number})" if number else self.source
+        owner = repository.partition("/")[0]
+        return f"[{owner} #{number}]({GITHUB}{repository}/issues/{number})" if number else self.source
 
 
 def taught(loss: Callable[[Tensor, Tensor], Tensor]) -> SetUp:
