@@ -4,10 +4,10 @@ Functions of your own are named on the command line as these are::
 
     export PYTHONPATH=examples
     limbeck train --network camvid:teacher --data camvid:frames --root ../shared/data/camvid --batch-size 8 \
-        --epochs 40 --optimizer adamw --lr 0.003 --schedule cosine --run-dir runs/camvid/teacher
+        --epochs 60 --optimizer adamw --lr 0.003 --schedule cosine --run-dir runs/camvid/teacher
     limbeck compare kd cwd --student camvid:student \
         --teacher camvid:teacher@runs/camvid/teacher/student.safetensors --data camvid:frames \
-        --root ../shared/data/camvid --batch-size 8 --epochs 40 --optimizer adamw --lr 0.003 --schedule cosine \
+        --root ../shared/data/camvid --batch-size 8 --epochs 60 --optimizer adamw --lr 0.003 --schedule cosine \
         --run-dir runs/camvid/compare
 """
 
