@@ -498,12 +498,11 @@ def moves(method: Method, loss: Tensor, parameters: Sequence[nn.Parameter]) -> b
 def _watch(method: Method, turn: Turn, optimizer: Optimizer) -> None:
     """Warn once of a term that trains nothing; what has moved its player is not looked at again."""
     watched: dict[str, int] = vars(method).setdefault("_watched", {})  # batches without effect; -1: told, or it has one
-    own = [p for group in optimizer.param_groups for p in group["params"]]
     for name, loss in turn.terms.items():
         term = f"{turn.player}/{name}"
         if watched.setdefault(term, 0) < 0:
             continue
-        if moves(method, loss.weighted, own):
+        if moves(method, loss.weighted, [p for group in optimizer.param_groups for p in group["params"]]):
             watched[term] = -1
             continue
         watched[term] += bool(loss.value)  # a loss of 0 has nothing to teach in this batch: no labels, say

@@ -25,7 +25,7 @@ from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
-from limbeck.methods.kd import check_temperature, soft_target
+from limbeck.methods.kd import soft_target
 from limbeck.nets.connectors import normalised
 from limbeck.tasks.classification import classification
 
@@ -100,8 +100,6 @@ def ab(
     """
     if soft == hard == 0:
         raise ValueError("stage 2 has nothing to learn from: give soft or hard a weight other than 0")
-    check_margin(margin)
-    check_temperature(temperature)
     outputs = task.softened(S, T) if soft else (S, T)  # complains before the first stage
     pairs = paired(student, teacher, layers, example, task, maps=True)
     learn_boundaries = Objective([])

@@ -82,7 +82,6 @@ def bounded(
     Raises:
         ValueError: A task whose answers are scores of classes or labels, or a negative margin.
     """
-    check_margin(margin)
     if task.outcomes is not None:
         raise ValueError(
             f"bounded compares errors of values, and in {task.name} answers are scores: kd softens them, logits matches "

@@ -24,7 +24,7 @@ from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
 from limbeck.methods.fitnets import hint_distance
-from limbeck.methods.kd import check_temperature, soft_target
+from limbeck.methods.kd import soft_target
 from limbeck.nets.exits import EarlyExit, Exit, ExitsEnsemble, with_exits
 from limbeck.tasks.classification import classification
 
@@ -96,7 +96,6 @@ def byot(
         example: A batch of inputs, (N, ...).
         task: How batches are fed and measured.
     """
-    check_temperature(temperature)
     network = with_exits(student, example, exits, task)
     classifier = embedding(student, example, task)
     leave = network.exits[0]

@@ -20,7 +20,7 @@ from limbeck.core.objective import S, Source, T, on
 from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
-from limbeck.methods.kd import check_temperature, soft_target
+from limbeck.methods.kd import soft_target
 from limbeck.nets.connectors import common_grid, pointwise
 from limbeck.tasks.classification import classification
 
@@ -84,7 +84,6 @@ def cwd(
         example: A batch of inputs, (N, ...), from which the convolutions between unequal channels get their shapes.
         task: How batches are fed and measured.
     """
-    check_temperature(temperature)
     pairs = paired(student, teacher, layers, example, task, maps=True)
     objective = task.hard
     for s, t in pairs if layers is not None else pairs[-1:]:

@@ -111,7 +111,6 @@ def dist(
         task: How batches are fed and measured.
     """
     refuse_all_zero(inter=inter, intra=intra)
-    check_temperature(temperature)
     outputs, options = task.exclusive(S.via(gather), T.via(gather)), {"temperature": temperature}
     between = inter * on(dist_inter, *outputs, name="inter", **options)
     within = intra * on(dist_intra, *outputs, name="intra", **options)

@@ -122,7 +122,6 @@ def dkd(
         task: How batches are fed and measured.
     """
     refuse_all_zero(target=target, others=others)
-    check_temperature(temperature)
     options = {"temperature": temperature}
     places = *task.exclusive(S, T), Y
     decoupling = target * on(dkd_target, *places, name="target", **options)

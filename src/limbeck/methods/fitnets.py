@@ -25,7 +25,7 @@ from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage, linear
 from limbeck.core.task import Task
 from limbeck.core.trace import submodules
-from limbeck.methods.kd import check_temperature, soft_cross_entropy
+from limbeck.methods.kd import soft_cross_entropy
 from limbeck.nets.connectors import regressor
 from limbeck.tasks.classification import classification
 
@@ -97,7 +97,6 @@ def fitnets(
         example: A batch of inputs, (N, ...), from which the regressor gets its shape.
         task: How batches are fed and measured.
     """
-    check_temperature(temperature)
     outputs = task.softened(S, T)  # complains before the first stage
     guided, hint = _places(student, teacher, guided, hint, example, task)
     predicted = S[guided].via(_regressor(student, teacher, guided, hint, example, task))

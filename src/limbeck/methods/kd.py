@@ -98,7 +98,6 @@ def kd(
             "considerably lower".
         task: How batches are fed and measured.
     """
-    check_temperature(temperature)
     soft = on(soft_target, *task.softened(S, T), name="soft", temperature=temperature, mask=M)
     return Distill(student, teacher, (1 - alpha) * task.hard + alpha * soft, task)
 

@@ -20,7 +20,7 @@ from limbeck.core.objective import M, S, Weight, Y, on
 from limbeck.core.options import ranged
 from limbeck.core.paper import Paper
 from limbeck.core.task import Task
-from limbeck.methods.kd import check_temperature, soft_target
+from limbeck.methods.kd import soft_target
 from limbeck.nets.anew import Anew
 from limbeck.nets.branches import with_branches
 from limbeck.tasks.classification import classification
@@ -93,7 +93,6 @@ def one(
         example: A batch of inputs, (N, ...).
         task: How batches are fed and measured.
     """
-    check_temperature(temperature)
     layer = shared_layer(student, example, task) if layer is None else layer
     ensemble = with_branches(student, example, layer, branches, gate, anew)
 

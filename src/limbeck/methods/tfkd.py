@@ -109,7 +109,6 @@ def tfkd_reg(
         task: How batches are fed and measured.
     """
     _check(temperature, correct, mode)
-    _check_share(alpha)
     options = {"temperature": temperature, "correct": correct, "mode": mode}
     virtual = on(virtual_teacher, *task.exclusive(S), Y, name="virtual", **options)
     return Distill(student, None, (1 - alpha) * task.hard + alpha * virtual, task)
@@ -138,8 +137,6 @@ def tfkd_self(
         anew: Makes the network with its own initialisation, as for `limbeck.ban`.
         task: How batches are fed and measured.
     """
-    check_temperature(temperature)
-    _check_share(alpha)
     task.softened(S)  # complains before the first stage
     with undrawn(student):  # a network that cannot start anew is told so before it has trained; nothing is drawn
         check_anew(student, anew)
@@ -203,8 +200,6 @@ def dekd(
         alpha: As for `rekd`, in (0, 1].
         task: How batches are fed and measured.
     """
-    check_temperature(temperature)
-    _check_share(alpha)
     task.softened(S)  # complains before the first stage
     poor = copied(bare(teacher)).requires_grad_()  # which a frozen one does not
     lesson = plain(poor, task=task)
@@ -219,8 +214,3 @@ def _check(temperature: float, correct: float, mode: str) -> None:
         raise ValueError(f"correct is the virtual teacher's probability of the label, in (1/K, 1), got {correct}")
     if mode not in MODES:
         raise ValueError(f"mode must be 'paper' or 'code', got {mode!r}")
-
-
-def _check_share(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is the share of the teacher's term and must lie in [0, 1], got {alpha}")

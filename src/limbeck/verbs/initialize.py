@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -209,8 +208,7 @@ def _cut(student: nn.Module, net: nn.Module, path: str, origin: str, blocks: Blo
         former = {ours: row[index][0] for ours, index in zip(student._modules, chosen, strict=True)}
         # a block that is taken twice must be two
         kept = [
-            copy.deepcopy(row[index][1]) if index in chosen[:place] else row[index][1]
-            for place, index in enumerate(chosen)
+            copied(row[index][1]) if index in chosen[:place] else row[index][1] for place, index in enumerate(chosen)
         ]
         net._modules.clear()
         for ours, child in zip(former, kept, strict=True):
@@ -360,7 +358,7 @@ CLOSE = 1e-4
 def _compared(student: nn.Module, net: nn.Module, example: Any, task: Task, left: bool) -> dict[str, Any]:
     """Return how far the student's answers are from those of ``net``, and where the two begin to differ."""
     place = next((tensor.device for tensor in net.state_dict().values() if isinstance(tensor, Tensor)), None)
-    twin = copy.deepcopy(bare(student)).eval().to(place)
+    twin = copied(bare(student)).eval().to(place)
     (own, inner), (its, theirs) = (_looked_at(one.eval(), example, task) for one in (twin, net))
     if not (isinstance(own, Tensor) and isinstance(its, Tensor) and own.shape == its.shape):
         return {"difference": None}
