@@ -42,11 +42,23 @@ def add(commands: Commands) -> None:
     )
 
 
-def contest(seeds: int = 3, match: Literal["epochs", "compute"] = "epochs", jobs: int = 1) -> None:
-    """Say what is fair.
+def contest(
+    seeds: int = 3,
+    decide: bool = False,
+    most: int = 12,
+    smallest: float | None = None,
+    match: Literal["epochs", "compute"] = "epochs",
+    jobs: int = 1,
+) -> None:
+    """Say what is fair, and what is to be told.
 
     Args:
-        seeds: How many, from 0 on, the same for all methods.
+        seeds: How many, from 0 on, the same for all methods; with --decide those before the first look.
+        decide: Add seeds to the methods that are not told yet, and to them alone; all looks together are wrong as seldom as
+            one.
+        most: How many seeds a method may have then.
+        smallest: The smallest difference that matters, as the table shows it: with 0.3, a method may also be told to make
+            no difference larger than 0.3 points.
         match: What is equal: the epochs, or about the time of a run.
         jobs: Processes that share the runs among themselves, each with a GPU in turn or its share of the cores.
     """
@@ -71,6 +83,9 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
             case.data,
             task=case.task,
             seeds=leaf.seeds,
+            decide=leaf.decide,
+            most=leaf.most,
+            smallest=leaf.smallest,
             match=leaf.match,
             run_dir=run_dir,
             **settings,

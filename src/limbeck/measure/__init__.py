@@ -15,7 +15,9 @@ from limbeck.measure.early_exit import exit_curve as exit_curve
 from limbeck.measure.early_exit import exit_profile as exit_profile
 from limbeck.measure.evidence import Judgement as Judgement
 from limbeck.measure.evidence import Paired as Paired
+from limbeck.measure.evidence import Plan as Plan
 from limbeck.measure.evidence import Summary as Summary
+from limbeck.measure.evidence import decide as decide
 from limbeck.measure.evidence import judge as judge
 from limbeck.measure.evidence import paired as paired
 from limbeck.measure.evidence import summary as summary

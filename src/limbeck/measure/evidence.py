@@ -3,16 +3,18 @@ from __future__ import annotations
 import math
 import statistics
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
-Verdict = Literal["helps", "hurts", "cannot tell"]
+from limbeck.measure.looks import limits
+
+Verdict = Literal["helps", "hurts", "no difference", "cannot tell"]
 Best = Literal["highest", "lowest"]
 
 LEVEL = 0.05
-"""How often a verdict other than "cannot tell" may be wrong where there is no difference."""
+"""In how many tables one verdict or more may be wrong: that a row helps or hurts; and likewise, that it differs by less."""
 POWER = 0.8
 """How surely the seeds that `Judgement.more` asks for would tell."""
 MOST = 1000
@@ -52,48 +54,76 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How many seeds there are, and what is to be told of them.
+
+    Args:
+        seeds: How many; where rows are decided one by one, how many before the first look, at least 2 then.
+        most: How many undecided rows may have, more than ``seeds``; None where the number is fixed.
+        smallest: The smallest difference that matters, above 0, in the metric's own unit (an accuracy's is the share of
+            1): rows are told, too, that differ by less. None where that is not asked.
+        among: How many rows are judged at once; by default as many as there are. It stays where one diverges.
+
+    Raises:
+        ValueError: One of these is out of its range.
+    """
+
+    seeds: int = 3
+    most: int | None = None
+    smallest: float | None = None
+    among: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.most is not None and not 2 <= self.seeds < self.most:
+            raise ValueError(
+                "to decide row by row, expected at least 2 seeds before the first look and more at the last, got "
+                f"seeds={self.seeds}, most={self.most}"
+            )
+        if self.smallest is not None and not 0 < self.smallest < math.inf:
+            raise ValueError(f"smallest must be a difference above 0, got {self.smallest}")
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What one comparison of several allows to say.
 
     Args:
         pair: The comparison.
-        p: Its p-value after Holm's correction.
+        p: Its p-value, corrected for the number of comparisons, and of looks if there are several; below 0.05 the row
+            helps or hurts.
         comparisons: Among how many it was made.
         best: Whether more or less of the metric is better.
+        smallest: The smallest difference that matters, if one was named.
+        p_smaller: The p-value of the two one-sided tests that the difference is smaller than that, corrected likewise.
+        decided: Whether seeds were added until it told.
     """
 
     pair: Paired
     p: float
     comparisons: int = 1
     best: Best = "highest"
+    smallest: float | None = None
+    p_smaller: float = 1.0
+    decided: bool = False
 
     @property
     def verdict(self) -> Verdict:
-        """What is shown at the 5 % level: "helps", "hurts", or nothing."""
-        if self.p >= LEVEL:
-            return "cannot tell"
-        return "helps" if (self.pair.difference > 0) == (self.best == "highest") else "hurts"
+        """What is shown at the 5 % level: "helps", "hurts", "no difference" that matters, or nothing."""
+        if self.p < LEVEL:
+            return "helps" if (self.pair.difference > 0) == (self.best == "highest") else "hurts"
+        return "no difference" if self.p_smaller < LEVEL else "cannot tell"
 
     @cached_property
     def more(self) -> int | None:
         """How many more seeds would tell, if the true difference were the one seen; see `seeds_needed`.
 
-        0 where these tell already; None where it cannot be estimated, or more than 1000 seeds would be needed.
+        0 where these tell already; None where it cannot be estimated, more than 1000 seeds would be needed, or the seeds
+        were added until it told or the most was reached.
         """
         if self.verdict != "cannot tell":
             return 0
-        needed = seeds_needed(self.pair, LEVEL / self.comparisons)
+        needed = None if self.decided else seeds_needed(self.pair, LEVEL / self.comparisons)
         return None if needed is None else needed - self.pair.n
-
-    @property
-    def words(self) -> str:
-        """The verdict in words, with the seeds that it would take."""
-        if self.verdict != "cannot tell":
-            return self.verdict
-        unable = f"cannot tell with {self.pair.n} {'seed' if self.pair.n == 1 else 'seeds'}"
-        if self.more is not None:
-            return f"{unable}; {self.more} more might"
-        return unable if math.isnan(self.pair.low) else f"{unable}; nor would {MOST:,}"
 
 
 def summary(values: Sequence[float]) -> Summary:
@@ -138,17 +168,113 @@ def paired(treated: Sequence[float], baseline: Sequence[float]) -> Paired:
     return Paired(of.mean, of.sd, of.low, of.high, of.n, p)
 
 
-def judge(pairs: Sequence[Paired], best: Best = "highest") -> list[Judgement]:
-    """Judge comparisons that are made at once: each p-value corrected after Holm, so that one in twenty such *tables*, and
-    not one in twenty of their rows, claims a difference where there is none. However many there are, and however
-    they depend on each other (all on the same baseline, say).
+def judge(pairs: Sequence[Paired], best: Best = "highest", plan: Plan = Plan()) -> list[Judgement]:
+    """Judge comparisons that are made at once, after a number of seeds that was fixed before.
+
+    Each p-value is corrected after Holm, so that one in twenty such *tables*, and not one in twenty of their rows, claims a
+    difference where there is none. However many there are, and however they depend on each other (all on the same baseline,
+    say). Where the plan names the smallest difference that matters, two one-sided tests (Schuirmann, "A comparison of the
+    two one-sided tests procedure and the power approach", J. Pharmacokinetics and Biopharmaceutics 15, 1987), corrected
+    likewise, tell which rows differ by less; one table in twenty says so of a row that differs by as much.
 
     Args:
         pairs: The comparisons.
         best: Whether more or less of their metric is better.
+        plan: What is to be told; its seeds are those of the comparisons.
     """
-    corrected = holm([pair.p for pair in pairs])
-    return [Judgement(pair, p, len(pairs), best) for pair, p in zip(pairs, corrected, strict=True)]
+    among = plan.among or len(pairs)
+    return _judged(dict(enumerate(pairs)), among, among, best, plan, lambda left, sides: LEVEL / left)
+
+
+def decide(
+    treated: Sequence[Sequence[float]],
+    baselines: Sequence[Sequence[float]],
+    best: Best = "highest",
+    plan: Plan = Plan(3, 12),
+) -> list[Judgement]:
+    """Judge comparisons whose seeds are added where they are needed: a row that is told keeps its seeds, and its verdict.
+
+    After ``plan.seeds`` seeds, and after each one more, the rows that are not told are looked at, until they are or have
+    ``plan.most``. The looks share the level of 5 % (`limbeck.measure.looks.limits`), so that peeking is part of the
+    method; Holm's correction among the rows holds for such looks as it does for one (Ye, Li, Liu & Yao, "A group sequential
+    Holm procedure with multiple primary endpoints", Statistics in Medicine 32, 2013). Of what was seen, all looks are made
+    anew here: the same values give the same verdicts, whenever and by whomever they are asked for.
+
+    Args:
+        treated: The metric of each row by seed, from 0 on.
+        baselines: Of what each row is compared with, over at least as many seeds.
+        best: Whether more or less of it is better.
+        plan: When to look, and what is to be told.
+
+    Returns:
+        Each row's judgement: that at which it was told, or that at the last look that all undecided rows have seeds for; at
+        the first look's number of seeds at least.
+
+    Raises:
+        ValueError: The plan has no ``most``, or a row has fewer seeds than the first look needs.
+    """
+    if plan.most is None:
+        raise ValueError("expected a plan with most=, the most seeds that an undecided row may have")
+    rows, among = list(zip(treated, baselines, strict=True)), plan.among or len(treated)
+    if short := [index for index, (values, _) in enumerate(rows) if len(values) < plan.seeds]:
+        raise ValueError(f"the first look is after {plan.seeds} seeds, row {short[0]} has {len(rows[short[0]][0])}")
+    judged: dict[int, Judgement] = {}
+    for n in range(plan.seeds, plan.most + 1):
+        undecided = {index: row for index, row in enumerate(rows) if not _told(judged.get(index))}
+        if any(len(values) < n for values, _ in undecided.values()):
+            break
+        pairs = {index: paired(values[:n], base[:n]) for index, (values, base) in undecided.items()}
+        told = [judgement.verdict for judgement in judged.values()]
+        differ = among - told.count("helps") - told.count("hurts")
+        judged |= dict(
+            zip(
+                pairs,
+                _judged(
+                    pairs, differ, among - told.count("no difference"), best, plan, partial(_limit_at, n=n, plan=plan)
+                ),
+                strict=True,
+            )
+        )
+    return [judged[index] for index in range(len(rows))]
+
+
+def _told(judgement: Judgement | None) -> bool:
+    return judgement is not None and judgement.verdict != "cannot tell"
+
+
+Limit = Callable[[int, int], float]
+"""The largest p-value that tells where so many hypotheses are left, of a test of one or two sides."""
+
+
+def _limit_at(left: int, sides: int, *, n: int, plan: Plan) -> float:
+    assert plan.most is not None
+    return limits(LEVEL / left, plan.seeds, plan.most, sides=sides)[n - plan.seeds]
+
+
+def _judged(
+    pairs: Mapping[int, Paired], differ: int, smaller: int, best: Best, plan: Plan, limit: Limit
+) -> list[Judgement]:
+    """Judge comparisons at one look: ``differ`` and ``smaller`` are the hypotheses of each kind not rejected so far."""
+    of = list(pairs.values())
+    p = _corrected([pair.p for pair in of], differ, partial(limit, sides=2))
+    p_smaller = [1.0] * len(of)
+    if plan.smallest is not None:
+        p_smaller = _corrected([_is_smaller(pair, plan.smallest) for pair in of], smaller, partial(limit, sides=1))
+    among, decided = plan.among or differ, plan.most is not None
+    return [
+        Judgement(pair, own, among, best, plan.smallest, own_smaller, decided)
+        for pair, own, own_smaller in zip(of, p, p_smaller, strict=True)
+    ]
+
+
+def _is_smaller(pair: Paired, smallest: float) -> float:
+    """Return the p-value of the two one-sided tests that the true difference lies within ± ``smallest``."""
+    if math.isnan(pair.low):
+        return 1.0
+    from scipy import special
+
+    away = (smallest - abs(pair.difference)) / pair.sd * math.sqrt(pair.n)
+    return float(special.stdtr(pair.n - 1, -away))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -160,9 +286,19 @@ def holm(p: Sequence[float]) -> list[float]:
         >>> holm([0.02, 0.01, 0.5])
         [0.04, 0.03, 0.5]
     """
+    return _stepped(p, len(p), lambda left: left)
+
+
+def _corrected(p: Sequence[float], left: int, limit: Callable[[int], float]) -> list[float]:
+    """Correct p-values after Holm for limits other than level / number left: 0.05 is where one begins to tell."""
+    return _stepped(p, left, lambda remaining: LEVEL / limit(remaining))
+
+
+def _stepped(p: Sequence[float], left: int, times: Callable[[int], float]) -> list[float]:
+    """Multiply p-values from the smallest on by what is due when so many hypotheses are left."""
     corrected, before = [0.0] * len(p), 0.0
     for rank, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
-        before = max(before, min(1.0, (len(p) - rank) * p[index]))
+        before = max(before, min(1.0, times(left - rank) * p[index]))
         corrected[index] = before
     return corrected
 

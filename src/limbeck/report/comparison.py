@@ -11,7 +11,7 @@ import numpy as np
 
 from limbeck.core.exhibits import Exhibit, Matrix
 from limbeck.core.files import Damaged, keep, read, write
-from limbeck.measure import Cost, Judgement, paired
+from limbeck.measure import Cost, Judgement, Plan, paired
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, strip, tradeoff
 from limbeck.report.history import Row, over_seeds, players, read_rows, score_columns, terms
@@ -22,6 +22,7 @@ from limbeck.report.sections import changes_section, exhibit_sections
 from limbeck.report.table import (
     Candidate,
     amount,
+    as_judged,
     at_start,
     csv_table,
     header,
@@ -32,6 +33,7 @@ from limbeck.report.table import (
     mean_sd,
     records,
     rows,
+    verdict_in_words,
 )
 
 TITLE = "Did distillation help?"
@@ -113,6 +115,7 @@ def write_comparison(
         "note": comparison.note,
         "doubts": list(comparison.doubts),
         "score": asdict(candidates[0].score),
+        "plan": asdict(candidates[0].plan),
         "facts": dict(facts or {}),
         "rows": [record | cost for record, cost in zip(records(candidates), costs, strict=True)],
         **details,
@@ -222,25 +225,16 @@ class _Runs:
 
 
 def _comparison(results: Mapping[str, Any]) -> Comparison:
-    rows = results["rows"]
-    score = read_score(results)
-    values = {row["name"]: tuple(row["values"] if "values" in row else row["accuracies"]) for row in rows}
-    plain = next((row["name"] for row in rows if row["role"] == "baseline"), "")
-    candidates = [
-        Candidate(
-            row["name"],
-            row["role"],
-            Cost(**{field.name: row["cost"][field.name] for field in fields(Cost)}),
-            values[row["name"]],
-            paired(values[row["name"]], values[row.get("against") or plain])
-            if row["role"] in ("distilled", "control")
-            else None,
-            score,
-            row.get("against") or "",
-        )
-        for row in rows
-    ]
-    return Comparison(results["title"], results["note"], tuple(candidates), tuple(results.get("doubts", ())))
+    score, plan = read_score(results), Plan(**results.get("plan", {}))
+    values = {row["name"]: tuple(row["values"] if "values" in row else row["accuracies"]) for row in results["rows"]}
+    values[""] = next((values[row["name"]] for row in results["rows"] if row["role"] == "baseline"), ())
+    candidates = []
+    for row in results["rows"]:
+        cost = Cost(**{field.name: row["cost"][field.name] for field in fields(Cost)})
+        mine, against = values[row["name"]], row.get("against") or ""
+        pair = paired(mine, values[against][: len(mine)]) if row["role"] in ("distilled", "control") else None
+        candidates.append(Candidate(row["name"], row["role"], cost, mine, pair, score, against, plan))
+    return Comparison(results["title"], results["note"], as_judged(candidates), tuple(results.get("doubts", ())))
 
 
 def _section(comparison: Comparison) -> Section:
@@ -305,7 +299,8 @@ def _confusions(runs: _Runs) -> list[Section]:
     if len(names) < 2:
         return []
     plain, *others = names
-    seeds = list(zip(*([_matrices(run) for run in runs.folders.get(name, ())] for name in names), strict=True))
+    tables_of = [[_matrices(run) for run in runs.folders.get(name, ())] for name in names]
+    seeds = list(zip(*tables_of, strict=False))  # a row that was told early has fewer
     sections = []
     for what in dict.fromkeys(key for seed in seeds for tables in seed for key in tables):
         complete = [[tables[what] for tables in seed] for seed in seeds if all(what in tables for tables in seed)]
@@ -358,7 +353,7 @@ def _finding(candidate: Candidate, judgement: Judgement) -> str:
     if math.isnan(pair.low):
         return f"{name}: {evidence}, the same in each; a test set too coarse to see how seeds vary shows nothing."
     interval = f"95 % interval {score.difference(pair.low)} to {score.difference(pair.high)}"
-    return f"{name}: {judgement.words}. {evidence}, {interval}."
+    return f"{name}: {verdict_in_words(judgement, score)}. {evidence}, {interval}."
 
 
 def _sizes(teacher: Candidate, student: Candidate) -> str:

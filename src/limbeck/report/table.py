@@ -4,11 +4,12 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.core.task import Score
-from limbeck.measure import Cost, Judgement, Paired, judge, summary
+from limbeck.measure import Cost, Judgement, Paired, Plan, decide, judge, summary
+from limbeck.measure.evidence import LEVEL, MOST
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,6 +38,7 @@ class Candidate:
         paired: Its difference to its baseline over the same seeds; None for the plain student and the teacher.
         score: What it is judged by, the same for all networks of a comparison.
         against: Which candidate is its baseline, by name; empty for the plain student.
+        plan: How many seeds there are and what is to be told, the same for all networks of a comparison.
     """
 
     name: str
@@ -46,13 +48,32 @@ class Candidate:
     paired: Paired | None = None
     score: Score = UNSAID
     against: str = ""
+    plan: Plan = Plan()
 
 
 def judgements(candidates: Sequence[Candidate]) -> list[Judgement | None]:
     """Judge all candidates at once; None for those that are compared with nothing."""
-    pairs = [candidate.paired for candidate in candidates if candidate.paired]
-    judged = iter(judge(pairs, candidates[0].score.best) if pairs else ())
+    compared, plan, best = [one for one in candidates if one.paired], candidates[0].plan, candidates[0].score.best
+    if plan.most is None:
+        found = judge([one.paired for one in compared if one.paired], best, plan)
+    else:
+        reached = {one.name: one.values for one in candidates} | {"": baseline(candidates)}
+        found = decide([one.values for one in compared], [reached[one.against] for one in compared], best, plan)
+    judged = iter(found)
     return [next(judged) if candidate.paired else None for candidate in candidates]
+
+
+def baseline(candidates: Sequence[Candidate]) -> tuple[float, ...]:
+    """Return what the plain student reached; nothing where there is none."""
+    return next((one.values for one in candidates if one.role == "baseline"), ())
+
+
+def as_judged(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return the candidates with the differences that they were judged by: those of the seeds when a row was told."""
+    return tuple(
+        replace(candidate, paired=judgement.pair) if judgement else candidate
+        for candidate, judgement in zip(candidates, judgements(candidates), strict=True)
+    )
 
 
 def header(candidates: Sequence[Candidate]) -> tuple[str, ...]:
@@ -73,10 +94,31 @@ def legend(candidates: Sequence[Candidate]) -> str:
     return (
         f"Test {measured}, mean ± standard deviation over seeds{less}. Difference to the plain student{named} over the "
         f"same seeds{points}, with the 95 % t interval of each on its own; it covers weights and order of the data, "
-        "not the choice of test samples. p: paired t-test, corrected after Holm for all rows at once; below 0.05 a row "
-        "helps or hurts, so an interval without 0 need not be enough. +n seeds: so many more would tell with 80 % "
-        "probability, if the true difference is the one seen; who adds them and looks again is wrong in one table of ten, "
-        "not of twenty."
+        f"not the choice of test samples. {_rule(candidates[0].plan, score)}"
+    )
+
+
+def _rule(plan: Plan, score: Score) -> str:
+    """Say how the verdicts are made."""
+    looks = "" if plan.most is None else " and for looks after each seed"
+    rule = (
+        f"p: paired t-test, corrected after Holm for all rows at once{looks}; below 0.05 a row helps or hurts, so an "
+        "interval without 0 need not be enough."
+    )
+    if plan.smallest is not None:
+        rule += (
+            f" No difference > {_unsigned(score, plan.smallest)}: two one-sided t-tests, corrected likewise, show that the "
+            "true difference is smaller than that."
+        )
+    if plan.most is None:
+        return (
+            f"{rule} +n seeds: so many more would tell with 80 % probability, if the true difference is the one seen; who "
+            "adds them and looks again is wrong in one table of ten, not of twenty."
+        )
+    return (
+        f"{rule} Seeds were added to rows that were not told, from {plan.seeds} to at most {plan.most}; beside a verdict "
+        "stands how many it took. At most one table in twenty has a false verdict, all looks counted; a "
+        "difference that was told early is on average a little smaller than it looks."
     )
 
 
@@ -148,7 +190,7 @@ def rows(candidates: Sequence[Candidate]) -> list[tuple[str, ...]]:
 
 def _record(candidate: Candidate, judgement: Judgement | None) -> Record:
     of = summary(candidate.values) if candidate.values else None
-    pair = candidate.paired
+    pair = judgement and judgement.pair
     return {
         "name": candidate.name,
         "role": candidate.role,
@@ -158,12 +200,14 @@ def _record(candidate: Candidate, judgement: Judgement | None) -> Record:
         "n": len(candidate.values),
         "mean": of and of.mean,
         "sd": of and _known(of.sd),
+        "pairs": pair and pair.n,
         "difference": pair and pair.difference,
         "difference_sd": pair and _known(pair.sd),
         "low": pair and _known(pair.low),
         "high": pair and _known(pair.high),
         "p": pair and pair.p,
         "p_holm": judgement and judgement.p,
+        "p_smaller": judgement and judgement.p_smaller if candidate.plan.smallest is not None else None,
         "verdict": judgement and judgement.verdict,
         "more_seeds": judgement and judgement.more,
         "against": candidate.against or None,
@@ -177,8 +221,42 @@ def _cells(candidate: Candidate, judgement: Judgement | None) -> tuple[str, ...]
     reached = (candidate.name, *costs, mean_sd(candidate))
     if judgement is None:
         return (*reached, "–", "–", "–")
-    more = f" (+{judgement.more} seeds)" if judgement.more else ""
-    return (*reached, *_evidence(candidate, judgement), judgement.verdict + more)
+    return (*reached, *_evidence(candidate, judgement), verdict(judgement, candidate.score))
+
+
+def verdict(judgement: Judgement, score: Score) -> str:
+    """Return the verdict as a table has it, with the seeds that it took or would take."""
+    what = str(judgement.verdict)
+    if judgement.verdict == "no difference" and judgement.smallest is not None:
+        what = f"no difference > {_unsigned(score, judgement.smallest)}"
+    if judgement.decided:
+        return f"{what} ({judgement.pair.n} seeds)"
+    return what + (f" (+{judgement.more} seeds)" if judgement.more else "")
+
+
+def verdict_in_words(judgement: Judgement, score: Score) -> str:
+    """Return the verdict as a sentence has it, with the seeds that it would take."""
+    if judgement.verdict == "cannot tell":
+        return _unable(judgement)
+    if judgement.smallest is None or judgement.p_smaller >= LEVEL:
+        return judgement.verdict
+    smallest = amount(score, judgement.smallest).lstrip("+")
+    small = (
+        "no difference larger than" if judgement.verdict == "no difference" else f"{judgement.verdict}, by less than"
+    )
+    return f"{small} {smallest}"
+
+
+def _unable(judgement: Judgement) -> str:
+    n = judgement.pair.n
+    unable = f"cannot tell with {n} {'seed' if n == 1 else 'seeds'}"
+    if judgement.more is not None:
+        return f"{unable}; {judgement.more} more might"
+    return unable if judgement.decided or math.isnan(judgement.pair.low) else f"{unable}; nor would {MOST:,}"
+
+
+def _unsigned(score: Score, difference: float) -> str:
+    return score.difference(difference).lstrip("+")
 
 
 def _evidence(candidate: Candidate, judgement: Judgement) -> tuple[str, str]:

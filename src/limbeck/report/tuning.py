@@ -17,7 +17,7 @@ from limbeck.report.comparison import Comparison, evidence, read_comparison
 from limbeck.report.figures import Line, curves
 from limbeck.report.page import Plot, Section, render
 from limbeck.report.page import Table as PageTable
-from limbeck.report.table import Candidate, amount, header, legend, records, rows, told
+from limbeck.report.table import Candidate, amount, header, legend, records, rows, told, verdict_in_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -259,8 +259,8 @@ def _of_test(tuning: Tuning) -> list[str]:
         interval = "" if math.isnan(pair.low) else f", 95 % interval {say(pair.low)} to {say(pair.high)}"
         found.insert(
             0,
-            f"Tuning: {judge([pair], score.best)[0].words}. {amount(score, pair.difference)} on the test data against the "
-            f"defaults over {_count(pair.n, 'seed')}{interval}.",
+            f"Tuning: {verdict_in_words(judge([pair], score.best)[0], score)}. {amount(score, pair.difference)} on the "
+            f"test data against the defaults over {_count(pair.n, 'seed')}{interval}.",
         )
     if len(tuning.looks) > 1:
         found.append(

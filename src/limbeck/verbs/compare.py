@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
-from limbeck.core.files import hold
+from limbeck import measure
+from limbeck.core.files import hold, keep, read
 from limbeck.core.method import Make
 from limbeck.core.options import ranged
 from limbeck.core.task import Task
@@ -26,12 +29,14 @@ from limbeck.data import Data
 from limbeck.engine.assemble import parts_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
+from limbeck.measure import Plan
 from limbeck.report.comparison import Comparison, write_comparison
 from limbeck.verbs.runs import BASELINE, LOCK, Outcome, Runs
 from limbeck.verbs.runs import Entry as Entry
 
 Match = Literal["epochs", "compute"]
 
+PLAN = "plan.json"
 LOOK_EVERY = 0.5
 """Seconds between two looks at the runs that other processes are at."""
 
@@ -61,6 +66,9 @@ def compare(
     task: Task | None = None,
     epochs: int,
     seeds: int = 3,
+    decide: bool = False,
+    most: int = 12,
+    smallest: float | None = None,
     match: Match = "epochs",
     run_dir: str | os.PathLike[str] | None = None,
     optimizer: Make | Mapping[str, Make] | None = None,
@@ -91,7 +99,14 @@ def compare(
     leaves its run to the others. ``limbeck compare --jobs`` starts them.
 
     The verdict on each method is that of a paired t-test, corrected for their number (`limbeck.measure.judge`); where it
-    cannot tell, it estimates how many more seeds would (`limbeck.measure.seeds_needed`).
+    cannot tell, it estimates how many more seeds would (`limbeck.measure.seeds_needed`). With ``smallest`` there is one
+    verdict more, that a method makes no difference which is larger.
+
+    Few seeds and many methods can hardly ever tell. ``decide`` adds seeds where they are needed: it looks after ``seeds``
+    seeds, and then after each one more, which the methods that are not told get, and what these are compared with, until
+    all are told or have ``most``. All looks together are wrong as seldom as the one look of a fixed number
+    (`limbeck.measure.decide`). The plan of the first call stays in ``run_dir/plan.json``, and another is refused there: who
+    plans anew after a look is wrong more often than the verdict says.
 
     Where the teacher, or a student after its training, is no better than guessing, the comparison says so before all else
     (`Comparison.doubts`); entries that are named as controls are meant to learn from such a teacher.
@@ -104,11 +119,16 @@ def compare(
         student: Makes the student, with weights drawn from torch's generator.
         teacher: The network to learn from; None where no method needs one. Methods of peers get a second student,
             unless their `Entry` has others.
-        data: A `limbeck.data.Data`, or loaders ``(train, val, test)`` without generators of their own, as for `fit`.
+        data: A `limbeck.data.Data`, or loaders ``(train, val, test)`` without generators of their own, as for `fit`; of
+            ``(train, val)`` the validation data serve as test.
         task: How networks are fed, and by which score they are judged: ``limbeck.multilabel``, or one of your own. By
             default the data's; loaders are taken for classification.
         epochs: Of each run, all its stages together, at least 1.
-        seeds: How many, from 0 on, at least 1.
+        seeds: How many, from 0 on, at least 1; with ``decide`` those before the first look, at least 2.
+        decide: Add seeds to the methods that are not told yet, and to them alone.
+        most: How many seeds a method may have then, more than ``seeds``; 12 is ours.
+        smallest: The smallest difference that matters, above 0, as the table shows differences: 0.3 points of an accuracy,
+            0.05 of an RMSE. By default "no difference" is no verdict.
         match: What is equal: ``"epochs"``, so that every run has as many steps as plain; or ``"compute"``, so that every
             run takes about as long: a method has the epochs of plain divided by the ratio of their times a step. These
             are measured once, each over 80 steps, by the median of epochs after the first of each stage.
@@ -129,8 +149,8 @@ def compare(
     Raises:
         ValueError, TypeError: An entry that cannot be assembled, before anything is trained; a baseline that is no entry; a
             student that is not made anew, or not of the seed; runs in ``run_dir`` that are not of this comparison, or are
-            damaged (the message names the file and what to remove); a method
-            with more stages than epochs; runs on several devices each while another process makes them.
+            damaged (the message names the file and what to remove); another plan of looks than that which was begun; a
+            method with more stages than epochs; runs on several devices each while another process makes them.
         FloatingPointError: The plain student diverged, or another baseline, or every method.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
 
@@ -150,10 +170,11 @@ def compare(
     if match == "compute" and (devices > 1 or not isinstance(data, Data)):
         raise ValueError("match='compute' needs one device, and a limbeck.data.Data, whose epochs can be cut short")
     listed = _line_up(entries)
+    served, why = _with_test(data)
     runs = Runs(
         student,
         teacher,
-        data,
+        served,
         None if run_dir is None else Path(run_dir),
         training={
             "optimizer": optimizer,
@@ -168,19 +189,34 @@ def compare(
         task=task or task_of(data),
     )
     listed = runs.with_baselines(listed)
+    plan = Plan(
+        seeds,
+        most if decide else None,
+        None if smallest is None else smallest / runs.score.scale,
+        len(listed) - 1 if decide else None,
+    )
     runs.check(listed, epochs if match == "epochs" else None)
+    if decide and run_dir is not None:
+        _keep_to(plan, [entry.name for entry in listed], Path(run_dir))
     budget = {entry.name: epochs for entry in listed}
     with _together(run_dir, devices), progress_bar(progress) as bar:
         shown = bar.add_task("timing", total=None)
         if match == "compute":
             budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
         bar.update(shown, total=seeds * sum(budget.values()))
-        outcomes, diverged = _all_outcomes(runs, listed, seeds, budget, match, bar, shown)
+        gathered = _Gathered(runs, listed, budget, bar, shown)
+        gathered.train(
+            [(entry, seed) for seed in range(seeds) for entry in listed]
+        )  # what fails fails in the first seed
+        for seed in range(seeds, most if decide else seeds):
+            undecided = gathered.undecided(plan)
+            gathered.train([(entry, seed) for entry in undecided])
+    outcomes, diverged = gathered.outcomes(), gathered.diverged
     listed = [entry for entry in listed if entry.name in outcomes]
     comparison = Comparison(
-        f"{runs.data_name}: {epochs} epochs, {seeds} {'seed' if seeds == 1 else 'seeds'}",
-        _note(budget, match, diverged, data),
-        tuple(runs.candidates(listed, outcomes)),
+        f"{runs.data_name}: {epochs} epochs, {_seeds_in_words(outcomes)}",
+        _note(budget, match, diverged, data, why),
+        runs.candidates(listed, outcomes, plan),
         tuple(runs.doubts(listed, outcomes)),
     )
     if run_dir is not None:
@@ -206,46 +242,69 @@ def compare(
     return comparison
 
 
-def _all_outcomes(
-    runs: Runs,
-    entries: Sequence[Entry],
-    seeds: int,
-    budget: Mapping[str, int],
-    match: Match,
-    bar: Progress,
-    task: TaskID,
-) -> tuple[dict[str, list[Outcome]], dict[str, str]]:
-    """Return the outcomes of each entry by seed, whichever process trains them, and what is said of those that diverge."""
-    found: dict[tuple[str, int], Outcome] = {}
-    diverged: dict[str, str] = {}
-    baselines = {BASELINE, *(entry.baseline for entry in entries)}
-    others = sum(entry.name not in baselines for entry in entries)
-    left, done = [(entry, seed) for seed in range(seeds) for entry in entries], 0  # what fails fails in the first seed
-    while left:
-        elsewhere = []
-        for entry, seed in left:
-            if entry.name in diverged:
-                continue
-            bar.update(task, description=f"{entry.name}, seed {seed}")
-            try:
-                outcome = runs.outcome(entry, seed, budget[entry.name], partial(_tick, bar, task, done, runs.batches))
-            except FloatingPointError as error:  # the others are not to wait for somebody to see it
-                if entry.name in baselines or len(diverged) == others - 1:
-                    raise
-                diverged[entry.name] = f"{entry.name} diverged with seed {seed} and has no row: {error}."
-                continue
-            if outcome is None:
-                elsewhere.append((entry, seed))
-                continue
-            found[entry.name, seed] = outcome
-            done += budget[entry.name]
-            bar.update(task, completed=done)
-        if len(elsewhere) == len(left):
-            bar.update(task, description="waiting for other processes")
-            time.sleep(LOOK_EVERY)
-        left = elsewhere
-    stayed = [entry.name for entry in entries if entry.name not in diverged]
-    return {name: [found[name, seed] for seed in range(seeds)] for name in stayed}, diverged
+@dataclass
+class _Gathered:
+    """The outcomes of runs, whichever process trains them, and what is said of those that diverge."""
+
+    runs: Runs
+    entries: Sequence[Entry]
+    budget: Mapping[str, int]
+    bar: Progress
+    task: TaskID
+    found: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    diverged: dict[str, str] = field(default_factory=dict)
+    done: int = 0
+
+    def train(self, left: list[tuple[Entry, int]]) -> None:
+        """Train these, or read what others trained, until all are there."""
+        while left:
+            elsewhere = [run for run in left if not self._is_settled(*run)]
+            if len(elsewhere) == len(left):
+                self.bar.update(self.task, description="waiting for other processes")
+                time.sleep(LOOK_EVERY)
+            left = elsewhere
+
+    def _is_settled(self, entry: Entry, seed: int) -> bool:
+        """Train one if no other process is at it; whether there is nothing to wait for."""
+        if entry.name in self.diverged:
+            return True
+        self.bar.update(self.task, description=f"{entry.name}, seed {seed}")
+        epochs, tell = self.budget[entry.name], partial(_tick, self.bar, self.task, self.done, self.runs.batches)
+        try:
+            outcome = self.runs.outcome(entry, seed, epochs, tell)
+        except FloatingPointError as error:  # the others are not to wait for somebody to see it
+            if self._is_needed(entry):
+                raise
+            self.diverged[entry.name] = f"{entry.name} diverged with seed {seed} and has no row: {error}."
+            return True
+        if outcome is None:
+            return False
+        self.found[entry.name, seed] = outcome
+        self.done += epochs
+        self.bar.update(self.task, completed=self.done)
+        return True
+
+    def _is_needed(self, entry: Entry) -> bool:
+        """Whether nothing is left to compare without it."""
+        baselines = {BASELINE, *(entry.baseline for entry in self.entries)}
+        others = sum(entry.name not in baselines for entry in self.entries)
+        return entry.name in baselines or len(self.diverged) == others - 1
+
+    def undecided(self, plan: Plan) -> list[Entry]:
+        """Return the entries that are not told by the seeds so far, before them what they are compared with."""
+        reached = {name: [outcome.value for outcome in of] for name, of in self.outcomes().items()}
+        compared = [entry for entry in self.entries if entry.name != BASELINE and entry.name in reached]
+        bases = [reached[entry.baseline or BASELINE] for entry in compared]
+        judged = measure.decide([reached[entry.name] for entry in compared], bases, self.runs.score.best, plan)
+        open_ = [entry for entry, of in zip(compared, judged, strict=True) if of.verdict == "cannot tell"]
+        needed = {name for entry in open_ for name in (entry.name, entry.baseline or BASELINE)}
+        self.bar.update(self.task, total=self.done + sum(self.budget[name] for name in needed))
+        return [entry for entry in self.entries if entry.name in needed]
+
+    def outcomes(self) -> dict[str, list[Outcome]]:
+        """Return what there is of each entry that did not diverge, by seed."""
+        names = [entry.name for entry in self.entries if entry.name not in self.diverged]
+        return {name: [of for (own, _), of in sorted(self.found.items()) if own == name] for name in names}
 
 
 def _tick(bar: Progress, task: TaskID, done: int, batches: int, metrics: Mapping[str, float], step: int) -> None:
@@ -288,8 +347,43 @@ def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
     return listed
 
 
-def _note(budget: Mapping[str, int], match: Match, diverged: Mapping[str, str], data: Any) -> str:
-    sentences = [*([data.note] if isinstance(data, Data) and data.note else []), *diverged.values()]
+def _with_test(data: Any) -> tuple[Any, str]:
+    """Return the data with something to judge by, and what the reader has to know of that."""
+    loaders = data if isinstance(data, tuple) else ()
+    if len(loaders) not in (2, 3) or loaders[1] is None or loaders[2:] not in ((), (None,)):
+        return data, ""
+    train, val = loaders[:2]
+    return (train, val, val), "There are no test data: the validation data, by which no run was chosen, serve as test."
+
+
+def _keep_to(plan: Plan, names: Sequence[str], folder: Path) -> None:
+    """Keep the plan of a comparison that is decided row by row; refuse another once it is begun.
+
+    Raises:
+        ValueError: Another plan, or other rows, than those that were begun.
+    """
+    path, planned = folder / PLAN, json.loads(json.dumps({**asdict(plan), "rows": list(names)}))
+    with hold(folder / ".plan.lock", wait=True):
+        if not path.exists():
+            keep(path, planned)
+            return
+        was = read(path, f"remove it if nobody has seen a verdict of the runs in {folder} yet")
+    if other := [name for name in planned if was.get(name) != planned[name]]:
+        raise ValueError(
+            f"{folder} holds a comparison that was planned with {other[0]}={was.get(other[0])}, and now "
+            f"{other[0]}={planned[other[0]]} is asked for: who plans anew after a look is wrong more often than the "
+            "verdict says. Keep to the plan, or take another run_dir"
+        )
+
+
+def _seeds_in_words(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    fewest, most = (number(len(of) for of in outcomes.values()) for number in (min, max))
+    return f"{fewest} to {most} seeds" if fewest < most else f"{most} {'seed' if most == 1 else 'seeds'}"
+
+
+def _note(budget: Mapping[str, int], match: Match, diverged: Mapping[str, str], data: Any, why: str) -> str:
+    known = data.note if isinstance(data, Data) else why
+    sentences = [*[known] * bool(known), *diverged.values()]
     if match == "compute":
         each = ", ".join(f"{name} {epochs}" for name, epochs in budget.items())
         sentences.append(f"Compute-matched by measured time a step; epochs: {each}.")

@@ -41,13 +41,13 @@ from limbeck.engine.inputs import (
 from limbeck.engine.learner import Row
 from limbeck.engine.observe import exhibits_of_runs
 from limbeck.engine.run import Occupied, Run
-from limbeck.measure import cost, paired
+from limbeck.measure import Plan, cost, paired
 from limbeck.measure.evaluate import Measurement
 from limbeck.report.comparison import pictured
 from limbeck.report.examples import FILE, write_exhibits
 from limbeck.report.history import read_rows
 from limbeck.report.run import run_report
-from limbeck.report.table import Candidate, Role
+from limbeck.report.table import Candidate, Role, as_judged
 from limbeck.tasks.classification import classification
 from limbeck.verbs.doubts import measured, of_students, of_teacher
 
@@ -338,8 +338,15 @@ class Runs:
             keep(path, {**known, **ratios, MEASURED: {**was, **of}})
         return ratios
 
-    def candidates(self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]]) -> Iterator[Candidate]:
-        """Yield the rows of the table."""
+    def candidates(
+        self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]], plan: Plan = Plan()
+    ) -> tuple[Candidate, ...]:
+        """Return the rows of the table, with the differences that they are judged by."""
+        return as_judged(tuple(self._candidates(entries, outcomes, plan)))
+
+    def _candidates(
+        self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]], plan: Plan
+    ) -> Iterator[Candidate]:
         student, task = self._student(0), self.task
         example = example_of(self.data, student, task)
         price = cost(student, example, task)
@@ -348,17 +355,17 @@ class Runs:
             values = (
                 () if self._teachers_measurement is None else (self._teachers_measurement.compute()[self.score.name],)
             )
-            yield Candidate("teacher", "teacher", own, values, score=self.score)
+            yield Candidate("teacher", "teacher", own, values, score=self.score, plan=plan)
         reached = {name: tuple(outcome.value for outcome in of) for name, of in outcomes.items()}
         for entry in entries:
             mine = reached[entry.name]
             if entry.name == BASELINE:
-                yield Candidate(BASELINE, "baseline", price, mine, score=self.score)
+                yield Candidate(BASELINE, "baseline", price, mine, score=self.score, plan=plan)
                 continue
             role: Role = "control" if entry.control or entry.labels_alone else "distilled"
-            pair = paired(mine, reached[entry.baseline or BASELINE])
+            pair = paired(mine, reached[entry.baseline or BASELINE][: len(mine)])
             against = entry.baseline if entry.baseline != BASELINE else ""
-            yield Candidate(entry.name, role, price, mine, pair, self.score, against)
+            yield Candidate(entry.name, role, price, mine, pair, self.score, against, plan)
 
     def doubts(self, entries: Sequence[Entry], outcomes: Mapping[str, Sequence[Outcome]]) -> Iterator[str]:
         """Say which teachers and which students are no better than guessing, so that their rows show nothing."""
@@ -506,7 +513,9 @@ class _Teller(Logger):
 def _check_loaders(data: Any) -> None:
     loaders = data if isinstance(data, tuple) else ()
     if len(loaders) != 3 or loaders[2] is None:
-        raise TypeError("a comparison needs test data: a limbeck.data.Data, or loaders (train, val, test)")
+        raise TypeError(
+            "a comparison needs data to judge by: a limbeck.data.Data, or loaders (train, val, test) or (train, val)"
+        )
     holders = [holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))]
     if any(getattr(holder, "generator", None) is not None for holder in holders):
         raise ValueError(
