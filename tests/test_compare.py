@@ -12,6 +12,7 @@ import signal
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,16 +27,19 @@ from conftest import undrawn
 from limbeck.cli import main
 from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
-from limbeck.measure import judge, paired
+from limbeck.measure import Plan, decide, judge, paired
 from limbeck.measure.cost import Cost
 from limbeck.measure.evidence import holm, seeds_needed
-from limbeck.report.comparison import Comparison, findings
+from limbeck.measure.looks import limits
+from limbeck.report.comparison import Comparison, findings, read_comparison
 from limbeck.report.redraw import redraw
-from limbeck.report.table import Candidate, csv_table, latex_table, markdown_table, rows
+from limbeck.report.table import Candidate, csv_table, judgements, latex_table, markdown_table, rows, verdict_in_words
 from limbeck.verbs.compare import Entry, compare, grid
 from limbeck.verbs.doubts import measured
+from limbeck.verbs.runs import Outcome, Runs
 
 DATA = limbeck.data.load("digits", labels=100, batch_size=128)
+ACCURACY = limbeck.Score("accuracy")
 ENTRIES = ["fitnets", Entry("kd", {"temperature": 2.0})]
 NAMES = ["plain", "fitnets", "kd, temperature=2.0"]
 EPOCHS, SEEDS, BATCHES = 2, 2, len(DATA.train)
@@ -218,8 +222,11 @@ def test_loaders_of_ones_own():
     assert found[0].values == found[1].values
     with pytest.raises(ValueError, match="generator of its own"):
         compare([plain_again], student, None, loaders(generator=torch.Generator()), **options)
-    with pytest.raises(TypeError, match="test data"):
-        compare([plain_again], student, None, loaders()[:2], **options)
+    by_validation = compare([plain_again], student, None, loaders()[:2], **options)
+    assert by_validation.candidates[0].values == by_validation.candidates[1].values
+    assert by_validation.note.startswith("There are no test data: the validation data")
+    with pytest.raises(TypeError, match=r"data to judge by: .*\(train, val\)"):
+        compare([plain_again], student, None, loaders()[0], **options)
     with pytest.raises(ValueError, match="match='compute' needs"):
         compare([plain_again], student, None, loaders(), match="compute", **options)
 
@@ -522,6 +529,187 @@ def test_a_grid_has_every_combination():
     assert all(len(entry.folder) <= 80 for entry in long)
 
 
+# seeds where they are needed -------------------------------------------------------------------------------------------
+
+
+def scripted(monkeypatch, **gains):
+    """Let no run be trained: each reaches what is said here, over a baseline that varies; return what was asked for."""
+    asked, noise = [], np.random.default_rng(0).normal(0, 0.003, (30, 20))
+
+    def outcome(runs, entry, seed, epochs, tell):
+        asked.append((entry.name, seed))
+        own = noise[1 + sorted(gains).index(entry.name), seed] if entry.name in gains else 0.0
+        return Outcome(0.8 + noise[0, seed] + gains.get(entry.name, 0.0) + own, 1, 1.0)
+
+    monkeypatch.setattr(Runs, "outcome", outcome)
+    return asked
+
+
+def seeds_of(asked, name):
+    return [seed for entry, seed in asked if entry == name]
+
+
+def test_seeds_are_added_to_the_undecided_alone_until_all_are_told_or_have_the_most(monkeypatch):
+    asked = scripted(monkeypatch, kd=0.1, ls=0.0, logits=-0.012)
+    found = run(entries=["kd", "ls", "logits"], seeds=3, decide=True, most=8)
+    assert seeds_of(asked, "ls") == seeds_of(asked, "plain") == list(range(8))
+    assert len(seeds_of(asked, "kd")) < len(seeds_of(asked, "logits")) < 8
+    assert [len(one.values) for one in found.candidates[1:]] == [
+        len(seeds_of(asked, n)) for n in ("plain", "kd", "ls", "logits")
+    ]
+    kd, ls, logits = judgements(found.candidates)[2:]
+    assert [one.verdict for one in (kd, ls, logits)] == ["helps", "cannot tell", "hurts"]
+    assert kd.pair.n == found.candidates[2].paired.n == len(seeds_of(asked, "kd"))
+    assert f"helps ({kd.pair.n} seeds)" in rows(found.candidates)[2]
+    assert found.title.endswith(f"{kd.pair.n} to 8 seeds")
+
+
+def test_no_difference_larger_than_the_smallest_that_matters_is_a_verdict(monkeypatch):
+    asked = scripted(monkeypatch, kd=0.1, ls=0.0)
+    found = run(entries=["kd", "ls"], seeds=3, decide=True, most=12, smallest=1.0)
+    kd, ls = judgements(found.candidates)[2:]
+    assert (kd.verdict, ls.verdict) == ("helps", "no difference")
+    assert len(seeds_of(asked, "ls")) < 12
+    assert verdict_in_words(ls, ACCURACY) == "no difference larger than 1.00 points"
+    fixed = run(entries=["kd", "ls"], seeds=12, smallest=1.0)
+    assert [one.verdict for one in judgements(fixed.candidates)[2:]] == ["helps", "no difference"]
+    assert [one.verdict for one in judgements(run(entries=["kd", "ls"], seeds=12).candidates)[2:]] == [
+        "helps",
+        "cannot tell",
+    ]
+
+
+def test_what_a_row_is_compared_with_has_its_seeds(monkeypatch):
+    asked = scripted(monkeypatch, kd=0.1, again=0.1)
+    entries = ["kd", Entry("kd", {"alpha": 0.5}, name="again", baseline="kd")]
+    found = run(entries=entries, seeds=3, decide=True, most=6)
+    assert judgements(found.candidates)[2].verdict == "helps"
+    assert judgements(found.candidates)[2].pair.n < 6
+    assert seeds_of(asked, "kd") == seeds_of(asked, "again") == list(range(6))
+    assert found.candidates[3].paired.n == 6
+
+
+def test_a_comparison_that_decides_goes_on_with_its_plan_alone(tmp_path):
+    def decided(**changed):
+        return run(
+            tmp_path, **{"entries": ["ls", "logits"], "epochs": 1, "seeds": 2, "decide": True, "most": 4} | changed
+        )
+
+    first = decided()
+    assert max(len(one.values) for one in first.candidates) > 2
+    before = tables(tmp_path)
+    assert judgements(read_comparison(tmp_path)[0].candidates) == judgements(first.candidates)
+    (tmp_path / "table.md").unlink()
+    again = decided()
+    assert [one.values for one in again.candidates] == [one.values for one in first.candidates]
+    assert tables(tmp_path) == before
+    for changed, said in ({"most": 5}, "most=4"), ({"smallest": 0.5}, "smallest=None"), ({"entries": ["ls"]}, "rows="):
+        with pytest.raises(ValueError, match=f"planned with {said}.*wrong more often"):
+            decided(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seeds": 1, "decide": True}, "at least 2 seeds"),
+        ({"seeds": 5, "decide": True, "most": 5}, "more at the last, got seeds=5, most=5"),
+        ({"smallest": 0.0}, "smallest must be"),
+        ({"smallest": -1.0}, "smallest must be"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(changed, said):
+    with pytest.raises(ValueError, match=said):
+        run(**changed)
+
+
+def test_the_command_decides(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scripted(monkeypatch, kd=0.1, ls=0.0)
+    words = "compare kd ls --student mlp-8 --teacher mlp-16@random --epochs 1 --decide --most 5 --smallest 2"
+    monkeypatch.setattr(Runs, "keep_examples", lambda *_: None)
+    assert main([*words.split(), "--run-dir", "here"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "kd: helps" in out
+    assert "ls: no difference larger than 2.00 points" in out
+    assert json.loads(Path("here/plan.json").read_text())["most"] == 5
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+@pytest.mark.parametrize("level", [0.05, 0.005])
+def test_limits_spend_the_level_equally_over_the_looks(level, sides):
+    """Against a simulation, in which nothing is computed from one look to the next."""
+    first, most, tables_ = 3, 8, 400_000
+    values = np.random.default_rng(5).standard_normal((tables_, most))
+    found = limits(level, first, most, sides=sides)
+    assert found[0] == pytest.approx(level / 6, rel=1e-4)
+    assert sorted(found) == list(found)
+    open_ = np.ones(tables_, bool)
+    for n, limit in enumerate(found, first):
+        t = values[:, :n].mean(1) / values[:, :n].std(1, ddof=1) * math.sqrt(n)
+        p = sides * stats.t.sf(np.abs(t) if sides == 2 else t, n - 1)
+        told = open_ & (p < limit)
+        share = level / 6
+        assert told.mean() == pytest.approx(share, abs=4 * math.sqrt(share / tables_))
+        open_ &= ~told
+
+
+def test_one_look_has_the_whole_level_and_a_smaller_level_smaller_limits():
+    assert limits(0.05, 4, 4) == pytest.approx((0.05,))
+    for fewer, more in zip(limits(0.05 / 3, 2, 6), limits(0.05 / 2, 2, 6), strict=True):
+        assert fewer < more  # what lets Holm's correction hold at looks
+
+
+def test_a_decision_by_hand():
+    """One row, looks after 2 and 3 seeds: the first is not told, the second by its limit."""
+    treated, base, plan = [0.9, 0.93, 0.92], [0.8, 0.8, 0.8], Plan(2, 3)
+    early = decide([treated[:2]], [base], plan=plan)[0]
+    p = stats.ttest_1samp([0.1, 0.13], 0).pvalue
+    assert early.p == pytest.approx(0.05 * p / limits(0.05, 2, 3)[0])
+    assert early.verdict == "cannot tell"
+    late = decide([treated], [base], plan=plan)[0]
+    assert late.p == pytest.approx(0.05 * stats.ttest_1samp([0.1, 0.13, 0.12], 0).pvalue / limits(0.05, 2, 3)[1])
+    assert (late.verdict, late.pair.n, late.more) == ("helps", 3, 0)
+    with pytest.raises(ValueError, match="the first look is after 2 seeds, row 0 has 1"):
+        decide([[0.9]], [[0.8]], plan=plan)
+    with pytest.raises(ValueError, match="a plan with most="):
+        decide([treated], [base], plan=Plan(3))
+
+
+def test_two_one_sided_tests_by_hand():
+    values, zero = [0.001, -0.002, 0.003, 0.0], [0.0] * 4
+    judged = judge([paired(values, zero)], plan=Plan(4, smallest=0.005))[0]
+    above, below = (
+        stats.ttest_1samp(values, at, alternative=side).pvalue for at, side in ((-0.005, "greater"), (0.005, "less"))
+    )
+    assert judged.p_smaller == pytest.approx(max(above, below))
+    assert judged.verdict == "no difference"
+    of_two = judge([paired(values, zero)] * 2, plan=Plan(4, smallest=0.005))
+    assert of_two[0].p_smaller == pytest.approx(2 * max(above, below))
+    assert judge([paired([0.006, 0.0061, 0.0059, 0.006], zero)], plan=Plan(4, smallest=0.005))[0].verdict == "helps"
+    alike = judge([paired([0.001] * 3, [0.0] * 3)], plan=Plan(3, smallest=0.005))[0]
+    assert alike.verdict == "cannot tell"  # no spread, nothing shown
+
+
+@pytest.mark.parametrize("rows_", [1, 5])
+def test_tables_that_decide_are_wrong_as_seldom_as_fixed_ones(rows_):
+    rng, wrong, simulations = np.random.default_rng(2), 0, 600
+    for _ in range(simulations):
+        values = rng.normal(0, 1, (rows_ + 1, 12))
+        judged = decide(values[1:].tolist(), [values[0].tolist()] * rows_)
+        wrong += any(one.verdict != "cannot tell" for one in judged)
+    print(f"{rows_} rows without effect, 3 to 12 seeds: {wrong / simulations:.1%} of tables claim one")
+    assert wrong / simulations <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / simulations)
+
+
+def test_a_difference_as_large_as_the_smallest_is_seldom_called_none():
+    rng, wrong, simulations = np.random.default_rng(3), 0, 600
+    for _ in range(simulations):
+        values = rng.normal([[0.0], [1.0], [1.0]], 0.2, (3, 12))  # exactly the smallest that matters
+        judged = decide(values[1:].tolist(), [values[0].tolist()] * 2, plan=Plan(3, 12, smallest=1.0))
+        wrong += any(one.verdict == "no difference" for one in judged)
+    assert wrong / simulations <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / simulations)
+
+
 # verdicts ------------------------------------------------------------------------------------------------------------
 
 SIMULATIONS = 2000
@@ -590,7 +778,7 @@ def test_the_seeds_needed_are_the_textbooks(size, seeds):
     pair = paired([0.01 * (size + one) for one in spread], [0.0] * 3)
     assert pair.sd == pytest.approx(0.01)
     assert seeds_needed(pair) == seeds
-    assert judge([pair])[0].words == f"cannot tell with 3 seeds; {seeds - 3} more might"
+    assert verdict_in_words(judge([pair])[0], ACCURACY) == f"cannot tell with 3 seeds; {seeds - 3} more might"
 
 
 def test_as_many_seeds_as_needed_tell_as_often_as_promised():
@@ -642,12 +830,12 @@ def test_seeds_are_planned_for_as_many_comparisons_as_there_are():
 
 def test_one_seed_and_differences_that_are_all_alike_tell_nothing():
     alone = judge([paired([0.9], [0.5])])[0]
-    assert alone.words == "cannot tell with 1 seed"
+    assert verdict_in_words(alone, ACCURACY) == "cannot tell with 1 seed"
     images = 360
     alike = np.float32([[100 / images, 331 / images], [99 / images, 330 / images]]).tolist()
     assert alike[0][0] - alike[1][0] != alike[0][1] - alike[1][1]  # in their last bits
     judged = judge([paired(*alike)])[0]
-    assert judged.words == "cannot tell with 2 seeds"
+    assert verdict_in_words(judged, ACCURACY) == "cannot tell with 2 seeds"
     assert judged.more is None
 
 

@@ -20,6 +20,7 @@ from limbeck.measure.evidence import Summary as Summary
 from limbeck.measure.evidence import decide as decide
 from limbeck.measure.evidence import judge as judge
 from limbeck.measure.evidence import paired as paired
+from limbeck.measure.evidence import paired_over_shared as paired_over_shared
 from limbeck.measure.evidence import summary as summary
 from limbeck.measure.knowledge import gradient_cosine as gradient_cosine
 from limbeck.measure.knowledge import sign_agreement as sign_agreement

@@ -168,6 +168,12 @@ def paired(treated: Sequence[float], baseline: Sequence[float]) -> Paired:
     return Paired(of.mean, of.sd, of.low, of.high, of.n, p)
 
 
+def paired_over_shared(treated: Sequence[float], baseline: Sequence[float]) -> Paired:
+    """Compare two trainings over the seeds that both have: where seeds are added row by row, one may have more."""
+    n = min(len(treated), len(baseline))
+    return paired(treated[:n], baseline[:n])
+
+
 def judge(pairs: Sequence[Paired], best: Best = "highest", plan: Plan = Plan()) -> list[Judgement]:
     """Judge comparisons that are made at once, after a number of seeds that was fixed before.
 

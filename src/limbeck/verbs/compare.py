@@ -362,7 +362,7 @@ def _keep_to(plan: Plan, names: Sequence[str], folder: Path) -> None:
     Raises:
         ValueError: Another plan, or other rows, than those that were begun.
     """
-    path, planned = folder / PLAN, json.loads(json.dumps({**asdict(plan), "rows": list(names)}))
+    path, planned = folder / PLAN, json.loads(json.dumps({"rows": list(names), **asdict(plan)}))
     with hold(folder / ".plan.lock", wait=True):
         if not path.exists():
             keep(path, planned)

@@ -41,7 +41,7 @@ from limbeck.engine.inputs import (
 from limbeck.engine.learner import Row
 from limbeck.engine.observe import exhibits_of_runs
 from limbeck.engine.run import Occupied, Run
-from limbeck.measure import Plan, cost, paired
+from limbeck.measure import Plan, cost, paired_over_shared
 from limbeck.measure.evaluate import Measurement
 from limbeck.report.comparison import pictured
 from limbeck.report.examples import FILE, write_exhibits
@@ -363,7 +363,7 @@ class Runs:
                 yield Candidate(BASELINE, "baseline", price, mine, score=self.score, plan=plan)
                 continue
             role: Role = "control" if entry.control or entry.labels_alone else "distilled"
-            pair = paired(mine, reached[entry.baseline or BASELINE][: len(mine)])
+            pair = paired_over_shared(mine, reached[entry.baseline or BASELINE])
             against = entry.baseline if entry.baseline != BASELINE else ""
             yield Candidate(entry.name, role, price, mine, pair, self.score, against, plan)
 
