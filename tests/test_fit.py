@@ -17,10 +17,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    RichProgressBar,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 import limbeck
@@ -300,6 +309,178 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     assert student[3].calls == 7
     assert signal.getsignal(signal.SIGINT) is before
     assert fit(limbeck.plain(net(1)), run_dir=tmp_path, resume=True).finished
+
+
+# callbacks, and schedules that look at the validation
+
+
+class Recorder(Callback):
+    """It sums up what it saw, and keeps the sum."""
+
+    def __init__(self) -> None:
+        self.total, self.epochs = torch.zeros(()), 0
+
+    def on_train_batch_end(self, trainer, learner, outputs, batch, batch_idx) -> None:
+        self.total += sum(p.detach().sum() for p in learner.method.student.parameters())
+
+    def on_train_epoch_end(self, trainer, learner) -> None:
+        self.epochs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "epochs": self.epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.total, self.epochs = state["total"].clone(), state["epochs"]
+
+
+def patient(patience: int = 2) -> EarlyStopping:
+    """Nothing is an improvement of as much as that, so it stops after a patience."""
+    return EarlyStopping("val/student/loss", patience=patience, min_delta=100.0)
+
+
+def plateau(optimizer: torch.optim.Optimizer, updates: int) -> LRScheduler:
+    return ReduceLROnPlateau(optimizer, factor=0.5, patience=1, threshold=100.0, threshold_mode="abs")
+
+
+@pytest.mark.usefixtures("reports")
+def test_early_stopping_ends_a_training_after_its_patience(tmp_path):
+    student = net()
+    result = fit(limbeck.plain(student), epochs=9, callbacks=[patient()], run_dir=tmp_path)
+    assert result.finished
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    assert result.metrics["val/student/loss"] == result.history[-1]["val/student/loss"]
+    assert json.loads((tmp_path / "result.json").read_text())["finished"] is True
+    assert "<html" in (tmp_path / "report.html").read_text()
+
+    other = net(1, at=1, happens=lambda: pytest.fail("it trains"))
+    again = fit(limbeck.plain(other), epochs=9, callbacks=[patient()], run_dir=tmp_path, resume=True)
+    assert again.history == result.history
+    assert identical(tensors(other), tensors(student))
+
+
+@pytest.mark.parametrize("monitored", ["train/student/loss", "lr/student", "val/student/accuracy"])
+def test_what_callbacks_may_monitor_has_the_names_of_metrics_csv(monitored):
+    stopping = EarlyStopping(monitored, mode="max", patience=9)
+    history = fit(limbeck.plain(net()), callbacks=[stopping]).history
+    assert float(stopping.best_score) == pytest.approx(max(row[monitored] for row in history))
+
+
+@pytest.mark.parametrize("at", [2, 5, 7, 10, 11], ids=lambda at: f"batch {at}")
+@pytest.mark.parametrize("schedule", [None, plateau], ids=["constant", "plateau"])
+def test_callbacks_and_schedules_go_on_exactly(tmp_path, at, schedule):
+    def train(student: nn.Module, **options: Any) -> tuple[limbeck.Result, list[Any]]:
+        mine = [Recorder(), EMAWeightAveraging(decay=0.8), patient(3)]
+        method = limbeck.kd(student, good_teacher())
+        result = fit(method, epochs=9, callbacks=mine, schedule=schedule, **options)
+        return result, [float(mine[0].total), mine[0].epochs, mine[2].wait_count, mine[2].stopped_epoch]
+
+    undisturbed = net()
+    whole, seen = train(undisturbed)
+    assert not train(net(at=at), run_dir=tmp_path)[0].finished
+    student = net(1)
+    result, again = train(student, run_dir=tmp_path, resume=True)
+    assert identical(tensors(student), tensors(undisturbed))
+    assert again == seen
+    strip = [{name: value for name, value in row.items() if name != "seconds"} for row in result.history]
+    assert strip == [{name: value for name, value in row.items() if name != "seconds"} for row in whole.history]
+    assert len(strip) == 4
+
+
+def test_a_run_that_is_killed_after_its_last_epoch_is_not_trained_further(tmp_path, monkeypatch):
+    """Between the checkpoint of the epoch in which a callback ends a training, and what says that it is over."""
+
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("limbeck.engine.fit._Training._keep", kill)
+        with pytest.raises(KeyboardInterrupt):
+            fit(limbeck.plain(net()), epochs=9, callbacks=[patient()], run_dir=tmp_path)
+    other = net(1, at=1, happens=lambda: pytest.fail("it trains"))
+    result = fit(limbeck.plain(other), epochs=9, callbacks=[patient()], run_dir=tmp_path, resume=True)
+    assert result.finished
+    assert len(result.history) == 3
+
+
+def test_what_is_shipped_is_the_average_of_a_callback_that_averages():
+    student, plain = net(), net()
+    result = fit(limbeck.kd(student, good_teacher()), callbacks=[EMAWeightAveraging(decay=0.5)])
+    fit(limbeck.kd(plain, good_teacher()))
+    assert not identical(tensors(student), tensors(plain))
+    assert result.metrics["val/student/loss"] == pytest.approx(limbeck.evaluate(student, HELD_OUT)["loss"])
+
+
+def test_each_stage_begins_with_callbacks_as_they_were_given():
+    history = fit(two_stages(net()), epochs=18, callbacks=[patient()]).history
+    assert [(row["stage"], row["epoch"]) for row in history] == [(s, e) for s in ("first", "second") for e in (1, 2, 3)]
+
+
+def test_a_run_goes_on_with_the_same_callbacks_only(tmp_path):
+    fit(limbeck.plain(net(at=7)), callbacks=[patient()], run_dir=tmp_path)
+    for other in ([], [patient(5)]):
+        with pytest.raises(ValueError, match="has another callbacks"):
+            fit(limbeck.plain(net()), callbacks=other, run_dir=tmp_path, resume=True)
+
+
+def test_the_best_checkpoint_is_kept_where_the_user_says(tmp_path):
+    best = ModelCheckpoint(tmp_path / "best", monitor="val/student/accuracy", mode="max", save_weights_only=True)
+    fit(limbeck.plain(net()), callbacks=[best], run_dir=tmp_path / "run")
+    assert Path(best.best_model_path).parent == tmp_path / "best"
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"stage-0.ckpt"}
+
+
+class Unkept(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"open": lambda: None}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (object(), TypeError, r"callbacks\[0\] must be a Callback of lightning, got object"),
+        (EarlyStopping, TypeError, r"got the class EarlyStopping: call it, EarlyStopping\(\.\.\.\)"),
+        (StochasticWeightAveraging(0.1), ValueError, "take WeightAveraging or EMAWeightAveraging"),
+        (GradientAccumulationScheduler({0: 2}), ValueError, "take accumulate="),
+        (RichProgressBar(), ValueError, "take progress="),
+        (ModelCheckpoint(), ValueError, "must say where it writes, dirpath='best'.*got dirpath=None"),
+        (Unkept(), ValueError, r"Unkept has state that no checkpoint can hold: let its state_dict\(\)"),
+    ],
+)
+def test_callbacks_that_cannot_do_what_they_are_for_are_refused(given, error, message, tmp_path):
+    untouched = net(at=1, happens=lambda: pytest.fail("it trains"))
+    with pytest.raises(error, match=message):
+        fit(limbeck.plain(untouched), callbacks=[given], run_dir=tmp_path)
+    with pytest.raises(ValueError, match="and not among the run's own checkpoints, got dirpath="):
+        fit(limbeck.plain(untouched), callbacks=[ModelCheckpoint(tmp_path / "checkpoints")], run_dir=tmp_path)
+
+
+def test_a_plateau_lowers_the_rate_after_its_patience():
+    history = fit(limbeck.plain(net()), epochs=6, schedule=plateau).history
+    assert [row["lr/student"] for row in history] == [0.1, 0.1, 0.1, 0.05, 0.05, 0.025]
+
+
+@pytest.mark.parametrize(("mode", "metric"), [("min", "loss"), ("max", "accuracy")])
+def test_a_plateau_is_shown_the_loss_or_the_score(mode, metric, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ReduceLROnPlateau, "step", lambda self, value: seen.append(value))
+    history = fit(limbeck.plain(net()), schedule=lambda optimizer, updates: ReduceLROnPlateau(optimizer, mode)).history
+    assert seen == [row[f"val/student/{metric}"] for row in history]
+
+
+def test_each_player_has_its_own_plateau(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ReduceLROnPlateau, "step", lambda self, value: seen.append(value))
+    row = fit(limbeck.dml(net(), net(1)), epochs=1, schedule=plateau).history[0]
+    assert seen == [value for name, value in row.items() if name.startswith("val/") and name.endswith("/loss")]
+    assert len(set(seen)) == 2
+
+
+def test_a_plateau_without_what_it_looks_at_is_refused():
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau looks at the validation .* pass \(train, val\)"):
+        fit(limbeck.plain(net()), (BATCHES,), schedule=plateau)
+    lowest = replace(limbeck.regression, target=lambda batch: nn.functional.one_hot(batch[1], CLASSES).float())
+    with pytest.raises(ValueError, match="whose best is the lowest: take mode='min'"):
+        fit(limbeck.plain(net(), task=lowest), schedule=lambda optimizer, updates: ReduceLROnPlateau(optimizer, "max"))
 
 
 # updates

@@ -101,9 +101,39 @@ def test_a_weight_stands_on_either_side_and_divides():
     halving = (linear(4.0, 2.0) * term / linear(1.0, 2.0)).weights[0]
     assert [halving(0.0), halving(1.0)] == [4.0, 1.0]
     assert (term * linear(4.0, 2.0)).weights[0](0.5) == 3.0
-    for wrong in (lambda: term * term, lambda: term / term, lambda: 2 / term):
-        with pytest.raises(TypeError, match="unsupported operand"):
+    assert (-term).weights == [-1.0]
+    for wrong in (lambda: term * term, lambda: term / term, lambda: "half" * term, lambda: term * None):
+        with pytest.raises(
+            TypeError, match=r"the weight of an objective must be a function, lambda progress: .* or a num"
+        ):
             wrong()
+    with pytest.raises(TypeError, match="unsupported operand"):
+        2 / term
+    with pytest.raises(TypeError, match=r"is called with 1 argument, lambda progress: .*'target'"):
+        F.mse_loss * term
+    with pytest.raises(ValueError, match="cannot be divided by 0"):
+        term / 0
+
+
+def test_what_is_no_sum_of_objectives_says_how_to_write_it():
+    term = on(torch.mean, S)
+    for wrong in (lambda: term - term, lambda: 1 - term):
+        with pytest.raises(TypeError, match=r"objectives are added, each with its weight, a \+ 0\.5 \* b"):
+            wrong()
+    for other in (1, F.mse_loss):
+        with pytest.raises(TypeError, match=r"an objective is added to an objective, got .*limbeck\.on\(loss"):
+            term + other
+
+
+def test_an_objective_is_of_a_function_and_places():
+    with pytest.raises(TypeError, match=r"the loss must be a function of tensors, .* got the string 'mse'"):
+        on("mse", S)
+    with pytest.raises(TypeError, match=r"or a module that is made, .* got the class MSELoss"):
+        on(torch.nn.MSELoss, S, T)
+    with pytest.raises(TypeError, match=r"got the string 'fc': limbeck\.S\['fc'\] of the student"):
+        on(F.mse_loss, "fc", T)
+    with pytest.raises(TypeError, match=r"the loss compares places, got Linear: limbeck\.S"):
+        on(F.mse_loss, torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 4.0), (0.5, 2.5), (1.0, 1.0)])

@@ -1,12 +1,13 @@
 """How batches are fed, what labels teach, what is measured."""
 
 from collections import UserDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from limbeck import Frozen, Score, Task, classification, kd, optimizers, play
 from limbeck.core.task import answer_at, ids_of, inputs_of, logits, target_of, traces_of
@@ -81,18 +82,69 @@ class Reply:
         ({"a": Z, "b": Z}, "out['a']", "a"),
         ({"aux": Z, "scores": Z}, "out['scores']", "scores"),
         (Reply(Z, Z), "out.scores", "scores"),
-        ({}, "out[0]", "0"),
-        (None, "out[0]", "0"),
+        ({"heads": {"b": Z, "scores": Z}}, "out['heads']['scores']", "heads:scores"),
+        ([None, (Reply(Z, Z),)], "out[1][0].scores", "1:0:scores"),
     ],
 )
 def test_ambiguous_outputs_are_refused_and_told_how_to_be_read(output, code, option):
     with pytest.raises(TypeError, match="expected the network to return one tensor, got a ") as error:
         logits(output)
     assert f"limbeck.Task(output=lambda out: {code}) as task=, or --output {option}" in str(error.value)
-    if output:
-        assert f"{code} of shape (2, 3)" in str(error.value)
-        assert answer_at(option)(output) is Z  # the advice holds
-        assert eval(f"lambda out: {code}")(output) is Z
+    assert f"{code} of shape (2, 3)" in str(error.value)
+    assert answer_at(option)(output) is Z  # the advice holds
+    assert eval(f"lambda out: {code}")(output) is Z
+
+
+@pytest.mark.parametrize("output", [{}, None, "a", {"a": [1, 2]}])
+def test_outputs_without_a_tensor_have_no_such_advice(output):
+    with pytest.raises(TypeError, match="in which there is no tensor: let its forward return the answer"):
+        logits(output)
+
+
+class Answering(nn.Module):
+    """It gives what it is told to."""
+
+    def __init__(self, given: object) -> None:
+        super().__init__()
+        self.given = given
+
+    def forward(self, x: Tensor) -> object:
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "said"),
+    [
+        ({"scores": Z}, lambda out: out.scores, r"gave a dict with \['scores'\] \(AttributeError"),
+        ({"scores": Z}, lambda out: out["score"], r"gave a dict with \['scores'\] \(KeyError: 'score'"),
+        (Reply(Z, Z), lambda out: out["scores"], r"gave a Reply with \['scores', 'aux'\] \(TypeError"),
+        ((Z,), lambda out: out[1], "gave a tuple of 1 .IndexError"),
+    ],
+)
+def test_an_output_that_does_not_fit_a_network_says_what_that_gave(given, output, said):
+    with pytest.raises(TypeError, match=f"output= does not find the answer of Answering, which {said}.*limbeck.Frozen"):
+        replace(classification, output=output).feed(Answering(given), Z)
+
+
+@pytest.mark.parametrize("batch", ["digits", Z, DataLoader([0]), None, 3])
+def test_what_is_no_batch_is_told_what_one_is(batch):
+    with pytest.raises(
+        TypeError, match=r"expected a batch, \(inputs, targets\) or a dict of columns, got .*DataLoader"
+    ):
+        inputs_of(batch)
+
+
+def test_words_beside_inputs_are_none():
+    batch = {"image": Z, "path": ["a.png", "b.png"], "split": "train", "label": Z}
+    assert list(inputs_of(batch)) == ["image"]
+    assert list(inputs_of({"text": ["a", "b"], "label": Z})) == ["text"]  # where they are all there is
+
+
+def test_arrays_are_no_tensors():
+    with pytest.raises(
+        TypeError, match=r"Linear is given numpy\.ndarray, and networks take tensors: .*torch\.as_tensor"
+    ):
+        classification.feed(nn.Linear(3, 2), Z.numpy())
 
 
 def test_answers_lie_deeper_too():

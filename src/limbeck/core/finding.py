@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "warning", "failed"]
 
+BEYOND = 1000
+"""Times the loss of who guesses, from which a network has diverged, whatever its losses in training."""
 LIFT = 0.1
 """Of the share that is right, from which another order of classes is suspected."""
 
@@ -100,6 +102,24 @@ def learned_nothing(name: str, score: Score, value: float, guess: float | None, 
         "another learning rate, or ask `limbeck check`; where they do, held-out samples are prepared or labelled otherwise"
     )
     return Finding(f"{name} {score.name}", "warning", message, {score.name: value, "chance": guess})
+
+
+def diverged(name: str, loss: float, guess: float | None) -> Finding | None:
+    """Return what to say of a network whose loss on held-out samples is far beyond that of who guesses; None of others.
+
+    Args:
+        name: Of the network.
+        loss: The mean cross-entropy.
+        guess: The share of answers that are right by chance, 1/K of K classes.
+    """
+    if guess is None or not 0 < guess < 1 or loss <= BEYOND * -math.log(guess):
+        return None
+    message = (
+        f"after the training the {name}'s loss on held-out samples is {loss:.3g}, where guessing has "
+        f"{-math.log(guess):.3g}: its answers in eval mode are out of all proportion, whatever its accuracy. Often batch "
+        "norm has not yet seen enough batches: train longer. Else lower the learning rate, or clip the gradients (clip=1)"
+    )
+    return Finding(f"{name} loss", "warning", message, {"loss": loss, "chance": -math.log(guess)})
 
 
 def best_order(confusion: Tensor) -> Tensor:

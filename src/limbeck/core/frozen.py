@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from limbeck.core.copied import copied
-from limbeck.core.sound import FLOATS
+from limbeck.core.sound import FLOATS, no_network
 from limbeck.core.trace import submodules
 from limbeck.core.wrapped import unwrapped, without_splits, without_wrappers
 
@@ -75,10 +75,7 @@ class Frozen(nn.Module):
         if mode not in ("eval", "batch_stats", "train"):
             raise ValueError(f"mode must be 'eval', 'batch_stats' or 'train', got {mode!r}")
         if not isinstance(net, nn.Module):
-            raise TypeError(
-                f"expected a network to teach, got {type(net).__name__}: limbeck.SklearnTeacher makes one of a model of "
-                "scikit-learn"
-            )
+            raise TypeError(no_network("net", net))
         if mode != "eval" and isinstance(net, ScriptModule):
             raise ValueError(
                 f"a TorchScript network teaches in eval mode alone, got {mode!r}: give the network that it was made of"
@@ -413,9 +410,16 @@ def together(some: Mapping[str, Frozen], others: Mapping[str, Frozen]) -> dict[s
 
 
 def as_teachers(teachers: nn.Module | Mapping[str, nn.Module] | None) -> dict[str, Frozen]:
-    """Return teachers by role; a single one plays ``"teacher"``."""
+    """Return teachers by role; a single one plays ``"teacher"``.
+
+    Raises:
+        TypeError: What is no network, by its role.
+    """
     if teachers is None:
         return {}
-    if isinstance(teachers, nn.Module):
+    if not isinstance(teachers, Mapping):
         teachers = {"teacher": teachers}
+    for role, net in teachers.items():
+        if not isinstance(net, nn.Module):
+            raise TypeError(no_network(role, net))
     return {role: frozen(net) for role, net in teachers.items()}

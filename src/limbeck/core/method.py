@@ -19,7 +19,8 @@ from limbeck.core.batches import count
 from limbeck.core.distributed import Counted, place, shares_of, sharing
 from limbeck.core.frozen import Frozen, as_teachers, together
 from limbeck.core.objective import Loss, Objective, Scene, Weight, summed
-from limbeck.core.sound import refuse_unsound
+from limbeck.core.options import refuse_call, shown
+from limbeck.core.sound import no_network, refuse_unsound
 from limbeck.core.task import Batch, Task, default_task
 
 if TYPE_CHECKING:
@@ -128,8 +129,21 @@ class Method(nn.Module, ABC):
     def __add__(self, other: Any) -> Any:
         return _sum(self, other) if _adds(other) else NotImplemented
 
-    def __radd__(self, other: Iterable[Stage]) -> Iterator[Stage]:
+    def __radd__(self, other: Any) -> Any:
+        if isinstance(other, int) and other == 0:  # so that sum() joins a list of methods
+            return self
         return self + other if _adds(other) else NotImplemented
+
+    def __mul__(self, weight: Any) -> Any:
+        raise TypeError(
+            "a method has no weight: its terms have, as options (alpha=...), or as an objective, limbeck.Distill(student, "
+            "teacher, 0.5 * method.objective)"
+        )
+
+    __rmul__ = __truediv__ = __mul__
+
+    def __sub__(self, other: Any) -> Any:
+        raise TypeError("methods are added, and none is taken away: leave out the one that is not wanted")
 
 
 class Distill(Method):
@@ -154,6 +168,12 @@ class Distill(Method):
         task: Task | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(student, nn.Module):
+            raise TypeError(no_network("student", student))
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"the objective must be made by limbeck.on(loss, limbeck.S, limbeck.T), got {shown(objective)}"
+            )
         self.student, self.objective = student, objective
         self.task = task = task or default_task()
         frozen = as_teachers(teachers)
@@ -389,10 +409,24 @@ def optimizers(method: Method, make: Make | Mapping[str, Make]) -> dict[str, Opt
 
 
 def assign(players: Mapping[str, list[nn.Parameter]], make: Make | Mapping[str, Make]) -> dict[str, Optimizer]:
-    """Make the optimizer of each player's parameters."""
+    """Make the optimizer of each player's parameters.
+
+    Raises:
+        TypeError: It is made by what is no function of them, or returns no optimizer.
+        ValueError: A player has none.
+    """
     if isinstance(make, Mapping) and (missing := sorted(players.keys() - make.keys())):
         raise ValueError(f"no optimizer for the players {missing}: got {sorted(make)}")
-    return {name: (make[name] if isinstance(make, Mapping) else make)(own) for name, own in players.items()}
+    return {name: _made(make[name] if isinstance(make, Mapping) else make, own) for name, own in players.items()}
+
+
+def _made(make: Make, own: list[nn.Parameter]) -> Optimizer:
+    like = "optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"
+    refuse_call("the optimizer", make, like, own)
+    made = make(own)
+    if not isinstance(made, Optimizer):
+        raise TypeError(f"the optimizer is made by a function that returns it, {like}, got {shown(made)}")
+    return made
 
 
 def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], progress: float = 0.0) -> dict[str, float]:
@@ -410,13 +444,18 @@ def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], prog
     Raises:
         FloatingPointError: A term is NaN or infinite; the player has not been updated by it.
         RuntimeError: A player's gradients still wait when the batch is over.
-        TypeError: Stages, each of which has a method of its own.
+        TypeError: Stages, each of which has a method of its own; optimizers that are not by player.
 
     Warns:
         NoEffectWarning: Once, of a term that gives its player no gradient: it does not reach it, or was
             0 in ten batches whose loss was not.
     """
     _check_method(method)
+    if not isinstance(optimizers, Mapping):
+        raise TypeError(
+            f"expected an optimizer for each player, got {shown(optimizers)}: optimizers = limbeck.optimizers(method, "
+            "lambda parameters: torch.optim.SGD(parameters, lr=0.05))"
+        )
     values: dict[str, float] = {}
     waiting: set[str] = set()
     _, world = place()
@@ -539,7 +578,19 @@ def put_away(method: nn.Module) -> list[nn.Module]:
     return [part for part, own in resting if own and not any(p.requires_grad for p in own)]
 
 
+def no_method(given: Any) -> str:
+    """Return what to say of what was given as a method and is none."""
+    said = f"expected a method, got {shown(given)}"
+    if isinstance(given, nn.Module):
+        return f"expected a method, got the network {type(given).__name__}: limbeck.plain(net) trains it on the labels"
+    if isinstance(given, str):
+        return f"{said}: limbeck.distill(student, teacher, data, {given!r}) takes methods by name"
+    return f"{said}: make one of networks, as limbeck.kd(student, teacher)"
+
+
 def _check_method(method: Any) -> None:
+    if not isinstance(method, Method) and (isinstance(method, nn.Module) or not isinstance(method, Iterator)):
+        raise TypeError(no_method(method))
     if not isinstance(method, Method):
         raise TypeError(
             f"expected a method, got {type(method).__name__}: a staged method gives several, one after the other, "

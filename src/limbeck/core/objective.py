@@ -6,9 +6,12 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from numbers import Real
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from limbeck.core.options import refuse_call, shown
 
 Scene = Mapping[str, Any]
 """What one batch shows: role -> a `Trace` or a plain value (``input``, ``target``, ``ids``, ``progress``)."""
@@ -168,12 +171,29 @@ class Objective(nn.Module):
         return losses
 
     def __add__(self, other: Objective) -> Objective:
+        given: Any = other
+        if not isinstance(given, Objective):
+            raise TypeError(
+                f"an objective is added to an objective, got {shown(given)}: limbeck.on(loss, limbeck.S, limbeck.T) makes "
+                "one of a loss, and that of a method is its .objective"
+            )
         return Objective([*self.entries, *other.entries])
 
     def __radd__(self, other: int) -> Objective:
         if other == 0:  # so that sum() joins a list of objectives
             return self
         return NotImplemented
+
+    def __sub__(self, other: Any) -> Objective:
+        raise TypeError(
+            "objectives are added, each with its weight, a + 0.5 * b: leave out the term that is not wanted, and give one "
+            "that is to rise a negative weight, a + -0.5 * b"
+        )
+
+    __rsub__ = __sub__
+
+    def __neg__(self) -> Objective:
+        return -1.0 * self
 
     def __mul__(self, weight: Weight) -> Objective:
         return self._weighed(operator.mul, weight)
@@ -184,8 +204,11 @@ class Objective(nn.Module):
         return self._weighed(operator.truediv, weight)
 
     def _weighed(self, by: Callable[[float, float], float], weight: Weight) -> Objective:
-        if isinstance(weight, nn.Module):  # callable, and no weight
-            return NotImplemented  # type: ignore[no-any-return]  # mypy knows it in operators alone
+        given: Any = weight
+        if not isinstance(given, (Real, Tensor)):
+            refuse_call("the weight of an objective", weight, "lambda progress: 1 - progress, or a number", 0.0)
+        elif by is operator.truediv and not given:
+            raise ValueError("the weight of an objective cannot be divided by 0: leave the term out, or weigh it by 0")
         return Objective([(_both(by, own, weight), term) for own, term in self.entries])
 
 
@@ -198,10 +221,23 @@ def on(loss: Callable[..., Tensor], *sources: Source, name: str | None = None, *
         name: The name in logs, else the function's own.
         options: Keyword arguments of the loss; those that are places, such as ``mask=M``, are read from each batch.
 
+    Raises:
+        TypeError: A loss that cannot be called, or something else than places.
+
     Example:
         >>> from limbeck.losses import soft_target
         >>> objective = 0.9 * on(soft_target, S, T, temperature=4.0)
     """
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(
+            f"the loss must be a function of tensors, or a module that is made, as torch.nn.MSELoss(), got {shown(loss)}"
+        )
+    given: Sequence[Any] = sources
+    for one in given:
+        if not isinstance(one, Source):
+            layer = f"limbeck.S[{one!r}] of the student, limbeck.T[{one!r}] of the teacher"
+            where = layer if isinstance(one, str) else "limbeck.S, limbeck.T, limbeck.X or limbeck.Y"
+            raise TypeError(f"the loss compares places, got {shown(one)}: {where}")
     name = name or str(getattr(loss, "__name__", type(loss).__name__.lower()))
     return Objective([(1.0, Term(loss, sources, options, name))])
 

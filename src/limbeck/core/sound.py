@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,33 @@ def flaw(net: nn.Module) -> str | None:
             "leaves such; lower its learning rate"
         )
     return None
+
+
+def no_network(name: str, value: Any, call: str = "") -> str:
+    """Return what to say of what was given as a network and is none.
+
+    Args:
+        name: Of the argument.
+        value: What came.
+        call: How the function is called, for arguments in the wrong order.
+    """
+    wanted = f"{name} must be a network (torch.nn.Module)"
+    if isinstance(value, str):
+        return (
+            f"{wanted}, got the string {value!r}: make it, limbeck.zoo.network({value!r}, num_classes, shape). "
+            "limbeck.distill takes names too"
+        )
+    if isinstance(value, type):
+        return f"{wanted}, got the class {value.__name__}: call it, {value.__name__}(...)"
+    if isinstance(value, Sequence) and value and all(isinstance(one, nn.Module) for one in value):
+        return f"{name} must be one network, got {len(value)}: limbeck.Ensemble makes one of several"
+    if isinstance(value, Mapping) and value and all(isinstance(one, Tensor) for one in value.values()):
+        return f"{wanted}, got its weights alone, a {type(value).__name__}: net.load_state_dict(...) into a network"
+    if hasattr(value, "predict"):
+        return (
+            f"{wanted}, got {type(value).__name__}: limbeck.SklearnTeacher makes a teacher of a model of scikit-learn"
+        )
+    return f"{wanted}, got {type(value).__name__}" + (f". The order is {call}" if call else "")
 
 
 def refuse_unsound(learners: Mapping[str, nn.Module], teachers: Mapping[str, nn.Module]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from limbeck.core.exhibits import Exhibit, Shown
 from limbeck.core.finding import Examined, Finding
@@ -95,15 +97,20 @@ def logits(output: Any) -> Tensor:
             return next(iter(tensors.values()))
     if isinstance(named := getattr(output, "logits", None), Tensor):  # GoogLeNetOutputs, a dataclass
         return named
-    found = tensors_in(output)
-    code = next(
-        (code for code in found if code.strip("[]'.") in ("scores", "score", "preds")), next(iter(found), "[0]")
-    )
+    said, found = f"expected the network to return one tensor, got {describe(output)}", tensors_in(output)
+    if not found:
+        raise TypeError(f"{said}, in which there is no tensor: let its forward return the answer, (N, K) of classes")
+    code = next((code for code in found if _keys(code)[-1] in ("scores", "score", "preds")), next(iter(found)))
     shapes = ", ".join(f"out{code} of shape {tuple(value.shape)}" for code, value in found.items())
     raise TypeError(
-        f"expected the network to return one tensor, got {describe(output)}{shapes and f': {shapes}'}. Say which is the "
-        f"answer, limbeck.Task(output=lambda out: out{code}) as task=, or --output {code.strip('[].').strip(chr(39))}"
+        f"{said}: {shapes}. Say which is the answer, limbeck.Task(output=lambda out: out{code}) as task=, or --output "
+        f"{':'.join(_keys(code))}"
     )
+
+
+def _keys(code: str) -> list[str]:
+    """Return the keys in the code that reads an entry: of ``['heads'][0]`` they are ``heads`` and ``0``."""
+    return [name or key or at for name, key, at in re.findall(r"\.(\w+)|\['(.*?)'\]|\[(\d+)\]", code)]
 
 
 def answer_at(key: str) -> Callable[[Any], Tensor]:
@@ -124,10 +131,28 @@ def answer_at(key: str) -> Callable[[Any], Tensor]:
 
 
 def inputs_of(batch: Batch) -> Any:
-    """Return a batch's inputs: its first entry, or of a dict all but targets, ``ids`` and ``traces``."""
+    """Return a batch's inputs: its first entry, or of a dict all but targets, ``ids``, ``traces`` and words, as of paths.
+
+    Raises:
+        TypeError: What is no batch.
+    """
     if isinstance(batch, Mapping):
-        return {key: value for key, value in batch.items() if key not in (*TARGETS, *BESIDE)}
+        columns = {key: value for key, value in batch.items() if key not in (*TARGETS, *BESIDE)}
+        return {key: value for key, value in columns.items() if not _is_words(value)} or columns
+    if not isinstance(batch, (tuple, list)) or not batch:
+        raise TypeError(
+            f"expected a batch, (inputs, targets) or a dict of columns, got {describe(batch)}. Data are loaders of "
+            "batches: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=64); a batch "
+            "of another kind needs task=limbeck.Task(inputs=lambda batch: ..., target=lambda batch: ...)"
+        )
     return batch[0]
+
+
+def _is_words(column: Any) -> bool:
+    """Whether a column has strings alone, as one of paths, which stands beside what a network takes."""
+    return isinstance(column, str) or (
+        isinstance(column, (list, tuple)) and bool(column) and all(isinstance(one, str) for one in column)
+    )
 
 
 def target_of(batch: Batch) -> Any:
@@ -287,10 +312,16 @@ class Task:
         if isinstance(net, Frozen):
             inputs, output = net.inputs(inputs), net.output or output
         try:
-            answer = output(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
+            given = net(**inputs) if isinstance(inputs, Mapping) else net(inputs)
         except TypeError as error:
             _explain(net, inputs, error)
             raise
+        try:
+            answer = output(given)
+        except (AttributeError, LookupError, TypeError) as error:
+            if getattr(output, "__module__", None) == __name__:  # which has words of its own
+                raise
+            raise TypeError(_unfit(net, given, error)) from error
         return net.translate(answer) if isinstance(net, Frozen) else answer
 
     def look(self, net: nn.Module, inputs: Any, paths: Collection[str] = (), beside: Trace | None = None) -> Trace:
@@ -313,9 +344,24 @@ class Task:
         return {**shown, "": answer}
 
 
+def _unfit(net: Any, given: Any, error: Exception) -> str:
+    """Say that what finds an answer does not find that of this network."""
+    return (
+        f"output= does not find the answer of {type(bare(net)).__name__}, which gave {describe(given)} "
+        f"({type(error).__name__}: {error}). Student and teacher share a task: where the teacher answers otherwise, say so "
+        "of it alone, limbeck.Frozen(teacher, output=lambda out: ...)"
+    )
+
+
 def _explain(net: Any, inputs: Any, error: TypeError) -> None:
     """Raise in words what a network cannot be called with; errors from inside of it stay as they are."""
     forward = getattr(bare(net), "forward", net)
+    arrays = [one for one in tree_leaves(inputs) if hasattr(one, "__array__") and not isinstance(one, Tensor)]
+    if arrays:
+        raise TypeError(
+            f"{type(bare(net)).__name__} is given {type(arrays[0]).__module__}.{type(arrays[0]).__name__}, and networks "
+            "take tensors: let the loader give them, torch.as_tensor(inputs), as torch.utils.data.DataLoader does by itself"
+        ) from error
     try:
         args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
         inspect.signature(forward).bind(*args, **kwargs)

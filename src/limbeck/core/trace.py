@@ -13,6 +13,7 @@ from torch.jit import ScriptModule
 from torch.nn.parallel import DataParallel
 from torch.utils.hooks import RemovableHandle
 
+from limbeck.core.sound import no_network
 from limbeck.core.wrapped import wrapped_in
 
 Trace = dict[str, Any]
@@ -105,6 +106,8 @@ def locate(model: nn.Module, path: str) -> tuple[nn.Module, list[str]]:
 
 def submodules(model: nn.Module) -> dict[str, nn.Module]:
     """Return every submodule by every path its author knows, also inside ``torch.compile`` and ``DataParallel``."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(no_network("net", model))
     found: dict[str, nn.Module] = {}
     paths, inside = {"": ""}, {"": wrapped_in(model)}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -176,14 +179,18 @@ def describe(value: Any) -> str:
 
 
 def tensors_in(value: Any) -> dict[str, Tensor]:
-    """Return the tensors among the entries of what a network gave, by the code that reads them: ``['scores']``."""
+    """Return the tensors in what a network gave, by the code that reads them: ``['scores']``.
+
+    They are those among its entries, and those that lie deeper, ``['heads'][0]``, where there is none.
+    """
     if isinstance(value, Mapping):
         entries = {f"[{key!r}]": one for key, one in value.items()}
     elif fields := _fields(value):
         entries = {f".{name}": getattr(value, name) for name in fields}
     else:
         entries = {f"[{at}]": one for at, one in enumerate(value)} if isinstance(value, (tuple, list)) else {}
-    return {code: one for code, one in entries.items() if isinstance(one, Tensor)}
+    tensors = {code: one for code, one in entries.items() if isinstance(one, Tensor)}
+    return tensors or {code + deeper: one for code, own in entries.items() for deeper, one in tensors_in(own).items()}
 
 
 def _fields(value: Any) -> tuple[str, ...]:

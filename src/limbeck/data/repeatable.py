@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -148,6 +148,16 @@ class Repeatable:
         return shared(batch, rank, world, self.train)
 
 
+def samples_in(loader: Epochs | Repeatable) -> int:
+    """Return how many samples a loader has: those of its data set, where it says so, and else as they are counted."""
+    if isinstance(loader, Epochs):
+        return len(loader.ids)
+    own = loader.loader
+    if isinstance(own, DataLoader) and isinstance(own.dataset, Sized):
+        return len(own.dataset)
+    return sum(count(batch) for batch in own) if isinstance(own, list) else len(loader) * count(loader.first)
+
+
 def shared(batch: Any, rank: int, world: int, even: bool) -> Any:
     """Return a process's share of a batch.
 
@@ -166,15 +176,34 @@ def shared(batch: Any, rank: int, world: int, even: bool) -> Any:
     return take(batch, slice(rank, samples - (samples % world if even else 0), world))
 
 
+def _is_no_loader(given: Any) -> bool:
+    """Whether it can be gone through, and yet gives no batches: arrays, and what belongs to another argument."""
+    return isinstance(given, (dict, str, nn.Module)) or hasattr(given, "__array__")
+
+
+def _advice(given: Any) -> str:
+    """Say what to do with what is no loader."""
+    if isinstance(given, str):
+        return f"load data by their name, limbeck.data.load({given!r})"
+    if isinstance(given, nn.Module):
+        return "the order is limbeck.fit(method, data) and limbeck.distill(student, teacher, data)"
+    if hasattr(given, "__array__"):
+        return (
+            "wrap inputs and targets together in torch.utils.data.DataLoader(torch.utils.data.TensorDataset("
+            "torch.as_tensor(inputs), torch.as_tensor(targets)), batch_size=64)"
+        )
+    return "wrap it in torch.utils.data.DataLoader"
+
+
 def _repeatable(loader: Any, name: str, seed: int) -> Epochs | Repeatable:
     if isinstance(loader, Epochs):
         return loader.with_seed(loader.seed)  # at its beginning, whatever it served before
     if isinstance(loader, list) and any(isinstance(each, (DataLoader, Epochs)) for each in loader):
         raise TypeError("got a list of loaders: pass a tuple, (train, val) or (train, val, test)")
-    if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__") or isinstance(loader, (Tensor, dict, str)):
+    if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__") or _is_no_loader(loader):
         raise TypeError(
             f"the {name} data must be a loader with a length that yields (inputs, targets), "
-            f"got {type(loader).__name__}: wrap it in torch.utils.data.DataLoader"
+            f"got {type(loader).__name__}: {_advice(loader)}"
         )
     try:
         length = len(loader)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
+import inspect
 import io
 import logging
 import os
@@ -18,6 +20,7 @@ from lightning import Trainer, seed_everything
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
@@ -25,14 +28,16 @@ from torch.optim import Optimizer
 
 from limbeck.core.exhibits import Exhibit
 from limbeck.core.files import VERSION, keep
-from limbeck.core.method import Make, Method
+from limbeck.core.method import Make, Method, no_method
 from limbeck.core.options import ranged
 from limbeck.core.sound import refuse_unsound
 from limbeck.core.stage import Stage
 from limbeck.core.task import Batch, Task
 from limbeck.data import Data, Epochs
 from limbeck.data.randomness import random_state, set_random_state
-from limbeck.data.repeatable import Splits, splits
+from limbeck.data.repeatable import Repeatable, Splits, samples_in, splits
+from limbeck.engine.assemble import find
+from limbeck.engine.callbacks import describe_callbacks, keeps_checkpoints, refuse_callbacks
 from limbeck.engine.examined import refuse_unfit
 from limbeck.engine.inputs import describe_stage, describe_updates, inputs_of
 from limbeck.engine.interrupt import interruptible
@@ -103,6 +108,7 @@ def fit(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
     progress: bool | None = None,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -129,7 +135,9 @@ def fit(
         optimizer: Makes an optimizer of a list of parameters, for all players or by player. By default SGD with
             learning rate 0.05, momentum 0.9 and weight decay 5e-4, as in RepDistiller, and with Nesterov's correction,
             which is ours.
-        schedule: Makes a learning-rate schedule of an optimizer and its number of updates; constant by default.
+        schedule: Makes a learning-rate schedule of an optimizer and its number of updates, and is stepped after each;
+            constant by default. A ``ReduceLROnPlateau`` is stepped after each epoch, with the validation loss of the
+            player's network as PyTorch's own examples do; with ``mode="max"`` by the task's score, as accuracy.
         precision: Lightning's name.
         accelerator: Lightning's name; the best there is by default.
         devices: How many, at least 1.
@@ -142,11 +150,18 @@ def fit(
         run_dir: The run's folder; nothing is written without one.
         resume: Go on with the run in ``run_dir``, by the same settings but for where it runs; start it if there is none.
         loggers: Further loggers, Lightning's.
+        callbacks: Lightning's, as ``EarlyStopping`` and ``EMAWeightAveraging``. What they may monitor has the names of
+            ``metrics.csv``: ``val/student/accuracy``, ``val/student/loss``, ``train/student/loss``, ``lr/student``. A
+            training that one ends is finished, with the networks as they stand and not those of the best epoch.
+            Checkpoints hold their ``state_dict()``, so that a run goes on exactly. Each stage of a method that has several
+            begins with copies of them. Those that descend otherwise, as ``StochasticWeightAveraging``, are refused, and
+            ``ModelCheckpoint`` needs its ``dirpath``.
         progress: Show progress bars; by default where standard error is a terminal.
         name: What ``result.json`` and the report call the method.
         settings: What ``config.yaml`` holds in place of these arguments: the whole command, say.
 
     Raises:
+        TypeError: An argument of another type; the message says which was expected.
         ValueError: An argument that makes no sense, empty data, a term that would never run; a method whose task is not
             that of the data, or what the task finds wrong with them; layers whose state no file of weights can hold; a run
             that is there, or one to go on with that depends on something else or is damaged; another process that trains
@@ -160,11 +175,19 @@ def fit(
         >>> result = limbeck.fit(limbeck.plain(student), data, epochs=2)
         >>> result.metrics["test/student/accuracy"] > 0.5
         True
+
+        Stop when the accuracy has not risen for three epochs:
+
+        >>> from lightning.pytorch.callbacks import EarlyStopping
+        >>> patient = EarlyStopping("val/student/accuracy", mode="max", patience=3)
+        >>> len(limbeck.fit(limbeck.plain(student), data, epochs=60, callbacks=[patient]).history) < 60
+        True
     """
     seed_everything(seed, workers=True, verbose=False)
     own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
     settings = settings or own
     stages, loaders, run = _stages(method), splits(data, seed), _run(run_dir, resume)
+    refuse_callbacks(callbacks, None if run is None else run.last.parent)
     training = _Training(
         loaders,
         task_of(data),
@@ -181,6 +204,8 @@ def fit(
             "logger": list(loggers) or False,
         },
         progress=progress,
+        callbacks=callbacks,
+        copies=None if isinstance(method, Method) else copy.deepcopy(callbacks),
     )
     with ExitStack() as stack:
         stack.enter_context(_quiet())
@@ -189,7 +214,11 @@ def fit(
             stack.enter_context(run.held())
             run.check(settings, resume)
             known = data.pipeline if isinstance(data, Data) else {}
-            inputs = {"pipeline": dict(known), **inputs_of(loaders, training.task, own, settings)}
+            inputs = {
+                "pipeline": dict(known),
+                "callbacks": describe_callbacks(callbacks),
+                **inputs_of(loaders, training.task, own, settings),
+            }
             if run.begun:
                 run.compare(inputs, loaders)
             else:
@@ -216,9 +245,12 @@ class _Training:
     clip: float | None
     trainer: dict[str, Any]
     progress: bool | None
+    callbacks: Sequence[Callback]
+    copies: Sequence[Callback] | None
     history: list[Row] = field(default_factory=list)
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
+    suspects: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -260,16 +292,17 @@ class _Training:
             history=self.history,
             wants_stop=wants_stop,
             save=self._save,
+            measured=self.loaders.val is not None,
         )
         learner.set_modes()
-        callbacks = bars(self.progress)
+        shown, own = bars(self.progress), self.callbacks if self.copies is None else copy.deepcopy(self.copies)
         trainer = Trainer(
             **self.trainer,
             max_epochs=epochs,
-            callbacks=callbacks,
+            callbacks=[*shown, *own],
             plugins=[_Checkpoints(self.run, stage.method)] if self.run is not None else None,
-            enable_progress_bar=bool(callbacks),
-            enable_checkpointing=False,
+            enable_progress_bar=bool(shown),
+            enable_checkpointing=keeps_checkpoints(own),
             enable_model_summary=False,
             num_sanity_val_steps=-1 if any(teachers_of(stage.method)) else 0,  # the teachers, before the training
             use_distributed_sampler=False,  # loaders share each batch out themselves
@@ -287,6 +320,7 @@ class _Training:
         finally:
             self.teachers |= learner.teachers
             self.doubts = learner.doubts
+            self.suspects += [told for told in learner.suspects if told not in self.suspects]
             for part in (stage.method, *stage.method.networks().values()):  # as they came, what is no submodule too
                 part.cpu()
                 if self.trainer["precision"] in ("bf16-true", "64-true"):
@@ -327,6 +361,8 @@ class _Training:
             "history": self.history,
             "teachers": self.teachers,
             "epochs": epochs,
+            "doubts": self.doubts,
+            "suspects": self.suspects,
             "limbeck": _networks(stage.method),
         }
         keep(self.kept.finished(index), state)
@@ -340,6 +376,7 @@ class _Training:
         set_random_state(saved["random"])
         self.loaders.train.load_state_dict(saved["loader"])
         self.history[:], self.teachers = saved["history"], saved["teachers"]
+        self.doubts, self.suspects = saved.get("doubts", []), saved.get("suspects", [])
 
     def _unfinished(self, index: int) -> Path | None:
         """Return the checkpoint in the middle of this stage, if there is one."""
@@ -498,6 +535,7 @@ def _summary(result: Result, training: _Training, task: Task, costs: Mapping[str
         "teacher": next(iter(training.teachers.values()), None),
         "versions": {name: importlib.metadata.version(name) for name in ("limbeck", "torch", "lightning")},
         "missing": training.missing,
+        "doubts": [*training.suspects, *(training.doubts if result.finished else [])],
     }
 
 
@@ -564,6 +602,35 @@ def labels_of(data: Any) -> Tensor | None:
     return train.labels if isinstance(train, Epochs) else None
 
 
+def refuse_unremembered(method: str, options: Mapping[str, Any], data: Any, task: Task) -> None:
+    """Say how many samples there are to a method that remembers them, where nobody said and the data do not.
+
+    Args:
+        method: Its name, or that of a sum.
+        options: The method's.
+        data: As for `fit`.
+        task: Finds the ids of samples in a batch.
+
+    Raises:
+        ValueError: The method remembers samples, and is told neither how many nor to keep a queue of them.
+    """
+    part = next((part for part in method.split("+") if "memory" in inspect.signature(find(part)).parameters), None)
+    own = [f"{part}.{name}" if "+" in method else name for name in ("memory", "queue")]
+    if part is None or labels_of(data) is not None or any(options.get(name) is not None for name in own):
+        return
+    train = splits(data, seed=0).train
+    samples = samples_in(train)
+    try:
+        task.ids(train.first if isinstance(train, Repeatable) else train.few())
+    except (ValueError, LookupError):
+        said = f"{part} remembers samples, and these batches have no ids of them: write {own[1]}={min(samples, 16384)}"
+        raise ValueError(
+            f"{said}, to remember the last ones; or serve (inputs, targets, ids), an id the sample's index, and write "
+            f"{own[0]}={samples}"
+        ) from None
+    raise ValueError(f"{part} remembers every training sample, by its id: write {own[0]}={samples}")
+
+
 def task_of(data: Any) -> Task:
     """Return the task of what `fit` accepts as data: its own, or classification where it has none."""
     return data.task if isinstance(data, Data) else classification
@@ -581,11 +648,17 @@ def _refuse_no_task(task: Task, of_data: Task) -> None:
 def _stages(method: Trainable) -> Iterable[Stage]:
     if isinstance(method, Method):
         return [Stage(method)]
-    if isinstance(method, nn.Module):
-        raise TypeError(
-            f"expected a method, got the network {type(method).__name__}: limbeck.plain(net) trains it on the labels"
-        )
-    return method
+    if isinstance(method, (nn.Module, str)) or not isinstance(method, Iterable):
+        raise TypeError(no_method(method))
+    return _each(method)
+
+
+def _each(stages: Iterable[Stage]) -> Iterator[Stage]:
+    """Go through the stages of a method, each of which must be one."""
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            raise TypeError(no_method(stage))
+        yield stage
 
 
 def _is_main() -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ from limbeck.core.task import Task
 from limbeck.core.wrapped import unwrapped
 from limbeck.data.identity import comes_again, described, identity, made_of
 from limbeck.data.repeatable import Repeatable, Splits
-
-Schedule = Callable[[Optimizer, int], LRScheduler]
+from limbeck.engine.schedule import Schedule, scheduled
 
 BEGIN = ("student", "network", "peers", "assistants", "options")
 """What a command names networks by that begin."""
@@ -98,7 +97,9 @@ def describe_updates(
     optimizers = assign(owned, stage.optimizer or make)
     told: dict[str, Any] = {"optimizer": {player: _optimizer(each) for player, each in optimizers.items()}}
     if schedule is not None:
-        told["schedule"] = {player: _schedule(schedule(each, updates), updates) for player, each in optimizers.items()}
+        told["schedule"] = {
+            player: _schedule(scheduled(schedule, each, updates), updates) for player, each in optimizers.items()
+        }
     return told
 
 
@@ -113,14 +114,17 @@ def describe_optimizer(make: Make | Mapping[str, Make] | None) -> Any:
     """Return what an optimizer is, by what is made: functions cannot be compared."""
     if isinstance(make, Mapping):
         return {player: describe_optimizer(each) for player, each in make.items()}
-    return None if make is None else _optimizer(make([nn.Parameter(torch.zeros(1))]))
+    if make is None:
+        return None
+    return _optimizer(assign({"student": [nn.Parameter(torch.zeros(1))]}, make)["student"])
 
 
 def describe_schedule(schedule: Schedule | None, updates: int = 100) -> Any:
     """Return what a schedule is, by what it makes of so many updates."""
     if schedule is None:
         return None
-    return _schedule(schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), updates), updates)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    return _schedule(scheduled(schedule, optimizer, updates), updates)
 
 
 def weights_of(net: nn.Module) -> str:

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from limbeck.core.copied import copied
 from limbeck.core.distributed import sharing
-from limbeck.core.finding import learned_nothing, no_better
+from limbeck.core.finding import diverged, learned_nothing, no_better
 from limbeck.core.frozen import Frozen, frozen
 from limbeck.core.method import (
     Distill,
@@ -38,11 +40,10 @@ from limbeck.core.task import Batch, Score
 from limbeck.data.epochs import Epochs
 from limbeck.data.randomness import random_state, set_random_state
 from limbeck.data.repeatable import Repeatable
+from limbeck.engine.schedule import Schedule as Schedule
+from limbeck.engine.schedule import judged, scheduled
 from limbeck.engine.tally import Tally
 from limbeck.measure.evaluate import Measurement
-
-Schedule = Callable[[Optimizer, int], LRScheduler]
-"""Makes a learning-rate schedule of an optimizer and its number of updates in the stage."""
 
 Row = dict[str, float | int | str]
 """One line of ``metrics.csv``."""
@@ -74,6 +75,7 @@ class Learner(LightningModule):
         history: The rows of the epochs before; this stage's are appended.
         wants_stop: Whether the user asked to stop.
         save: Keeps the row and the state after each epoch, and when the user stops.
+        measured: Whether there are validation data, which some schedules look at.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Learner(LightningModule):
         history: list[Row] | None = None,
         wants_stop: Callable[[], bool] = lambda: False,
         save: Callable[[Learner], None] = lambda learner: None,
+        measured: bool = True,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -98,7 +101,8 @@ class Learner(LightningModule):
         self.make, self.schedule = stage.optimizer or make, schedule
         self.accumulate, self.clip = accumulate, clip
         self.batches, self.epochs, self.total = len(loader), epochs, len(loader) * epochs
-        self.wants_stop, self.save = wants_stop, save
+        self.wants_stop, self.save, self.measured = wants_stop, save, measured
+        self._was_stopped = False  # by a callback, in the epoch that a checkpoint is of
         self.index, self.name, self.history = index, name, [] if history is None else history
         self.past = int(self.history[-1]["step"]) if self.history else 0  # batches of the stages before
         self.step = 0
@@ -109,7 +113,8 @@ class Learner(LightningModule):
         self._tally, self._waiting = Tally(), set[str]()
         self._measurements: dict[str, Measurement] = {}
         self._validated: Row = {}
-        self.doubts: list[str] = []
+        self.doubts: list[str] = []  # of the networks, if training ended here
+        self.suspects: list[str] = []  # of the teachers, before it
         self._effective: set[str] = set()
         self._idle: set[str] = set()
         self._random: dict[str, Any] | None = random_state()  # as the first batch finds it, whatever the trainer draws
@@ -123,7 +128,12 @@ class Learner(LightningModule):
         if self.schedule is None:
             return list(optimizers.values())
         updates = -(-self.batches // self.accumulate) * self.epochs
-        return list(optimizers.values()), [self.schedule(own, updates) for own in optimizers.values()]
+        schedules = [scheduled(self.schedule, own, updates, self.measured) for own in optimizers.values()]
+        return list(optimizers.values()), schedules
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return what ends each epoch, after all callbacks of the user's."""
+        return [_Last()]
 
     def on_fit_start(self) -> None:
         """Bring along what is no submodule: networks made of others, and the data."""
@@ -132,6 +142,16 @@ class Learner(LightningModule):
         if isinstance(self.loader, Epochs):
             self.loader.to(self.device)
         self._started = time.perf_counter() - self._elapsed
+        self.trainer.should_stop = self._was_stopped
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
+        """Copy what trains, as a callback does that averages weights: data, teachers and records are the same."""
+        teachers = [part for part in self.method.modules() if isinstance(part, Frozen)]
+        same = (self.loader, self.stage, self.make, self.schedule, self.wants_stop, self.save, self.history, *teachers)
+        memo |= {id(one): one for one in same}
+        twin = memo[id(self)] = Learner.__new__(Learner)
+        twin.__dict__.update(copied(self.__getstate__(), memo))
+        return twin
 
     def set_modes(self) -> None:
         """Put what trains into train mode, and all else into eval mode, so that batch-norm statistics stay as they are.
@@ -211,21 +231,27 @@ class Learner(LightningModule):
         if self.trainer.sanity_checking:
             self.teachers = values
             for role, measurement in self._measurements.items():
-                _doubt(role, values[role], measurement, self.method.task.score)
+                if told := _doubt(role, values[role], measurement, self.method.task.score):
+                    self.suspects.append(told)
+                    warnings.warn(told, ChanceWarning, stacklevel=2)
             return
         self.doubts = self._doubts(values)
         self._validated = {
             f"val/{name}/{metric}": value for name, metrics in values.items() for metric, value in metrics.items()
         }
+        self._tell_callbacks(self._validated)
 
     def _doubts(self, values: Mapping[str, Mapping[str, float]]) -> list[str]:
         """Return what is to be said of networks that are no better than guessing, if training ends here."""
         score, found = self.method.task.score, self._measurements.items()
         of = [(name, score, values[name][score.name], one.guess, one.samples) for name, one in found]
-        return [finding.message for finding in (learned_nothing(*each) for each in of) if finding is not None]
+        doubts = [learned_nothing(*each) for each in of]
+        if self.method.task.one_class:  # whose loss is a cross-entropy, unless it is one of the user's own
+            doubts += [diverged(name, values[name].get("loss", 0.0), one.guess) for name, one in found]
+        return [finding.message for finding in doubts if finding is not None]
 
     def on_train_epoch_end(self) -> None:
-        """Write the epoch's row and a checkpoint, unless something broke."""
+        """Add the epoch's row, unless something broke, and let schedules look at what was measured."""
         self._check()
         self._warn_of_idle_terms()
         rates = {
@@ -243,8 +269,13 @@ class Learner(LightningModule):
         self._started, self._tally = now, Tally()
         self.history.append({**place, **means, **rates, **self._validated})
         self._tell_loggers(self.history[-1])
+        self._tell_callbacks({**means, **rates})
+        self._look_back()
+
+    def end_epoch(self) -> None:
+        """Keep the epoch, once callbacks have seen it, and stop if asked to."""
         self.save(self)
-        if self.step < self.total and self._stop_here():
+        if self.step < self.total and not self.trainer.should_stop and self._stop_here():
             raise Interrupted
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -261,6 +292,9 @@ class Learner(LightningModule):
             "history": self.history,
             "past": self.past,
             "teachers": self.teachers,
+            "stopped": self.trainer.should_stop,
+            "doubts": self.doubts,
+            "suspects": self.suspects,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -272,6 +306,8 @@ class Learner(LightningModule):
         self._elapsed, self.past, self.teachers = saved["seconds"], saved["past"], saved["teachers"]
         self.history[:] = saved["history"]
         self.loader.load_state_dict(saved["loader"])
+        self._was_stopped = saved.get("stopped", False)
+        self.doubts, self.suspects = saved.get("doubts", []), saved.get("suspects", [])
 
     def _by_player(self, optimizers: Any) -> dict[str, Optimizer]:
         listed = optimizers if isinstance(optimizers, list) else [optimizers]
@@ -306,10 +342,22 @@ class Learner(LightningModule):
                 )
 
     def _advance_schedules(self) -> None:
-        schedules = self.lr_schedulers()
-        for schedule in schedules if isinstance(schedules, list) else [schedules]:
-            if schedule is not None:
+        for schedule in self._schedules():
+            if not isinstance(schedule, ReduceLROnPlateau):
                 schedule.step()
+
+    def _look_back(self) -> None:
+        """Step the schedules that look at an epoch: a network's own at its validation, others at the first network's."""
+        networks = [*self.method.networks()]
+        for player, schedule in zip(self._owned, self._schedules(), strict=False):
+            if isinstance(schedule, ReduceLROnPlateau):
+                network = player if player in networks else networks[0]
+                schedule.step(judged(schedule, _of(self._validated, f"val/{network}/"), self.method.task.score))
+
+    def _schedules(self) -> list[Any]:
+        schedules = self.lr_schedulers()
+        listed = schedules if isinstance(schedules, list) else [schedules]
+        return [schedule for schedule in listed if schedule is not None]
 
     def _stop_here(self) -> bool:
         """Whether to stop; processes agree, and ask each other only now and then."""
@@ -323,6 +371,13 @@ class Learner(LightningModule):
         numbers = {name: float(value) for name, value in row.items() if not isinstance(value, str)}
         for one in self.trainer.loggers:
             one.log_metrics(numbers, step=int(row["step"]))
+
+    def _tell_callbacks(self, values: Mapping[str, Any]) -> None:
+        """Let callbacks monitor what was measured, by the names of ``metrics.csv``; loggers get whole rows."""
+        told = {
+            name: torch.tensor(float(value), device=self.device, dtype=torch.float32) for name, value in values.items()
+        }
+        self.log_dict(told, logger=False, on_epoch=True, sync_dist=self.trainer.world_size > 1)  # equal in all
 
     def _averaged(self, means: dict[str, float]) -> dict[str, float]:
         """The mean over all processes, each of which saw its share of every batch."""
@@ -351,6 +406,14 @@ class Learner(LightningModule):
         self._idle = set()
 
 
+class _Last(Checkpoint):
+    """Ends an epoch, after the callbacks that are called last of all: those that stop early, and keep checkpoints."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the epoch."""
+        cast("Learner", pl_module).end_epoch()
+
+
 def teachers_of(method: nn.Module) -> Iterator[tuple[str, Frozen]]:
     """Yield each frozen teacher in a method with its role: those of a `Distill`, and what a method holds itself."""
     for part in method.modules():
@@ -360,6 +423,10 @@ def teachers_of(method: nn.Module) -> Iterator[tuple[str, Frozen]]:
             yield from ((name, own) for name, own in part.named_children() if isinstance(own, Frozen))
 
 
+def _of(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): float(value) for name, value in values.items() if name.startswith(prefix)}
+
+
 def _comparable(answer: Any, own: Any, one_class: bool) -> bool:
     """Whether an answer is shaped as the student's own, or knows classes beyond these, which are but wrong."""
     if not isinstance(answer, Tensor) or not isinstance(own, Tensor) or answer.shape == own.shape:
@@ -367,19 +434,18 @@ def _comparable(answer: Any, own: Any, one_class: bool) -> bool:
     return one_class and answer.shape[:-1] == own.shape[:-1] and answer.shape[-1] > own.shape[-1]
 
 
-def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement, score: Score) -> None:
-    """Warn of a teacher whose score is within two standard errors of guessing."""
+def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement, score: Score) -> str | None:
+    """Say so of a teacher whose score is within two standard errors of guessing."""
     if measurement.guess is None or not measurement.samples:
-        return
+        return None
     if no_better(score, metrics[score.name], measurement.guess, measurement.samples):
-        warnings.warn(
+        return (
             f"the {role} is no better than chance: {score.name} {score.show(metrics[score.name])}, where guessing has "
             f"{score.show(measurement.guess)}, on {measurement.samples} validation samples. Load its weights (NAME@FILE), "
             "and check that its outputs are in the data's order and its inputs are normalised alike; as a control, an "
-            "untrained teacher is right",
-            ChanceWarning,
-            stacklevel=2,
+            "untrained teacher is right"
         )
+    return None
 
 
 def _refuse_terms_that_never_run(method: nn.Module, total: int) -> None:

@@ -23,12 +23,13 @@ from torch import nn
 from limbeck import measure
 from limbeck.core.files import hold, keep, read
 from limbeck.core.method import Make
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, shown
 from limbeck.core.task import Task
 from limbeck.data import Data
 from limbeck.engine.assemble import parts_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
+from limbeck.engine.named import data_of, made_by_name
 from limbeck.measure import Plan
 from limbeck.report.comparison import Comparison, write_comparison
 from limbeck.verbs.runs import BASELINE, LOCK, Outcome, Runs
@@ -59,8 +60,8 @@ def grid(method: str, **options: Sequence[Any]) -> list[Entry]:
 @ranged
 def compare(
     entries: Iterable[str | Entry],
-    student: Callable[[], nn.Module],
-    teacher: nn.Module | None,
+    student: Callable[[], nn.Module] | str,
+    teacher: nn.Module | str | None,
     data: Any,
     *,
     task: Task | None = None,
@@ -116,11 +117,11 @@ def compare(
 
     Args:
         entries: Methods by name, or with options as `Entry`; `grid` makes those of a grid.
-        student: Makes the student, with weights drawn from torch's generator.
-        teacher: The network to learn from; None where no method needs one. Methods of peers get a second student,
-            unless their `Entry` has others.
+        student: Makes the student, with weights drawn from torch's generator; or its name, as ``"resnet8"``.
+        teacher: The network to learn from, or its name with its weights, as ``"resnet20@runs/teacher"``; None where no
+            method needs one. Methods of peers get a second student, unless their `Entry` has others.
         data: A `limbeck.data.Data`, or loaders ``(train, val, test)`` without generators of their own, as for `fit`; of
-            ``(train, val)`` the validation data serve as test.
+            ``(train, val)`` the validation data serve as test. Or a name, as ``"digits"``.
         task: How networks are fed, and by which score they are judged: ``limbeck.multilabel``, or one of your own. By
             default the data's; loaders are taken for classification.
         epochs: Of each run, all its stages together, at least 1.
@@ -170,10 +171,11 @@ def compare(
     if match == "compute" and (devices > 1 or not isinstance(data, Data)):
         raise ValueError("match='compute' needs one device, and a limbeck.data.Data, whose epochs can be cut short")
     listed = _line_up(entries)
+    data = data_of(data, seed=0)
+    task = task or task_of(data)
     served, why = _with_test(data)
     runs = Runs(
-        student,
-        teacher,
+        *made_by_name(student, teacher, data, task),
         served,
         None if run_dir is None else Path(run_dir),
         training={
@@ -186,7 +188,7 @@ def compare(
             "accumulate": accumulate,
             "clip": clip,
         },
-        task=task or task_of(data),
+        task=task,
     )
     listed = runs.with_baselines(listed)
     plan = Plan(
@@ -328,9 +330,11 @@ def _together(run_dir: str | os.PathLike[str] | None, devices: int) -> Iterator[
 
 def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
     """Return the entries, the plain student first."""
-    if isinstance(entries, str):
-        raise TypeError(f"entries must be a list, got the string {entries!r}: write [{entries!r}]")
+    if isinstance(entries, str) or not isinstance(entries, Iterable):
+        raise TypeError(f"entries must be a list, got {shown(entries)}: write it in brackets")
     listed = [Entry(entry) if isinstance(entry, str) else entry for entry in entries]
+    if strange := [one for one in listed if not isinstance(one, Entry)]:
+        raise TypeError(f"an entry is a method's name, or limbeck.Entry('kd', {{...}}), got {shown(strange[0])}")
     listed = [Entry(BASELINE), *(entry for entry in listed if entry != Entry(BASELINE))]
     for entry in listed:
         parts_of(entry.method)

@@ -31,6 +31,7 @@ from limbeck.engine.assemble import GIVEN, parameters_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.inputs import refuse_another
 from limbeck.engine.learner import Schedule
+from limbeck.engine.named import data_of, made_by_name
 from limbeck.engine.run import Run
 from limbeck.report.tuning import COMPARED, State, Trial, best_of, write_tuning
 from limbeck.report.tuning import Tuning as Tuning
@@ -83,8 +84,8 @@ Search = Mapping[str, Range | Sequence[Any]]
 @ranged
 def tune(
     method: str,
-    student: Callable[[], nn.Module],
-    teacher: nn.Module | None,
+    student: Callable[[], nn.Module] | str,
+    teacher: nn.Module | str | None,
     data: Any,
     search: Search,
     *,
@@ -149,13 +150,15 @@ def tune(
     Raises:
         ValueError: An option that the method does not have, a range or choices that make no sense or that it refuses, too
             few validation samples, another search in ``run_dir``, or another process at it.
-        TypeError: A search that is neither range nor list.
+        TypeError: A search that is neither range nor list, a student that is no function, an argument of another type.
         FloatingPointError: Every trial diverged.
         RuntimeError: Optuna is not installed.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
     """
     _check_search(method, search, options or {})
+    data = data_of(data, seed=0)
     task = task or task_of(data)
+    student, teacher = made_by_name(student, teacher, data, task)
     samples = _check_validation(data, task)
     folder = Path(run_dir)
     training: dict[str, Any] = {

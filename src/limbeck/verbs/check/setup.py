@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from limbeck.core.copied import copied
-from limbeck.core.method import Method, NoEffectWarning, parameters
+from limbeck.core.method import Method, NoEffectWarning, no_method, parameters
 from limbeck.core.stage import Stage
 from limbeck.data.randomness import random_state, set_random_state
 from limbeck.data.repeatable import Repeatable, Splits, splits
@@ -106,16 +106,16 @@ def _device(accelerator: str) -> torch.device:
 
 def _first_stage(method: Method | Iterable[Stage], device: torch.device) -> tuple[Stage, str | None]:
     """Return a copy of the first stage, where and in the modes in which it will be trained, and why it cannot be."""
-    if isinstance(method, nn.Module) and not isinstance(method, Method):
-        raise TypeError(
-            f"expected a method, got the network {type(method).__name__}: limbeck.plain(net) trains it on the labels"
-        )
+    if not isinstance(method, Method) and (isinstance(method, (nn.Module, str)) or not isinstance(method, Iterable)):
+        raise TypeError(no_method(method))
     given = _given(method)
     # ban starts its student anew before it yields
     with _weights_kept([one for one in pytree.tree_leaves(given) if isinstance(one, nn.Module)]):
         first = Stage(method) if isinstance(method, Method) else next(iter(method), None)
         if first is None:
             raise ValueError("there is nothing to check: the method has no stage")
+        if not isinstance(first, Stage):
+            raise TypeError(no_method(first))
         wrong = _wrong(first)
         if wrong is not None and "'meta'" in wrong:  # which cannot be moved
             raise ValueError(wrong)
