@@ -13,13 +13,17 @@ else
   INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
 
-.PHONY: demo docs test lint clean
+.PHONY: demo docs readme test lint clean
 
 demo: $(VENV)/.train  ## a small network learns from a large one, on real digits
 	$(BIN)/limbeck demo
 
 docs: $(VENV)/.docs  ## the documentation, in site/index.html
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/python docs/generate.py build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file build/mkdocs.yml --site-dir $(CURDIR)/site
+
+readme: $(VENV)/.docs  ## the table of methods in README.md
+	$(BIN)/python docs/generate.py --readme
 
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -30,7 +34,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache
 
 $(BIN)/python:
 	$(CREATE)

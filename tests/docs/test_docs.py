@@ -154,16 +154,6 @@ def test_the_capacity_gap_is_looked_at_with_an_assistant_and_without(tmp_path, c
     assert "mlp-8 through mlp-8" not in json.dumps(table)
 
 
-def test_the_readme_lists_every_method_with_its_paper():
-    from limbeck import methods
-    from limbeck.engine.assemble import paper_of
-
-    text = (ROOT / "README.md").read_text()
-    for name in methods.__all__:
-        assert f"`{name}`" in text
-        assert paper_of(name).arxiv in text
-
-
 def test_the_words_of_the_command_line_are_in_the_readme():
     from limbeck.cli import build
 

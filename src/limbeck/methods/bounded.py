@@ -27,7 +27,7 @@ PAPER = Paper(
     authors="Chen, Guobin and Choi, Wongun and Yu, Xiang and Han, Tony and Chandraker, Manmohan",
     venue="NIPS",
     year=2017,
-    matches="values, as far as the teacher errs less",
+    matches="values, as long as the teacher is nearer to the truth",
     teacher="frozen network",
 )
 

@@ -36,9 +36,11 @@ PAPER = Paper(
     venue="CIKM",
     year=2016,
     arxiv="1506.04488",
-    matches="embeddings, or their table",
+    matches="embeddings of samples or tokens",
     teacher="frozen network",
 )
+PAPER_OF = {"embedding_table": {"matches": "a table of embeddings, encoded"}}
+"""What is otherwise than in `PAPER`, of the paper's own method."""
 
 
 @full_precision

@@ -35,7 +35,7 @@ PAPER = Paper(
     authors="Yim, Junho and Joo, Donggyu and Bae, Jihoon and Kim, Junmo",
     venue="CVPR",
     year=2017,
-    matches="flow between two layers",
+    matches="flow between two layers, then labels",
     teacher="frozen network",
 )
 

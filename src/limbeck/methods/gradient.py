@@ -10,7 +10,6 @@ precision. In the student's batch norm, a sample's gradient depends on the other
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +19,22 @@ from limbeck.core.layers import paired
 from limbeck.core.method import Distill
 from limbeck.core.objective import S, Scene, T, X, Y, on
 from limbeck.core.options import ranged, refuse_all_zero
+from limbeck.core.paper import Paper
 from limbeck.core.task import UNLABELLED, Batch, Task
-from limbeck.methods.at import PAPER as ATTENTION_TRANSFER
 from limbeck.methods.at import attention_distance
 from limbeck.tasks.classification import classification
 
-PAPER = replace(ATTENTION_TRANSFER, matches="gradients of the loss")
+PAPER = Paper(
+    key="zagoruyko2017paying",
+    title="Paying More Attention to Attention: Improving the Performance of Convolutional Neural Networks via "
+    "Attention Transfer",
+    authors="Zagoruyko, Sergey and Komodakis, Nikos",
+    venue="ICLR",
+    year=2017,
+    arxiv="1612.03928",
+    matches="gradients of the loss, at the inputs and inside",
+    teacher="frozen network",
+)
 
 FLIPPED, FLIPPED_X = S.of("flipped"), X.of("flipped_input")
 """The student's output for the mirrored inputs, and these."""

@@ -23,7 +23,7 @@ PAPER = Paper(
     venue="NIPS",
     year=2014,
     arxiv="1312.6184",
-    matches="logits",
+    matches="logits, or values",
     teacher="frozen network",
 )
 

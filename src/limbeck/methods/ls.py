@@ -26,7 +26,7 @@ PAPER = Paper(
     venue="CVPR",
     year=2016,
     arxiv="1512.00567",
-    matches="smoothed labels",
+    matches="smoothed labels: a control",
     teacher="nobody",
 )
 

@@ -26,7 +26,7 @@ from limbeck.tasks.regression import squared_error
 PAPER = Paper(
     key="bucila2006model",
     title="Model Compression",
-    authors="Bucil{\\u{a}}, Cristian and Caruana, Rich and Niculescu-Mizil, Alexandru",
+    authors="Buciluă, Cristian and Caruana, Rich and Niculescu-Mizil, Alexandru",
     venue="KDD",
     year=2006,
     matches="probabilities, on rows made up like the data",

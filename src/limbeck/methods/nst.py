@@ -32,7 +32,7 @@ PAPER = Paper(
     venue="arXiv preprint",
     year=2017,
     arxiv="1707.01219",
-    matches="distribution of the channels' maps",
+    matches="where neurons fire, as a distribution",
     teacher="frozen network",
 )
 

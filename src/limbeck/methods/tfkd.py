@@ -41,8 +41,14 @@ PAPER = Paper(
     year=2020,
     arxiv="1909.11723",
     matches="softened outputs",
-    teacher="the former self, a virtual one, or a weak one",
+    teacher="the former self",
 )
+PAPER_OF = {
+    "tfkd_reg": {"matches": "the outputs of one who is always right: a control", "teacher": "a virtual network"},
+    "rekd": {"matches": "softened outputs: a control", "teacher": "a weaker network"},
+    "dekd": {"matches": "softened outputs: a control", "teacher": "a badly trained network"},
+}
+"""What is otherwise than in `PAPER`, of methods other than `tfkd_self`."""
 MODES = ("paper", "code")
 
 

@@ -35,9 +35,11 @@ PAPER = Paper(
     authors="Han, Song",
     venue="MIT 6.S965",
     year=2022,
-    matches="intermediate weights, or outputs of layers",
+    matches="weights of inner layers, through learned maps",
     teacher="frozen network",
 )
+PAPER_OF = {"weights_outputs": {"matches": "outputs of layers, through learned maps"}}
+"""What is otherwise than in `PAPER`, of the other reading."""
 
 
 @full_precision
