@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import limbeck
 from limbeck import Exported, ExportError, Frozen, Score, Task, export
 from limbeck.cli import main
 from limbeck.core.files import hold
+from limbeck.core.task import answer_at
 from limbeck.data import Data
 from limbeck.tasks.classification import classification
 from limbeck.tasks.multilabel import multilabel
@@ -499,15 +500,174 @@ def test_what_cannot_be_traced_names_the_line_and_leaves_the_other_formats(
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_logits_of_a_dict_ship_alone_and_those_of_a_tuple_must_be_named(data, tmp_path):
+def test_what_else_a_network_returns_is_told_and_left_out(data, tmp_path):
     exported = export(Named(), data, tmp_path, formats=["safetensors", "onnx"])
     assert [output.name for output in session(exported, "onnx").get_outputs()] == ["logits"]
     assert load_file(tmp_path / "student.safetensors").keys() == {"fc.weight", "fc.bias"}
+    (note,) = exported.notes
+    assert "also returns features" in note
+    assert "also=['features']" in note
+    assert json.loads((tmp_path / "export.json").read_text())["notes"] == [note]
+    assert session(exported, "onnx").get_modelmeta().custom_metadata_map["note"] == note
     with pytest.raises(TypeError, match="a tuple of 2"):
         export(Pair(), data, tmp_path / "pair")
     assert not (tmp_path / "pair").exists()
     task = Task(output=lambda out: out[0])
-    assert not export(Pair(), data, tmp_path / "pair", formats=["torch_export"], task=task).failures
+    pair = export(Pair(), data, tmp_path / "pair", formats=["torch_export"], task=task)
+    assert not pair.failures
+    assert "also returns 1, which" in pair.notes[0]
+
+
+def test_nothing_is_left_out_where_the_answer_is_a_view_of_all_that_is_returned(data, tmp_path):
+    task = replace(classification, output=lambda out: out["logits"].view(-1, 10))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Keyed("logits"))
+    assert export(net, data, tmp_path, formats=["safetensors"], task=task).notes == ()
+
+
+class Keyed(nn.Module):
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key = key
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {self.key: x}
+
+
+@pytest.mark.parametrize(
+    ("make", "task", "key"),
+    [(Named, classification, "features"), (Pair, replace(classification, output=lambda out: out[0]), "1")],
+    ids=["dict", "tuple"],
+)
+def test_what_is_asked_for_becomes_an_output_and_is_compared(make, task, key, data, tmp_path):
+    net = make()
+    exported = export(net, data, tmp_path, task=task, also=[key])
+    assert (exported.failures, exported.notes) == ({}, ())
+    inputs = torch.randn(3, 1, 8, 8)
+    for format in ("onnx", "int8"):
+        runs = session(exported, format)
+        assert [output.name for output in runs.get_outputs()] == ["logits", key]
+        (other,) = runs.run([key], {"input": inputs.numpy()})
+        assert np.array_equal(other, answer_at(key)(net(inputs)))
+    logits, other = torch.export.load(tmp_path / "student.pt2").module()(inputs)
+    assert torch.equal(logits, net.logits(inputs))
+    assert torch.equal(other, answer_at(key)(net(inputs)))
+
+
+def test_what_differs_beside_the_answer_is_not_written(data, tmp_path):
+    with pytest.raises(ExportError) as caught:
+        export(NoisyBeside(), data, tmp_path, formats=["torch_export"], also=["noise"])
+    assert "differs from the network" in caught.value.exported.failures["torch_export"]
+
+
+class NoisyBeside(Linear):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.logits(x), "noise": torch.rand_like(x)}
+
+
+def test_a_dict_batch_may_ask_for_more_too(tmp_path):
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.fc(left + right), "sum": left + right}
+
+    batches = [{"left": torch.randn(6, 4), "right": torch.randn(6, 4), "labels": torch.arange(6) % 3}]
+    exported = export(Both(), batches, tmp_path, formats=["onnx"], also=["sum"], classes=["a", "b", "c"])
+    left, right = torch.randn(2, 5, 4)
+    logits, total = session(exported, "onnx").run(None, {"left": left.numpy(), "right": right.numpy()})
+    assert logits.shape == (5, 3)
+    assert np.allclose(total, left + right)
+
+
+# what files say of the data ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loader() -> list[tuple[Tensor, Tensor]]:
+    """Batches that know nothing of themselves."""
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(8, 1, 8, 8, generator=generator), torch.arange(8) % 10) for _ in range(2)]
+
+
+def said_by(folder: Path) -> Iterator[Mapping[str, str]]:
+    """What each file in a folder says of itself."""
+    with safe_open(folder / "student.safetensors", framework="pt") as file:
+        yield file.metadata()
+    extra = {"limbeck.json": ""}
+    torch.export.load(folder / "student.pt2", extra_files=extra)
+    yield json.loads(extra["limbeck.json"])
+    for name in ("student.onnx", "student.int8.onnx"):
+        yield onnxruntime.InferenceSession(folder / name).get_modelmeta().custom_metadata_map
+
+
+def test_mean_std_and_classes_are_said_where_loaders_do_not_know_them(net, loader, tmp_path):
+    names = [f"digit {number}" for number in range(10)]
+    exported = export(net, loader, tmp_path, mean=[0.3], std=[0.2], classes=names)
+    assert exported.notes == ()
+    for said in said_by(tmp_path):
+        assert (json.loads(said["mean"]), json.loads(said["std"])) == ([0.3], [0.2])
+        assert json.loads(said["classes"]) == names
+        assert "note" not in said
+
+
+def test_what_nobody_says_is_told_in_words_by_every_file(net, loader, tmp_path):
+    exported = export(net, loader, tmp_path)
+    normalised, classes = exported.notes
+    assert "export(mean=..., std=...)" in normalised
+    assert "export(classes=[...])" in classes
+    for said in said_by(tmp_path):
+        assert {"mean", "std", "classes"}.isdisjoint(said)
+        assert said["note"] == f"{normalised} {classes}"
+
+
+def test_values_have_no_classes_to_be_named(tmp_path):
+    batches = [(torch.randn(6, 4), torch.randn(6, 1))]
+    exported = export(nn.Linear(4, 1), batches, tmp_path, formats=["onnx"], task=regression, mean=[0] * 4, std=[1] * 4)
+    assert exported.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": [0.3]}, "expected mean and std of each of 1 channels, got .*std=None"),
+        ({"mean": [0.3] * 3, "std": [0.2] * 3}, "mean and std of each of 1 channels"),
+        ({"mean": [77.0], "std": [60.0]}, "divide them by 255"),
+        ({"mean": [0.3], "std": [0.0]}, "std above 0"),
+        ({"classes": ["a", "b"]}, "each of the network's 10 outputs, got 2 names"),
+        ({"classes": "0123456789"}, "names of the classes"),
+        ({"also": ["features"]}, "no entry 'features'"),
+        ({"also": "features"}, "also must be a list"),
+        ({"also": ["logits"]}, "'logits' is the name of an input or output already"),
+    ],
+)
+def test_what_cannot_be_true_of_the_data_is_refused(options, message, net, loader, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=message):
+        export(net, loader, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_data_know_is_not_said_otherwise(net, data, tmp_path):
+    with pytest.raises(ValueError, match="the data are normalised by mean"):
+        export(net, data, tmp_path, mean=[0.5], std=[0.5])
+    with pytest.raises(ValueError, match="the data have the classes 0, 1"):
+        export(net, data, tmp_path, classes=list("abcdefghij"))
+    same = export(net, data, tmp_path, formats=["safetensors"], mean=data.mean, std=data.std, classes=data.classes)
+    assert same.about["mean"] == data.mean
+
+
+def test_inputs_by_name_have_no_mean(tmp_path):
+    batches = [{"ids": torch.randn(4, 2), "labels": torch.zeros(4).long()}]
+    with pytest.raises(TypeError, match="inputs that are one tensor"):
+        export(
+            nn.Linear(2, 2),
+            batches,
+            tmp_path,
+            mean=[0, 0],
+            std=[1, 1],
+            task=Task(inputs=lambda batch: {"input": batch["ids"]}),
+        )
 
 
 @pytest.mark.parametrize(
@@ -535,7 +695,7 @@ def test_without_test_data_or_with_inputs_of_another_there_is_nothing_to_compare
 def test_a_missing_extra_says_what_to_install(net, data, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
-    with pytest.raises(RuntimeError, match=r"need onnxscript: pip install 'limbeck\[export\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"need onnxscript: pip install .*\[export\]'"):
         export(net, data, tmp_path, formats=["onnx"])
     assert not export(net, data, tmp_path, formats=["safetensors"]).failures
 
@@ -596,7 +756,32 @@ def test_the_page_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
         assert main(shlex.split(line)[1:]) == 0, line
     assert left(tmp_path / "shipped") == {*FILES.values(), "export.json"}
     names: dict[str, Any] = {}
-    for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+    snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for text in snippets:
         exec(compile(text, "export.md", "exec"), names)
-    assert names["logits"].shape == (5, 10)
+    assert names["answer"].shape == (5, 10)
     assert len(names["exported"].artefacts) == 2
+
+
+@pytest.mark.parametrize("task", [classification, regression], ids=lambda task: task.name)
+@pytest.mark.parametrize("shape", [(3, 6, 4), (5,)])
+@pytest.mark.parametrize("said", [False, True])
+def test_what_the_page_runs_runs_on_files_of_any_loader(task, shape, said, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs/export.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    targets = torch.arange(6) % 3 if task is classification else torch.randn(6, 3)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 3))
+    nn.init.constant_(net[1].bias[:1], 99)  # whatever is seen is a cat
+    known: dict[str, Any] = {"mean": [0.5] * shape[0], "std": [0.2] * shape[0]} if said else {}
+    if said and task is classification:
+        known["classes"] = ["cat", "dog", "bird"]
+    export(net, [(torch.randn(6, *shape), targets)], "shipped", formats=["onnx"], task=task, **known)
+    snippet = next(
+        text for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "onnxruntime" in text
+    )
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "export.md", "exec"), names)
+    pixels = torch.from_numpy(names["pixels"])
+    expected = net((pixels - 0.5) / 0.2 if said else pixels).detach()
+    assert np.allclose(names["answer"], expected, atol=1e-5)
+    assert ("cat" in capsys.readouterr().out) == ("classes" in known)

@@ -1,13 +1,17 @@
 """Layer tables and the pairing of student and teacher layers."""
 
 import copy
+import warnings
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck import Frozen, layers, pairs, record
+from limbeck import Frozen, layers, pairs, record, zoo
+from limbeck.cli import main
 from limbeck.core.layers import classifier, embedding, paired, shape_at, stages, table_of
 
 X = torch.randn(2, 3, 16, 16)
@@ -272,3 +276,64 @@ def test_an_inner_linear_layer_is_no_classifier() -> None:
         embedding(Gated(), example)
     assert classifier(Gated(), example) is None
     assert classifier(nn.Sequential(nn.Flatten(), nn.Linear(192, 10), nn.Dropout()), example).path == "1"
+
+
+# the command line ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], tuple[int, str]]:
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets its own
+
+    def run(words: str) -> tuple[int, str]:
+        code = main(["layers", *words.split()])
+        said = capsys.readouterr()
+        return code, " ".join((said.out + said.err).split())
+
+    return run
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Photographs of several sizes, of two classes."""
+    image = pytest.importorskip("PIL.Image")
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            for number in range(4):
+                file = tmp_path / "photos" / split / name / f"{number}.png"
+                image.new("RGB", (100 + number, 120), (40 * number, 90, 10)).save(file)
+    return tmp_path / "photos"
+
+
+def test_layers_are_those_of_the_data_as_a_training_takes_them(command) -> None:
+    code, said = command("resnet8 vgg8 --data imagefolder --root photos --size 64 --batch-size 2 --workers 0")
+    assert code == 0, said
+    assert "(N, 16, 64, 64)" in said
+    assert "(N, 2)" in said
+    code, said = command("mlp-32 --data digits")
+    assert code == 0, said
+    assert "(N, 64)" in said
+
+
+def test_without_data_a_shape_will_do(command) -> None:
+    assert "(N, 16, 32, 32)" in command("resnet8")[1]
+    assert "(N, 16, 12, 10)" in command("resnet8 --shape [3,12,10]")[1]
+    code, said = command("resnet8 --shape [1,8,8] --data digits")
+    assert code == 2
+    assert "the inputs of digits have theirs: leave it out" in said
+
+
+def test_layers_of_a_file_for_other_outputs(command) -> None:
+    torch.save(zoo.network("mlp-8", 7, (1, 8, 8)).state_dict(), "seven.pt")
+    code, said = command("mlp-8@seven.pt --data digits")
+    assert code == 2
+    assert "--new-head" in said
+    code, said = command("mlp-8@seven.pt --data digits --new-head")
+    assert code == 0, said
+    assert "(N, 10)" in said
+    code, said = command("mlp-8@seven.pt --shape [1,8,8] --new-head")
+    assert code == 0, said

@@ -52,6 +52,22 @@ def prefixed(prefix: str, state: dict[str, torch.Tensor] | None = None) -> dict[
     return {prefix + name: value for name, value in (STATE if state is None else state).items()}
 
 
+class AttributesDict(dict):
+    """A dictionary whose entries are attributes too, as the settings of many trainers are."""
+
+    def __init__(self, entries: dict[str, object]) -> None:
+        super().__init__(entries)
+        self.__dict__.update(entries)
+
+
+class Heads(nn.Module):
+    """A network with a dictionary of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"one": nn.Linear(2, 2)})
+
+
 class Strange:
     """What checkpoints have beside weights; to make it again would be to run something."""
 
@@ -100,6 +116,8 @@ CHECKPOINTS = {
     "double": {name: value.double() for name, value in STATE.items()},
     "the optimizer has the names, too": {"optimizer": dict(OTHER), "net": STATE},
     "a defaultdict": defaultdict(dict, {"net": STATE}),
+    "settings with attributes": {"state_dict": STATE, "cfg": AttributesDict({"lr": 0.1})},
+    "in a dictionary with attributes": {"net": AttributesDict(dict(STATE))},
     "the same twice": {"last": STATE, "best": {name: value.clone() for name, value in STATE.items()}},
 }
 
@@ -325,6 +343,8 @@ def test_a_flipped_bit_is_refused(tmp_path: Path, suffix: str) -> None:
         ({}, "has no tensors: it is empty inside"),
         ({"epoch": 3, "lr": [0.1]}, "has no tensors: it holds epoch, lr"),
         ({"model": nn.Linear(2, 2)}, r"holds under 'model' a whole network \(torch.nn.modules.linear.Linear\)"),
+        ({"model": Heads()}, r"holds under 'model' a whole network \(.*Heads\)"),
+        (Heads(), r"holds a whole network \(.*Heads\)"),
         (3, "got a int"),
         ({**STATE, "layers.fc1.bias": "gone"}, r"missing .*layers.fc1.bias \(there it is no tensor, but str\)"),
         (

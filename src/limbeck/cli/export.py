@@ -7,10 +7,11 @@ from jsonargparse import Namespace
 from rich.console import Console
 
 from limbeck import zoo
+from limbeck.cli.as_trained import as_trained, tell_of_other_inputs
 from limbeck.cli.case import case_of
 from limbeck.cli.console import plain
 from limbeck.cli.networks import trained
-from limbeck.cli.options import answers, load_data, network_of
+from limbeck.cli.options import answers, load_data, network_of, several
 from limbeck.cli.parser import Commands, first_line
 from limbeck.data import Data
 from limbeck.verbs.export import FORMATS, Exported, ExportError, console_table, export
@@ -21,26 +22,50 @@ def add(commands: Commands) -> None:
     commands.add("export", _export, first_line(_export), network_of, destination, load_data, answers)
 
 
-def destination(to: str, formats: str = ",".join(FORMATS), tolerance: float = 1e-4, json: bool = False) -> None:
+def destination(
+    to: str,
+    formats: str = ",".join(FORMATS),
+    tolerance: float = 1e-4,
+    classes: list[str] | None = None,
+    also: list[str] | str | None = None,
+    json: bool = False,
+) -> None:
     """Say what to write, and where.
 
     Args:
         to: The folder that the files go to.
         formats: Which of safetensors, torch_export, onnx and int8, with commas between them.
         tolerance: The largest absolute difference of an output that is allowed; int8 differs by design.
+        classes: The names of the classes, as [cat,dog], where the data do not say them.
+        also: What else of that which the network returns becomes an output of the graphs, as embedding, or [embedding,aux].
         json: Print JSON.
     """
 
 
 def _export(leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Write a network as files that ship, each compared with it on the test data."""
-    case = case_of(leaf)
+    said = as_trained(leaf, [leaf.network])
+    case = case_of(said)
     net = trained(leaf.network, "network", case)
+    tell_of_other_inputs(leaf.network, case)
     data = case.data if isinstance(case.data, Data) else case.held_out
     formats: Any = [word.strip() for word in leaf.formats.split(",") if word.strip()]
     name, _ = zoo.split_name(leaf.network)
+    mean, std = (said.mean, said.std) if said.mean and said.std else (None, None)  # one alone tells nothing
     try:
-        exported = export(net, data, leaf.to, formats=formats, tolerance=leaf.tolerance, name=name, task=case.task)
+        exported = export(
+            net,
+            data,
+            leaf.to,
+            formats=formats,
+            tolerance=leaf.tolerance,
+            name=name,
+            task=case.task,
+            mean=mean,
+            std=std,
+            classes=leaf.classes,
+            also=several(leaf.also),
+        )
     except ExportError as error:
         _show(error.exported, leaf.json)
         raise
@@ -54,5 +79,7 @@ def _show(exported: Exported, json: bool) -> None:
         return
     console = Console(emoji=False, highlight=False, soft_wrap=True)
     console.print(console_table(exported))
+    for note in exported.notes:
+        console.print(plain(note))
     for file in (*(artefact.file for artefact in exported.artefacts), "export.json"):
         console.print(plain(str(exported.folder / file)))

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
-from limbeck.cli.case import Case, about
+from limbeck.cli.case import Case, case_of
 from limbeck.cli.console import plain
 from limbeck.cli.networks import network
 from limbeck.cli.options import answers, load_data
@@ -17,15 +17,27 @@ from limbeck.cli.tasks import asked
 from limbeck.core.layers import Layer, layers, pairs
 from limbeck.tasks import classification
 
+SHAPE = (3, 32, 32)
+"""Of one input, where nobody says anything."""
+
 
 def add(commands: Commands) -> None:
     """Add ``limbeck layers``."""
-    parser = commands.add("layers", _layers, first_line(_layers), answers)
+    parser = commands.add("layers", _layers, first_line(_layers), looked_at, load_data, answers)
+    parser.set_defaults(data=None)  # where there are none, any input of a shape will do
     parser.add_argument("student", type=str, help="a network of `limbeck list networks`")
     parser.add_argument("teacher", type=str | None, nargs="?", help="a second one, to pair their layers")
-    parser.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of one input: [C,H,W]")
-    parser.add_argument("--data", type=str | None, help="data whose inputs are taken instead, as for `limbeck train`")
-    parser.add_argument("--root", type=str | None, help="the folder that holds their files")
+
+
+def looked_at(shape: list[int] | None = None, new_head: bool = False) -> None:
+    """Say what the networks are fed here.
+
+    Args:
+        shape: Of one input, where no data are named: [C,H,W]; by default [3,32,32], for 10 classes. With data, their inputs
+            are taken as a training takes them, so that the pairs are those of the run.
+        new_head: Begin with a fresh last layer where the file of weights is for another number of classes; all else must
+            fit.
+    """
 
 
 def _layers(leaf: Namespace, config: Mapping[str, Any]) -> int:
@@ -47,9 +59,14 @@ def _layers(leaf: Namespace, config: Mapping[str, Any]) -> int:
 def _case(leaf: Namespace) -> Case:
     """Take inputs of the data, or any of the shape."""
     if leaf.data is not None:
-        return about(load_data(leaf.data, leaf.root), leaf)
-    example = torch.randn(2, *leaf.shape, generator=torch.Generator().manual_seed(0))
-    return Case("", None, asked(leaf.task, leaf.output, classification), leaf.num_outputs or 10, example)
+        if leaf.shape is not None:
+            raise ValueError(
+                f"--shape is for networks without data, and the inputs of {leaf.data} have theirs: leave it out"
+            )
+        return case_of(leaf)
+    example = torch.randn(2, *(leaf.shape or SHAPE), generator=torch.Generator().manual_seed(0))
+    task = asked(leaf.task, leaf.output, classification)
+    return Case("", None, task, leaf.num_outputs or 10, example, new_head=leaf.new_head)
 
 
 def _layer_table(title: str, listed: Sequence[Layer]) -> Table:

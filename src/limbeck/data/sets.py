@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limbeck.core.extras import needing
 from limbeck.core.options import ranged
 from limbeck.core.task import Task
 from limbeck.data import cifar, diabetes, digits, idx, imagefolder, masks, parquet
@@ -260,12 +261,14 @@ def load(
         FileNotFoundError: The folder does not hold the set.
         ValueError: A file that is broken, labels that are no classes of the set, an option out of range.
         TypeError: An option of another kind.
+        ModuleNotFoundError: ``limbeck[train]`` is not installed, and the set needs a package of it.
     """
     if name not in _SETS:
         raise ValueError(f"expected a data set out of {', '.join(_SETS)}, got {name!r}")
     _whole(batch_size=batch_size, labels=labels, samples=samples, seed=seed, split_seed=split_seed, workers=workers)
     named = _SETS[name]
-    source, looks = settled(name, checked(name, _read(name, named, root, download, ignore)), size, in_memory)
+    with needing("train", f"the data {name!r}"):
+        source, looks = settled(name, checked(name, _read(name, named, root, download, ignore)), size, in_memory)
     train, val = _validation(source, val_share, split_seed)
     if samples is not None:
         train = train.take(balanced(groups(train.targets), samples, generator("samples", split_seed), "samples")[1])

@@ -31,13 +31,15 @@ from torch.export import Dim, ExportedProgram
 
 from limbeck.core.batches import part, tensors
 from limbeck.core.copied import copied
+from limbeck.core.extras import install
 from limbeck.core.files import hold, write
 from limbeck.core.frozen import Frozen, bare
 from limbeck.core.sound import FLOATS, flaw, quantised
-from limbeck.core.task import Score, Task
-from limbeck.core.trace import describe
+from limbeck.core.task import Score, Task, answer_at
+from limbeck.core.trace import describe, tensors_in
 from limbeck.core.wrapped import shipped
 from limbeck.data import Data
+from limbeck.data.pipeline import normalisation
 from limbeck.engine.run import packed
 from limbeck.measure.cost import latency_ms
 from limbeck.measure.evaluate import Measurement, batches
@@ -99,7 +101,8 @@ class Exported:
     Args:
         folder: Where the files are.
         about: What the files say of themselves: ``network``, ``limbeck`` (the version), ``input_shape`` (of inputs by name,
-            a shape each), and where known ``data``, ``classes``, ``mean`` and ``std``.
+            a shape each), where known ``data``, ``classes``, ``mean`` and ``std``, and ``note``: what is not known, or left
+            out, in words.
         samples: Test samples.
         tolerance: Largest difference that was allowed.
         score: What is measured; ``export.json`` has values under its name.
@@ -107,6 +110,7 @@ class Exported:
         latency_ms: Of the network itself, run by PyTorch.
         artefacts: The files that are there.
         failures: Why others are not, by format.
+        notes: What the files do not have, and how to have it, a sentence each.
     """
 
     folder: Path
@@ -118,6 +122,7 @@ class Exported:
     latency_ms: float
     artefacts: tuple[Artefact, ...]
     failures: Mapping[Format, str]
+    notes: tuple[str, ...] = ()
 
     def json(self) -> str:
         """Return all of it as JSON, where values have the score's name."""
@@ -151,6 +156,10 @@ def export(
     tolerance: float = 1e-4,
     name: str = "",
     task: Task | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
+    also: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Exported:
     """Write a network as files that ship, and prove that they answer as it does.
@@ -160,10 +169,15 @@ def export(
     for ``torch.export.load``, ``onnx`` a graph for every ONNX runtime: both are the network in eval mode, from ``input``
     (N, ...), normalised as the data are, to ``logits``, for any N. ``int8`` is that graph with 8-bit weights.
 
-    Graphs give the task's answer, one tensor, whatever else the network returns; where it is no distribution, as in
-    regression, it is called ``output`` instead of ``logits``. Where a network is fed a dict, a graph's inputs have the
-    names of its entries: ``input_ids`` and ``attention_mask``, say, (N, L), for any L too. Only tensors enter graphs and
-    only one leaves them: a detector, whose images and boxes are lists, ships as safetensors.
+    Graphs give the task's answer, one tensor; where it is no distribution, as in regression, it is called ``output``
+    instead of ``logits``. What else the network returns is left out, with a note, unless ``also`` names it: it then is an
+    output by its name. Where a network is fed a dict, a graph's inputs have the names of its entries: ``input_ids`` and
+    ``attention_mask``, say, (N, L), for any L too. Only tensors enter graphs and leave them: a detector, whose images and
+    boxes are lists, ships as safetensors.
+
+    The files say of themselves what is known of the data: the names of the classes, and mean and standard deviation by
+    which inputs are normalised. Loaders do not know them, and ``mean``, ``std`` and ``classes`` say them; where nobody
+    does, the files and the result say that in words.
 
     Of a network with exits (`limbeck.EarlyExit`) the graphs have no branches: every exit runs for every sample, which saves
     no compute. ``logits`` is what the first exit says that is sure, by the network's thresholds, as the network itself
@@ -191,13 +205,20 @@ def export(
         name: What the files call the network; by default its class.
         task: What of a batch the network is fed, where the answer is in what it returns, and what is measured; by default
             the data's own, and classification for a loader.
+        mean: Of every channel of pixels scaled to [0, 1], or of every column, by which the inputs are normalised, where the
+            data do not say it.
+        std: Likewise.
+        classes: The names of the classes, in the order of the outputs, where the data do not say them.
+        also: What else of that which the network returns becomes an output of the graphs: keys, fields or places, as
+            ``"embedding"``, ``"1"`` or ``"heads:rotation"``. It is compared too.
         progress: Show a progress bar; by default where standard error is a terminal.
 
     Raises:
         ValueError: An unknown format, a negative tolerance, or no test data; a network without weights or with broken ones,
-            a quantised one, or one of another floating-point type than the data.
+            a quantised one, or one of another floating-point type than the data; mean, std or classes that do not fit, or
+            that the data say otherwise; no output where ``also`` says.
         TypeError: Inputs that the network does not take, or outputs in which no answer is found.
-        RuntimeError: ``limbeck[export]`` is not installed.
+        ModuleNotFoundError: ``limbeck[export]`` is not installed.
         ExportError: Some formats failed: a graph that cannot be traced, with the line of the network where, or one that
             differs. The others are written.
 
@@ -219,17 +240,26 @@ def export(
     if (first := next(served, None)) is None:
         raise ValueError("data gave no batch, and there is nothing to compare on")
     example = part(task.inputs(first), [0, -1])  # two: of a single one torch.export would keep the number
-    _answered(plain, task, example)  # raises where no answer is found, before anything is made
-    about = _about(name or type(plain).__name__, data, example, task)
+    answer = _answered(plain, task, example)  # raises where no answer is found, before anything is made
+    shown = _Shown(task, _checked_names(also, example, task))
+    left_out = shown.left_out(plain, example)
+    about = {
+        **_about(name or type(plain).__name__, data, example, task),
+        **_said_of_inputs(data, example, mean, std),
+        **_said_of_classes(data, answer, task, classes),
+    }
+    notes = tuple(_notes(about, example, answer, task, left_out))
+    if notes:
+        about["note"] = " ".join(notes)
     with _scratch(folder) as scratch, _bar(progress) as bar:
-        drafts = _Drafts(plain, task, example, about, scratch)
+        drafts = _Drafts(plain, shown, example, about, scratch)
         line = bar.add_task("", total=None)
         for format in wanted:
             bar.update(line, description=format)
             drafts.make(format)
         bar.update(line, description="comparing", total=_length(loader))
-        own = _Comparison(task)
-        compared = {format: _Comparison(task) for format in drafts.answers}
+        own = _Comparison(shown)
+        compared = {format: _Comparison(shown) for format in drafts.answers}
         for batch in chain([first], served):
             _compare(drafts, batch, own, compared)
             bar.advance(line)
@@ -250,6 +280,7 @@ def export(
                 _artefact(drafts, format, compared[format]) for format in drafts.answers if format in formats
             ),
             failures={format: _reason(error) for format, error in drafts.failures.items() if format in formats},
+            notes=notes,
         )
         _deliver(exported, drafts)
     if exported.failures:
@@ -257,11 +288,54 @@ def export(
     return exported
 
 
+class _Shown:
+    """What a graph gives of all that a network returns: the task's answer, and beside it what the user names.
+
+    Args:
+        task: Says where the answer is.
+        also: The others.
+    """
+
+    def __init__(self, task: Task, also: Sequence[str]) -> None:
+        self.answers, self.also = task, tuple(also)
+        finds = [answer_at(key) for key in also]
+        self.task = (
+            replace(task, output=lambda raw: (task.output(raw), *(find(raw) for find in finds))) if also else task
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The graph's outputs."""
+        return [_answer_name(self.answers), *self.also]
+
+    def answer(self, given: Any) -> Any:
+        """Return the answer alone, of what a graph gave."""
+        return given[0] if self.also else given
+
+    def left_out(self, net: nn.Module, example: Any) -> list[str]:
+        """Return the keys of the tensors that a network returns and the graph does not give.
+
+        Raises:
+            ValueError: It returns nothing where the user says.
+        """
+        raw = _call(net, example)
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors(self.task.output(raw))}
+        return [
+            code.strip("[].'")
+            for code, tensor in tensors_in(raw).items()
+            if tensor.untyped_storage().data_ptr() not in given
+        ]
+
+
+def _answer_name(task: Task) -> str:
+    return "output" if task.outcomes is None else "logits"
+
+
 class _Drafts:
     """The files while they are made, and what they answer once they have been loaded again."""
 
-    def __init__(self, net: nn.Module, task: Task, example: Any, about: Mapping[str, Any], folder: Path) -> None:
-        self.net, self.task, self.example, self.folder = net, task, example, folder
+    def __init__(self, net: nn.Module, shown: _Shown, example: Any, about: Mapping[str, Any], folder: Path) -> None:
+        self.net, self.shown, self.task, self.example, self.folder = net, shown, shown.task, example, folder
         # these formats know text alone
         self.about = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
         self.answers: dict[Format, Answer] = {}
@@ -295,7 +369,7 @@ class _Drafts:
     def load(self, format: Format, threads: int = 0) -> Answer:
         """Load a file as its receiver would; ``threads`` are onnxruntime's, 0 for all there are."""
         if format in ("onnx", "int8"):
-            return _session(self.path(format), threads)
+            return _session(self.path(format), threads, len(self.shown.names))
         if format == "torch_export":
             program = torch.export.load(self.path(format)).module()
             exits = isinstance(self.net, EarlyExit)
@@ -329,12 +403,12 @@ class _Drafts:
         if isinstance(self.net, EarlyExit):
             return AllExits(self.net)
         raw = _call(self.net, self.example)
-        answer = self.task.output(raw)
-        if not isinstance(answer, Tensor):
+        given = self.task.output(raw)
+        if not isinstance(answer := self.shown.answer(given), Tensor):
             raise TypeError(f"a graph gives one tensor, and the answer is {describe(answer)}: {SAFETENSORS}")
         if isinstance(self.example, Mapping):
             return _AnswerByName(self.net, self.task, list(self.example))
-        if isinstance(self.net, Ensemble) or answer is not raw:  # an ensemble takes what its members take
+        if isinstance(self.net, Ensemble) or given is not raw:  # an ensemble takes what its members take
             return _Answer(self.net, self.task)
         return self.net
 
@@ -345,14 +419,14 @@ class _Drafts:
         torch.export.save(self.program, path, extra_files={"limbeck.json": json.dumps(self.about)})
 
     def _onnx(self, path: Path) -> None:
-        answer = "output" if self.task.outcomes is None else "logits"
+        outputs = self.shown.names
         try:
             graph = torch.onnx.export(
                 self.program,
                 dynamo=True,
                 verbose=False,
                 input_names=list(_named(self.example)),
-                output_names=[answer, "exits"] if isinstance(self.net, EarlyExit) else [answer],
+                output_names=[*outputs, "exits"] if isinstance(self.net, EarlyExit) else outputs,
                 dynamic_shapes=_axes(self.example),  # once more, for the name of the axis
             )
         except torch.onnx.OnnxExporterError as error:
@@ -405,23 +479,23 @@ class _AnswerByName(nn.Module):
 
 
 class _Comparison:
-    """How good answers are, and how far from those of the network."""
+    """How good answers are, and how far from those of the network, with what is given beside them."""
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.measurement, self.difference, self.largest = task, Measurement(task), 0.0, 0.0
+    def __init__(self, shown: _Shown) -> None:
+        self.shown, self.measurement, self.difference, self.largest = shown, Measurement(shown.answers), 0.0, 0.0
 
     @property
     def value(self) -> float:
         """The task's score."""
-        return self.measurement.compute()[self.task.score.name]
+        return self.measurement.compute()[self.shown.answers.score.name]
 
-    def add(self, answer: Any, expected: Any, target: Any) -> None:
+    def add(self, answers: Any, expected: Any, target: Any) -> None:
         """Count a batch."""
-        given, wanted = tensors(answer), tensors(expected)
+        given, wanted = tensors(answers), tensors(expected)
         shapes, right = ([tuple(tensor.shape) for tensor in side] for side in (given, wanted))
         if shapes != right:
             raise ValueError(f"gives outputs of shape {_some(shapes)}, the network {_some(right)}")
-        self.measurement.add(answer, target)
+        self.measurement.add(self.shown.answer(answers), target)
         for mine, its in zip(given, wanted, strict=True):
             self.difference = _larger(self.difference, mine - its)
             self.largest = _larger(self.largest, its)
@@ -490,8 +564,8 @@ def _checked(formats: Sequence[Format], tolerance: float) -> list[Format]:
         raise ValueError(f"tolerance must be at least 0, got {tolerance}")
     missing = [module for module in EXTRA if importlib.util.find_spec(module) is None]
     if missing and {"onnx", "int8"} & set(formats):
-        raise RuntimeError(
-            f"onnx and int8 need {', '.join(missing)}: pip install 'limbeck[export]', or leave them out: "
+        raise ModuleNotFoundError(
+            f"onnx and int8 need {', '.join(missing)}: {install('export')}, or leave them out: "
             "--formats safetensors,torch_export (formats=...)"
         )
     return [format for format in FORMATS if format in formats or (format == "onnx" and "int8" in formats)]
@@ -520,10 +594,10 @@ def _plain(net: nn.Module, task: Task) -> tuple[nn.Module, Task]:
     )
 
 
-def _answered(net: nn.Module, task: Task, example: Any) -> None:
-    """See that a network answers at all."""
+def _answered(net: nn.Module, task: Task, example: Any) -> Any:
+    """Return what a network answers, and see that it does at all."""
     try:
-        task.feed(net, example)
+        return task.feed(net, example)
     except RuntimeError as error:
         given = {leaf.dtype for leaf in tensors(example) if leaf.dtype in FLOATS}
         if other := {p.dtype for p in net.parameters() if p.dtype in FLOATS} - given:
@@ -603,10 +677,79 @@ def _about(name: str, data: object, example: Any, task: Task) -> dict[str, Any]:
     known: dict[str, Any] = {"network": name, "limbeck": importlib.metadata.version("limbeck")}
     known["input_shape"] = shapes if isinstance(example, Mapping) else shapes.get("input")
     if isinstance(data, Data):
-        known |= {"data": data.name, "classes": data.classes, "mean": data.mean, "std": data.std}
+        known["data"] = data.name
     if task.name != Task.name:  # as in weights: what nothing is said of is classification
         known["task"] = task.name
     return {key: value for key, value in known.items() if value}
+
+
+def _said_of_inputs(
+    data: object, example: Any, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> dict[str, Any]:
+    """Return how inputs are normalised, as the data know or the user says."""
+    known = (data.mean, data.std) if isinstance(data, Data) else ((), ())
+    if mean is None and std is None:
+        return {"mean": known[0], "std": known[1]} if known[0] else {}
+    if not isinstance(example, Tensor):
+        raise TypeError(f"mean and std are those of inputs that are one tensor, and here they are {describe(example)}")
+    said = normalisation("limbeck.export", example.shape[1], mean, std, pixels=example.ndim == 4)
+    if known[0] and said != known:
+        raise ValueError(
+            f"the data are normalised by mean={known[0]} and std={known[1]}, got mean={mean} and std={std}: leave them out"
+        )
+    return dict(zip(("mean", "std"), said or (), strict=True))
+
+
+def _said_of_classes(data: object, answer: Any, task: Task, classes: Sequence[str] | None) -> dict[str, Any]:
+    """Return the names of the classes, as the data know or the user says."""
+    known = tuple(data.classes) if isinstance(data, Data) else ()
+    if classes is None:
+        return {"classes": known} if known else {}
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"classes must be the names of the classes, ('cat', 'dog'), got {classes!r}")
+    outputs = answer.shape[-1] if isinstance(answer, Tensor) and task.outcomes is not None else len(classes)
+    if len(classes) != outputs:
+        raise ValueError(f"classes must name each of the network's {outputs} outputs, got {len(classes)} names")
+    if known and tuple(classes) != known:
+        raise ValueError(f"the data have the classes {', '.join(known)}, got {', '.join(classes)}: leave classes out")
+    return {"classes": tuple(classes)}
+
+
+def _checked_names(also: Sequence[str], example: Any, task: Task) -> Sequence[str]:
+    """Refuse outputs of a graph that have no name of their own."""
+    if isinstance(also, str):
+        raise TypeError(f"also must be a list of what else the network returns, ['{also}'], got {also!r}")
+    taken = [*_named(example), _answer_name(task)]
+    for name in also:
+        if name in taken:
+            raise ValueError(f"also: {name!r} is the name of an input or output already: {', '.join(taken)}")
+        taken.append(name)
+    return also
+
+
+def _notes(about: Mapping[str, Any], example: Any, answer: Any, task: Task, left_out: Sequence[str]) -> Iterator[str]:
+    """Say what the files do not have, and how to have it."""
+    if "mean" not in about and isinstance(example, Tensor) and example.is_floating_point():
+        yield (
+            "How inputs are normalised is not known, since the data do not say it: export(mean=..., std=...) tells the "
+            "files (--mean, --std)."
+        )
+    of_tokens = isinstance(example, Mapping) and isinstance(answer, Tensor) and answer.ndim > 2
+    if "classes" not in about and isinstance(answer, Tensor) and task.outcomes is not None and not of_tokens:
+        yield (
+            "The names of the classes are not known, since the data do not say them: export(classes=[...]) tells the files "
+            "(--classes)."
+        )
+    if left_out:
+        yield (
+            f"The network also returns {', '.join(left_out)}, which the graphs leave out: export(also={list(left_out)}) "
+            f"makes it an output (--also {_listed(left_out)})."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a command line takes them."""
+    return names[0] if len(names) == 1 else f"[{','.join(names)}]"
 
 
 def _length(loader: object) -> int | None:
@@ -638,17 +781,20 @@ def _quiet() -> Iterator[None]:
         logging.root.handlers[:] = handlers  # onnxruntime's logging.warning() sets one up for the whole program
 
 
-def _session(path: Path, threads: int) -> Answer:
-    """Load an ONNX file into onnxruntime, on the CPU."""
+def _session(path: Path, threads: int, outputs: int) -> Answer:
+    """Load an ONNX file into onnxruntime, on the CPU; what is returned are its first outputs, as a tuple if several."""
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    first = [session.get_outputs()[0].name]
-    return lambda inputs: torch.from_numpy(
-        session.run(first, {name: value.numpy() for name, value in _named(inputs).items()})[0]
-    )
+    names = [output.name for output in session.get_outputs()[:outputs]]
+
+    def answer(inputs: Any) -> Any:
+        given = session.run(names, {name: value.numpy() for name, value in _named(inputs).items()})
+        return tuple(map(torch.from_numpy, given)) if outputs > 1 else torch.from_numpy(given[0])
+
+    return answer
 
 
 def _latency_ms(answer: Answer, example: Any) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.copied import copied
+from limbeck.core.extras import needing
 from limbeck.core.frozen import bare
 from limbeck.core.task import Task
 from limbeck.tasks.classification import classification
@@ -149,7 +150,7 @@ def initialize(
     Raises:
         ValueError: Nothing fits; rows of layers of which it cannot be known which belong together; a teacher that cannot
             be traced, or does not run with the student's blocks or widths.
-        RuntimeError: Widths differ and torch-pruning is not installed.
+        ModuleNotFoundError: Widths differ and torch-pruning is not installed.
 
     Example:
         >>> import limbeck
@@ -254,10 +255,8 @@ def _narrow(net: nn.Module, student: nn.Module, example: Any | None, channels: C
             "the networks differ in width: pass example=inputs (a batch of inputs), by which the teacher is traced to find "
             "the channels that belong together"
         )
-    try:
+    with needing("init", "slicing channels"):
         import torch_pruning
-    except ImportError as error:
-        raise RuntimeError("slicing channels needs torch-pruning: pip install 'limbeck[init]'") from error
 
     net.eval()
     try:

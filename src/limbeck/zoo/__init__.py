@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from limbeck.core.extras import needing
 from limbeck.zoo._files import Weights, weights_in
+from limbeck.zoo._inputs import Inputs, inputs_of
 from limbeck.zoo._outside import Build, Shape, from_factory, from_timm, from_torchvision, stated
 from limbeck.zoo._weights import load_weights, prepared, task_of, tell
 from limbeck.zoo.fitnet import FitNet, FitNetTeacher
@@ -25,7 +27,7 @@ from limbeck.zoo.shufflenet import ShuffleNetV1, ShuffleNetV2
 from limbeck.zoo.vgg import VGG
 from limbeck.zoo.wrn import WideResNet
 
-__all__ = ["describe", "names", "network", "split_name", "trained_for"]
+__all__ = ["describe", "names", "network", "split_name", "trained_for", "trained_on"]
 
 
 class _Entry(NamedTuple):
@@ -173,7 +175,8 @@ def network(
 def _found(name: str, weights: str) -> Weights:
     """Read the weights of a network, before it is made."""
     try:
-        return weights_in(weights)
+        with needing("train", name):
+            return weights_in(weights)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -200,6 +203,21 @@ def trained_for(name: str) -> str | None:
     """
     _, weights = split_name(name)
     return None if weights is None else task_of(weights)
+
+
+def trained_on(name: str) -> Inputs:
+    """Return how the inputs were prepared that the weights in ``NAME@FILE`` or ``NAME@RUN`` were trained on.
+
+    The folder of a run says it, and so does a file that `limbeck.export` wrote; it is empty where nothing does.
+
+    Raises:
+        ValueError: What the folder of the run says is damaged.
+    """
+    _, weights = split_name(name)
+    if weights in (None, "random", "pretrained"):
+        return Inputs()
+    with needing("train", name):
+        return inputs_of(weights)
 
 
 def names() -> list[str]:

@@ -8,6 +8,7 @@ import os
 import pickletools
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -216,8 +217,8 @@ class Unread:
 class _Filled:
     """Stands for a dictionary of another class, whose entries are read."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Any:  # a plain dictionary, which is what entries are put into
-        return {}
+    def __new__(cls, *_: Any, **__: Any) -> Any:  # the one dictionary that torch lets have entries, and attributes too
+        return OrderedDict()
 
 
 def _torch(path: Path) -> Any:
@@ -273,7 +274,8 @@ def _named(pickle: IO[bytes]) -> set[str]:
 
 def _stand_in(name: str) -> type:
     module, _, last = name.rpartition(".")
-    return type(last, (_Filled if last.lower().endswith("dict") else Unread,), {"__module__": module})
+    is_mapping = last.lower().endswith("dict") and not name.startswith("torch.nn.")  # a ModuleDict is a network
+    return type(last, (_Filled if is_mapping else Unread,), {"__module__": module})
 
 
 def _of_numpy() -> list[tuple[Any, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from limbeck.core.extras import needing
 from limbeck.zoo._files import first_line, some
 from limbeck.zoo._weights import fresh, tell
 
@@ -244,11 +245,8 @@ def parameters(factory: Callable[..., object]) -> set[str]:
 
 
 def _import(module: str, name: str, extra: str) -> ModuleType:
-    try:
+    with needing(extra, name):
         return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise RuntimeError(f"{name} needs {package}: pip install 'limbeck[{extra}]'") from error
 
 
 def _known(model: str, models: Iterable[str], source: str) -> None:
