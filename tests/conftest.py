@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
+from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Empty
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny tensors gain nothing from threads
 
@@ -39,5 +43,32 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> None:
 def processes() -> ForkServerContext:
     """Starts processes, of one that has imported already what takes seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["limbeck.cli"])
+    context.set_forkserver_preload(["limbeck.cli", "limbeck.verbs.distill", "limbeck.verbs.compare"])
     return context
+
+
+@pytest.fixture(scope="session")
+def together(processes: ForkServerContext) -> Callable[[Callable[[int, int, Queue], None], int], list[Any]]:
+    """Runs ``work(rank, port, results)`` as two processes and returns so many results, or fails as soon as one does."""
+
+    def run(work: Callable[[int, int, Queue], None], count: int) -> list[Any]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        results, told = processes.Queue(), []
+        ranks = [processes.Process(target=work, args=(rank, port, results), daemon=True) for rank in range(2)]
+        for rank in ranks:
+            rank.start()
+        try:
+            while len(told) < count:
+                broken = [rank.exitcode for rank in ranks if rank.exitcode]
+                try:
+                    told.append(results.get(timeout=1))
+                except Empty:
+                    assert not broken, f"one of two processes ended with {broken[0]}: its error stands above"
+        finally:
+            for rank in ranks:
+                rank.kill()  # Lightning would not let go at a word
+        return told
+
+    return run

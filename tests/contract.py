@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from multiprocessing.queues import Queue
@@ -703,27 +702,14 @@ def work(rank: int, port: int, results: Queue) -> None:
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "contract"}
     os.environ |= {key: str(value) for key, value in {**world, **place}.items()}
     torch.set_num_threads(1)
-    try:
-        for name in ROWS:
-            results.put((name, {key: value.numpy() for key, value in weights_after(name, devices=2).items()}))
-    except Exception as error:
-        results.put((f"rank {rank} failed", error))
-        raise
+    for name in ROWS:
+        results.put((name, {key: value.numpy() for key, value in weights_after(name, devices=2).items()}))
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(processes) -> dict[str, list[dict[str, Any]]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    results = processes.Queue()
-    for rank in range(2):
-        processes.Process(target=work, args=(rank, port, results), daemon=True).start()
+def of_two_processes(together) -> dict[str, list[dict[str, Any]]]:
     outcome: dict[str, list[Any]] = {name: [] for name in ROWS}
-    for _ in range(2 * len(ROWS)):
-        name, weights = results.get(timeout=120)
-        if name not in ROWS:
-            raise RuntimeError(name) from weights
+    for name, weights in together(work, 2 * len(ROWS)):
         outcome[name].append(weights)
     return outcome
 

@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 
 class Checker(HTMLParser):
@@ -11,7 +12,7 @@ class Checker(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.loaded, self.open, self.words = [], [], []
+        self.loaded, self.links, self.open, self.words = [], [], [], []
         self.headings, self.pictures, self.header_cells, self.scrolling, self.language = [], [], [], [], None
 
     def handle_starttag(self, tag, attributes):
@@ -29,7 +30,10 @@ class Checker(HTMLParser):
         self.words.append(data)
 
     def _note(self, tag, attributes):
-        self.loaded += [attributes[name] for name in ("src", "href", "xlink:href", "data") if name in attributes]
+        if tag == "a":
+            self.links.append(attributes["href"])
+        else:
+            self.loaded += [attributes[name] for name in ("src", "href", "xlink:href", "data") if name in attributes]
         if re.fullmatch("h[1-6]", tag):
             self.headings.append(int(tag[1]))
         if tag in ("svg", "img"):
@@ -52,6 +56,7 @@ def read(page):
     assert all(value.startswith(("#", "data:image/png;base64,")) for value in checker.loaded), (
         "a page needs only itself"
     )
+    assert all((page.parent / unquote(link)).exists() for link in checker.links), "a link to nothing"
     assert "<script" not in text
     assert not re.search(r"url\((?!#)|@import", text)
     assert not re.search(r"https?://(?!www\.w3\.org/)", text)  # names of XML, which nobody opens

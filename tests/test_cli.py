@@ -1,7 +1,9 @@
 """The command line, from words to exit codes."""
 
 import csv
+import importlib.metadata
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from torch import nn
 
 import limbeck
 from limbeck import methods, zoo
-from limbeck.cli import main
+from limbeck.cli import COMMANDS, main
 
 TINY = "--samples 200 --epochs 1 --accelerator cpu --progress false"
 CONTROL = "--teacher mlp-16@random"
@@ -259,16 +261,82 @@ def test_layers_prints_both_tables_and_the_pairs(run):
 
 
 def test_every_command_has_help(run):
-    for command in ("", "train", "distill", "eval", "layers", "list", "cite", "demo"):
-        answer = run(f"{command} --help")
-        assert answer.code == 0
-        assert "usage: limbeck" in answer.out
+    for command in ("", *COMMANDS):
+        for asks in ("--help", "-h"):
+            answer = run(f"{command} {asks}")
+            assert answer.code == 0
+            assert answer.out.startswith(f"usage: limbeck {command}".strip())
+
+
+def test_the_version_is_that_of_the_package(run):
+    assert run("--version").out == f"limbeck {importlib.metadata.version('limbeck')}\n"
+
+
+def test_all_commands_are_listed_each_with_its_line(run):
+    shown = " ".join(run("--help").out.split())
+    lines = [f"{word} {about}" for word, about in COMMANDS.items()]
+    assert shown.endswith(" ".join(lines))
+    for word, about in COMMANDS.items():
+        assert about in " ".join(run(f"{word} --help").out.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("", "limbeck COMMAND [options]"),
+        ("distill", "limbeck distill METHOD"),
+        ("distill kd", "limbeck distill kd --student NAME --teacher NAME [options]"),
+        ("distill ban", "limbeck distill ban --student NAME [options]"),
+        ("distill kd+at", "limbeck distill kd+at --student NAME --teacher NAME [options]"),
+        ("compare", "limbeck compare METHODS... --student NAME [options]"),
+        ("list", "limbeck list methods|networks|data|tasks"),
+        ("cite", "limbeck cite METHOD"),
+    ],
+)
+def test_the_usage_is_one_short_line(run, command, usage):
+    line, empty, *_ = run(f"{command} --help").out.splitlines()
+    assert (line, empty) == (f"usage: {usage}", "")
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "distill at", "distill kd+rkd", "mimic", "tune", "initialize", "list"]
+)
+def test_help_has_none_of_the_parsers_own_words(run, command):
+    shown = run(f"{command} --help").out
+    for words in (
+        "type:",
+        "null",
+        "Union",
+        "<class",
+        "print_config",
+        "default: None",
+        "subcommand",
+        "[options] ",
+        "+ ",
+    ):
+        assert words not in shown, words
+    options = re.findall(r"^  (--\S+)", shown, re.MULTILINE)
+    assert not [option for option in options if "_" in option or option.endswith("+")]
+
+
+def test_defaults_are_told_in_plain_words(run):
+    shown = " ".join(run("train --help").out.split())
+    for words in (
+        "--run-dir RUN-DIR The run's folder; by default one in runs/ that says what was run, and when. --resume Go on",
+        "--optimizer {sgd,adam,adamw} Of every player. (default: sgd)",
+        "--check {true,false}",
+        "false trains nevertheless. (default: true)",
+        "--mean [X,X]",
+    ):
+        assert words in shown, words
+    assert "(default: [3,32,32])" in " ".join(run("initialize --help").out.split())
 
 
 def test_help_has_the_words_of_the_docstrings(run):
     shown = " ".join(run("distill kd --help").out.split())
     for words in (
-        "--temperature TEMPERATURE",
+        "--temperature X",
+        "(default: 4.0)",
         "resnet56@teacher.safetensors",
         "Learning rate, above 0; 0.05 as in RepDistiller",
     ):
@@ -305,6 +373,10 @@ def teacher_of(*shape: int, classes: int = 10) -> Callable[[], str]:
 
 def garbage() -> None:
     Path("weights.safetensors").write_text("nothing of the kind")
+
+
+def config(text: str) -> Callable[[], object]:
+    return lambda: Path("a.yaml").write_text(text)
 
 
 FILE = "--teacher mlp-16@weights.safetensors"
@@ -363,8 +435,12 @@ WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     ),
     "no file": (list, f"distill kd --student mlp-8 {FILE}", ["no such file", "weights.safetensors"]),
     "no weights inside": (garbage, f"distill kd --student mlp-8 {FILE}", ["weights.safetensors is a text file"]),
-    "no teacher": (list, "distill kd --student mlp-8", ["required: teacher"]),
-    "a teacher too many": (list, f"distill plain --student mlp-8 {CONTROL}", ["unrecognized arguments: --teacher"]),
+    "no teacher": (list, "distill kd --student mlp-8", ["`limbeck distill kd` needs --teacher\n", "kd --help"]),
+    "a teacher too many": (
+        list,
+        f"distill plain --student mlp-8 {CONTROL}",
+        ["`limbeck distill plain` has no option --teacher", "limbeck distill plain --help"],
+    ),
     "nothing to evaluate": (list, "eval --network mlp-8", ["the network mlp-8 has no weights", "mlp-8@FILE"]),
     # data
     "unknown data": (list, "train --network mlp-8 --data digts", ["digits", "'digts'"]),
@@ -382,6 +458,15 @@ WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
         ["samples between 1 and the 1294", "got 9999"],
     ),
     # options
+    "nothing at all": (list, "", ["`limbeck` needs a COMMAND", "`limbeck --help` shows them"]),
+    "no method": (list, "distill", ["needs a METHOD, as `limbeck distill kd`: `limbeck list methods` shows them"]),
+    "no method to check": (list, "check", ["`limbeck check` needs a METHOD, as `limbeck check kd`"]),
+    "list of what": (list, "list", ["`limbeck list` needs one more word", "methods, networks, data, tasks"]),
+    "list of something else": (list, "list teachers", ["`limbeck list` has no 'teachers'", "methods, networks"]),
+    "several things missing": (list, "tune kd", ["`limbeck tune` needs --student and --search", "limbeck tune --help"]),
+    "a word missing": (list, "table mlp-8@random", ["`limbeck table` needs STUDENTS..."]),
+    "a word too many": (list, "cite kd at", ["`limbeck cite` takes no further word, got 'at'"]),
+    "no value": (list, "train --batch-size 3 --network", ["--network: expected a value after it, --network NAME"]),
     "misspelt command": (list, "distil kd", ["'distil'", "did you mean distill"]),
     "misspelt method": (list, "distill kdd --student mlp-8", ["'kdd'", "did you mean kd?"]),
     "misspelt option": (
@@ -391,11 +476,32 @@ WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     ),
     "misspelt with dashes": (list, "train --network mlp-8 --batchsize=3", ["did you mean --batch-size"]),
     "misspelt in cite": (list, "cite kdd", ["unknown method 'kdd'", "did you mean kd"]),
-    "no number": (list, "train --network mlp-8 --lr fast", ['"lr"', "float", "fast"]),
+    "another method's option": (
+        list,
+        f"distill kd --student mlp-8 {CONTROL} --angle 3",
+        ["`limbeck distill kd` has no option --angle", "limbeck distill kd --help"],
+    ),
+    "no number": (list, "train --network mlp-8 --lr fast", ["--lr: expected a number, got 'fast'", "train --help"]),
+    "no number in a sum": (
+        list,
+        f"distill kd+at {PAIR} --kd.temperature hot",
+        ["--kd.temperature: expected a number, got 'hot'"],
+    ),
+    "no whole number": (
+        list,
+        "train --network a --batch-size 3.5",
+        ["--batch-size: expected a whole number, got '3.5'"],
+    ),
+    "neither true nor false": (list, "train --network a --resume maybe", ["--resume: expected true or false, got"]),
+    "no list": (list, "train --network a --mean 3", ["--mean: expected a list of numbers, as [0.5,0.1], got '3'"]),
+    "a list of others": (list, "train --network a --mean [a,b]", ["expected a list of numbers", "got [a, b]"]),
+    "no pairs": (list, f"distill at {PAIR} --layers [[a]]", ["expected a list of pairs of words, as [[a,b],[a,b]]"]),
+    "one of two kinds": (list, "train --network a --size x", ["a whole number or a list of whole numbers, as [1,2]"]),
+    "no names": (list, f"initialize {PAIR} --to a.safetensors --blocks [3]", ["as {name: [1,2]}, got [3]"]),
     "a choice that is none": (
         list,
         "train --network mlp-8 --optimizer sdg",
-        ["optimizer", "'sgd', 'adam', 'adamw'", "sdg"],
+        ["--optimizer: expected one of sgd, adam, adamw, got 'sdg': did you mean sgd?"],
     ),
     "no epoch": (list, "train --network mlp-8 --epochs 0", ["epochs must be at least 1, got 0"]),
     "a value that makes no sense": (
@@ -406,7 +512,21 @@ WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     "unknown logger": (list, f"train --network mlp-8 {TINY} --logger FooLogger", ["'FooLogger'", "TensorBoardLogger"]),
     "a strategy that is none": (list, f"train --network mlp-8 {TINY} --strategy foo", ["strategy='foo'"]),
     "resume of what": (list, f"train --network mlp-8 {TINY} --resume", ["--resume needs the folder", "--run-dir"]),
-    "no config": (list, "--config nowhere.yaml", ["nowhere.yaml"]),
+    "no config": (list, "--config nowhere.yaml", ["--config: the file nowhere.yaml cannot be read: No such file"]),
+    "a config that is no YAML": (config("train: [1"), "--config a.yaml", ["--config: a.yaml is no YAML, line "]),
+    "a config without options": (config("words"), "--config a.yaml", ["--config: expected a config.yaml of a run"]),
+    "a config of numbers": (config("3: 4"), "--config a.yaml train", ["--config: expected a config.yaml of a run"]),
+    "a config of no command": (config("trainn: {}"), "--config=a.yaml", ["'trainn': did you mean train?"]),
+    "a config with an option that is none": (
+        config("train: {network: a, lrr: 1}"),
+        "--config a.yaml",
+        ["`limbeck train` has no option 'lrr': did you mean lr?"],
+    ),
+    "a config with a wrong value": (
+        config("train: {network: a, lr: fast}"),
+        "--config a.yaml",
+        ["--lr: expected a number, got 'fast'", "limbeck train --help"],
+    ),
 }
 
 

@@ -10,7 +10,9 @@ import limbeck
 from limbeck import zoo
 from limbeck.cli import main
 from limbeck.core.files import sha256_of
+from limbeck.report.comparison import opening
 from limbeck.verbs.demo import STUDENT, TEACHER, demo
+from pages import read
 
 
 def test_the_demo_compares_trains_and_reports(tmp_path, capsys):
@@ -24,8 +26,12 @@ def test_the_demo_compares_trains_and_reports(tmp_path, capsys):
         assert comparison.title in shown
     assert "control" in [candidate.role for candidate in with_labels.candidates]
 
-    page = (tmp_path / "demo" / "report.html").read_text()
+    page, words = read(tmp_path / "demo" / "report.html")  # its links lead to the comparisons and the weights
     assert all(candidate.name in page for candidate in with_labels.candidates)
+    said = [f"{comparison.title}: {opening(comparison)[-1]}" for comparison in (with_labels, without)]
+    assert all(words.index(sentence) < words.index("vs plain student") for sentence in said)
+    assert all(sentence in shown for sentence in said)
+    assert ">few-labels/report.html<" in page
     for name, file in ((STUDENT, "student"), (TEACHER, "teacher")):
         net = zoo.network(name, 10, (1, 8, 8))
         net.load_state_dict(load_file(tmp_path / "demo" / f"{file}.safetensors"))

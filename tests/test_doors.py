@@ -154,7 +154,7 @@ def trained(run: Command, words: str = OWN, network: str = "house:large", name: 
 
 
 def test_a_house_model_on_loaders_of_dicts_passes_every_command(run: Command, monkeypatch) -> None:
-    monkeypatch.setattr("limbeck.cli.evaluate.SECONDS", 0.001)
+    monkeypatch.setattr("limbeck.cli.evaluation.SECONDS", 0.001)
     monkeypatch.setattr("limbeck.cli.table.SECONDS", 0.001)
     monkeypatch.setenv("COLUMNS", "120")
     teacher = trained(run)
@@ -187,7 +187,7 @@ def test_a_house_model_on_loaders_of_dicts_passes_every_command(run: Command, mo
 
 
 def test_the_data_say_their_task_and_what_is_measured(run: Command, monkeypatch) -> None:
-    monkeypatch.setattr("limbeck.cli.evaluate.SECONDS", 0.001)
+    monkeypatch.setattr("limbeck.cli.evaluation.SECONDS", 0.001)
     words = "--data house:as_data --batch-size 20"
     teacher = trained(run, words, "mlp-16")
     said = run(f"distill kd --student mlp-8 --teacher {teacher} {words} {BRIEF} --run-dir student")

@@ -301,7 +301,7 @@ def test_samples_are_those_that_stack_whatever_a_batch_is():
         yield {"image": torch.zeros(1, 1, 4, 4), "label": torch.arange(1), "path": ["f"]}
 
     inputs, targets = Observed(limbeck.classification, {}, list(loader())).samples
-    assert inputs["path"] == ["a", "b", "c", "f"]
+    assert set(inputs) == {"image"}  # words feed no network
     assert tuple(inputs["image"].shape) == (4, 1, 4, 4)
     assert targets.tolist() == [0, 1, 2, 0]
     ragged = [([torch.rand(3, 4, 6), torch.rand(3, 8, 2)], [{"boxes": torch.rand(2, 4)}, {"boxes": torch.rand(0, 4)}])]

@@ -657,7 +657,7 @@ def test_a_function_of_the_users_that_needs_a_size_gets_one(monkeypatch: pytest.
         sizes.append(size)
         return [], []
 
-    monkeypatch.setattr("limbeck.cli.options.find", lambda *_: mine)
+    monkeypatch.setattr("limbeck.zoo._outside.find", lambda *_: mine)
     load_data(data="mine:mine")
     load_data(data="mine:mine", size=32)
     assert sizes == [224, 32]

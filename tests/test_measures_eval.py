@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 import limbeck
 from limbeck import zoo
-from limbeck.cli.evaluate import _tables, add, count_of
+from limbeck.cli.evaluate import add
+from limbeck.cli.evaluation import _tables, count_of
 from limbeck.cli.parser import Commands, Parser, underscored
 from limbeck.engine.run import packed
 
@@ -33,7 +34,7 @@ def run(folder, monkeypatch, capsys):
     """Runs the command in the folder of the weights; the parser of all commands takes seconds to build."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("limbeck.cli.evaluate.SECONDS", 0.001)
+    monkeypatch.setattr("limbeck.cli.evaluation.SECONDS", 0.001)
     parser = Parser(prog="limbeck")
     commands = Commands(parser)
     add(commands)

@@ -25,7 +25,8 @@ from generator.reference import describe, read
 from generator.writing import fence, plain, prose, sections, table
 from limbeck import losses, methods
 from limbeck.core.paper import Paper
-from limbeck.engine.assemble import GIVEN, paper_of
+from limbeck.engine.assemble import GIVEN
+from limbeck.methods._papers import paper_of
 
 GROUPS = (
     "Outputs",

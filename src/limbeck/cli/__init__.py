@@ -1,37 +1,49 @@
-"""The command line, made from the signatures and docstrings of what it calls: a file a command, each with its ``add``."""
+"""The command line, made from the signatures and docstrings of what it calls: a file a command, each with its ``add``.
+
+A command's file is imported when its word was typed, and what takes seconds, as Lightning and the data sets, only when the
+command runs: `limbeck --help` needs no torch.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from limbeck.cli import (
-    check,
-    compare,
-    demo,
-    distill,
-    evaluate,
-    export,
-    initialize,
-    layers,
-    listing,
-    mimic,
-    report,
-    table,
-    train,
-    tune,
-)
-from limbeck.cli.console import STOPPED, complain, warn
+from limbeck.cli.complaints import did_you_mean
 from limbeck.cli.parser import Commands, Parser, underscored
+from limbeck.cli.terminal import STOPPED, complain, waiting, warn
 from limbeck.core.quiet import listen
 
-MENDABLE = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError, MisconfigurationException)
+COMMANDS = {
+    "demo": "Watch a small network learn from a large one, on real digits, in a minute and a half.",
+    "initialize": "Begin a student with the weights of a deeper or wider teacher of its family; write them to a file.",
+    "train": "Train a network on the labels: a teacher, say.",
+    "distill": "Train a student by a method.",
+    "mimic": "Compress a model of a table into a small network that mimics it, on rows made up for that.",
+    "check": "Look for mistakes in a set-up before it is trained; exit code 1 where there are any.",
+    "compare": "Train a student by several methods, and by none, over paired seeds; say what that shows.",
+    "tune": "Search a method's options on the validation data, then compare the best with the defaults on the test data.",
+    "eval": "Measure a network on the test data, alone or beside its teacher.",
+    "table": "Show what students save beside their teacher: speed-up, compression, layers, multiplications, score.",
+    "export": "Write a network as files that ship, each compared with it on the test data.",
+    "report": "Draw the page of a run, a comparison or a search anew, or put several runs beside each other.",
+    "layers": "Show a network's layers, or which of the student's belongs to which of the teacher's.",
+    "list": "List methods, networks, data sets or tasks.",
+    "cite": "Print a method's BibTeX entry.",
+}
+"""The commands' words, each with its line of help, as `limbeck --help` lists them."""
+FILES = {"eval": "evaluate", "list": "listing"}
+"""Whose files are not called as they are."""
+
+MENDABLE = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError)
 """What is raised for input that cannot work: its message is all that the user needs."""
 
 
@@ -39,44 +51,93 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, or 130 after Ctrl-C."""
     # --run-dir is --run_dir: signatures have underscores, command lines dashes
     words = [underscored(word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    config_alone = len(words) <= 2 and any(word.startswith("--config") for word in words)  # the file names the command
     warnings.showwarning = warn
     try:
         listen()
-        parser, commands = build(_named_in(words[-1]) if config_alone else words)
+        parser, commands = build([*words, *_named_in(_config_of(words))])
         config = parser.parse_args(words)
         does, leaf = commands.find(config)
         return does(leaf, yaml.safe_load(parser.dump(config, skip_validation=True)))
     except KeyboardInterrupt:
         return STOPPED
-    except MENDABLE as error:
-        if os.environ.get("LIMBECK_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("LIMBECK_TRACEBACK") or not isinstance(error, _mendable()):
             raise
         complain(str(error).strip() or type(error).__name__)
         return 2
 
 
-def _named_in(config: str) -> list[str]:
-    """Return the words of the command in a file; none where it cannot be read, which the parser complains of."""
-    path = Path(config.rpartition("=")[2])
+def _mendable() -> tuple[type[Exception], ...]:
+    if "lightning" not in sys.modules:  # then it has raised nothing
+        return MENDABLE
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    return (*MENDABLE, MisconfigurationException)
+
+
+def _config_of(words: Sequence[str]) -> str | None:
+    """Return what follows ``--config``."""
+    for place, word in enumerate(words):
+        if word.startswith("--config="):
+            return word.partition("=")[2]
+        if word == "--config":
+            return next(iter(words[place + 1 :]), None)
+    return None
+
+
+def _named_in(config: str | None) -> list[str]:
+    """Return the words of the command in a configuration, which is a file or the text itself.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if config is None:
+        return []
+    said = _read(config)
+    if not isinstance(said, Mapping) or not all(isinstance(key, str) for key in said):
+        raise ValueError(f"--config: expected a config.yaml of a run, got {config}, which has no options with values")
+    if unknown := [key for key in said if key not in (*COMMANDS, "subcommand", "config")]:
+        meant = did_you_mean(unknown[0], COMMANDS)
+        raise ValueError(
+            f"--config: expected a config.yaml of a run, whose first word is a command, got {config} with "
+            f"{unknown[0]!r}{meant or ': `limbeck --help` shows the commands'}"
+        )
     words: list[str] = []
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return words
-    while isinstance(said, dict) and len(said) == 1:
-        ((word, said),) = said.items()
-        words.append(str(word))
+    while isinstance(said.get(word := said.get("subcommand") or next(iter(said), "")), Mapping):
+        words.append(word)
+        said = said[word]
     return words
 
 
-def build(typed: Sequence[str] = ()) -> tuple[Parser, Commands]:
+def _read(config: str) -> Any:
+    text = config
+    if not config.lstrip().startswith("{"):
+        try:
+            text = Path(config).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise ValueError(f"--config: the file {config} cannot be read: {why}") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"--config: {config} is no YAML{where}: {getattr(error, 'problem', error)}") from error
+
+
+def build(typed: Sequence[str] | None = None) -> tuple[Parser, Commands]:
     """Make the parser, and the commands by their words; `Commands` says what ``typed`` is for."""
-    parser = Parser(prog="limbeck", description="Train a small network to carry what a large one knows.")
+    parser = Parser(
+        prog="limbeck",
+        description="Train a small network to carry what a large one knows.",
+        version=importlib.metadata.version("limbeck"),
+    )
     parser.add_argument("--config", action="config", help="a config.yaml of a run, to run the same again")
     commands = Commands(parser, typed)
-    training = (demo, initialize, train, distill, mimic, check, compare, tune)
-    trained = (evaluate, table, export, report, layers, listing)
-    for command in (*training, *trained):  # as --help lists them
-        command.add(commands)
+    for word, about in COMMANDS.items():
+        if commands.named(word):
+            with waiting("loading torch"):
+                importlib.import_module(f"limbeck.cli.{FILES.get(word, word)}").add(commands)
+        else:
+            commands.name(word, about)
     return parser, commands

@@ -3,15 +3,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
-from lightning import seed_everything
-from torch import nn
 
 from limbeck import methods
-from limbeck.cli.case import Case
-from limbeck.cli.networks import network, taught_by
+from limbeck.cli import COMMANDS
 from limbeck.cli.options import (
     answers,
     assistants_of,
@@ -21,11 +18,17 @@ from limbeck.cli.options import (
     several,
     student_of,
     teacher_of,
+    total,
     views,
 )
 from limbeck.cli.parser import Commands, first_line, skipped
 from limbeck.engine.assemble import assemble, find, parts_of
-from limbeck.engine.fit import Trainable, labels_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limbeck.cli.case import Case
+    from limbeck.engine.fit import Trainable
 
 MethodCommand = Callable[[str, Namespace, Mapping[str, Any]], int]
 """A command that a method's name follows."""
@@ -33,31 +36,36 @@ MethodCommand = Callable[[str, Namespace, Mapping[str, Any]], int]
 
 def add_by_method(commands: Commands, word: str, does: MethodCommand, *groups: Callable[..., Any]) -> None:
     """Add ``limbeck WORD METHOD`` for every method, and for a sum if one was typed: its own options beside ``groups``."""
-    about = first_line(does)
-    described = f"{about} `limbeck {word} METHOD --help` has its options; METHOD+METHOD is both at once."
-    commands.add_family(word, about, described, metavar="METHOD")
-    for name in methods.__all__:
+    about = COMMANDS[word]
+    description = f"{about} `limbeck {word} METHOD --help` has its options; METHOD+METHOD is both at once."
+    commands.add_family(word, about, description, title="methods", metavar="METHOD")
+    typed = commands.after(word)
+    described = commands.all or typed in ("--help", "-h")
+    for name in [one for one in methods.__all__ if one == typed] or methods.__all__:
+        if name != typed and not described:
+            commands.name(f"{word} {name}", "")  # to say which is the closest
+            continue
         method = find(name)
         given: list[Callable[..., Any]] = [student_of, *teacher_group(method), method, load_data, answers, *groups]
         commands.add(f"{word} {name}", partial(does, name), first_line(method), *given)
-    for name in (one for one in commands.after(word) if "+" in one):
-        parts = {part: find(part) for part in parts_of(name)}
+    if typed is not None and "+" in typed:
+        parts = {part: find(part) for part in parts_of(typed)}
         given = [student_of, *_teacher_of_all(parts.values()), total, load_data, answers, *groups]
-        commands.add(f"{word} {name}", partial(does, name), f"Train by {name}, see limbeck.add.", *given, parts=parts)
-
-
-def total(hard: float | None = None) -> None:
-    """Say what the methods share.
-
-    Args:
-        hard: Weight of the labels, whatever it is in each method; by default 1, and 0 where no method has them.
-    """
+        commands.add(
+            f"{word} {typed}", partial(does, typed), f"Train by {typed}, see limbeck.add.", *given, parts=parts
+        )
 
 
 def assembled(method: str, leaf: Namespace, case: Case) -> Trainable:
     """Make a method and its networks, of the seed."""
+    from lightning import seed_everything
+
+    from limbeck.cli.networks import network
+    from limbeck.engine.fit import labels_of, refuse_unremembered
+
     seed_everything(leaf.seed, verbose=False)
     make, own = partial(network, leaf.student, case), {name: leaf[name] for name in options_of(method)}
+    refuse_unremembered(method, own, case.data, case.task)
     if "assistants" in leaf:
         own["assistants"] = [network(name, case) for name in several(leaf.assistants)]
     student, teachers = make(), _teachers(leaf, case)
@@ -92,6 +100,8 @@ def _teacher_of_all(functions: Iterable[Callable[..., Any]]) -> list[Callable[..
 
 
 def _teachers(leaf: Namespace, case: Case) -> nn.Module | list[nn.Module] | None:
+    from limbeck.cli.networks import network, taught_by
+
     if "peers" in leaf:
         return [network(name, case) for name in several(leaf.peers)]
     if leaf.get("teacher") is None:

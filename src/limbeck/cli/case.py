@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from limbeck.cli.options import call, load_data
 from limbeck.cli.tasks import asked
+from limbeck.cli.terminal import waiting
 from limbeck.core.batches import samples
 from limbeck.core.task import Task, answer_at
 from limbeck.data import Data, Epochs
 from limbeck.data.repeatable import Repeatable, splits
-from limbeck.engine.fit import example_of, task_of
+from limbeck.tasks import classification
 from limbeck.zoo._outside import find
 
 Loader = Epochs | Repeatable
+
+SHAPE = (3, 32, 32)
+"""Of one input, where nobody says anything."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,27 @@ class Case:
 
 def case_of(leaf: Namespace) -> Case:
     """Load the data, and find out what is to be done with them."""
-    return about(call(load_data, leaf), leaf)
+    with waiting("loading the data"):
+        return about(call(load_data, leaf), leaf)
+
+
+def case_or_shape(leaf: Namespace) -> Case:
+    """Take inputs of the data, or any of the shape."""
+    if leaf.data is not None:
+        if leaf.shape is not None:
+            raise ValueError(
+                f"--shape is for networks without data, and the inputs of {leaf.data} have theirs: leave it out"
+            )
+        return case_of(leaf)
+    example = torch.randn(2, *(leaf.shape or SHAPE), generator=torch.Generator().manual_seed(0))
+    task = asked(leaf.task, leaf.output, classification)
+    return Case("", None, task, leaf.num_outputs or 10, example, new_head=leaf.new_head)
 
 
 def about(data: Any, leaf: Namespace) -> Case:
     """Find out what is to be done with the data."""
+    from limbeck.engine.fit import example_of, task_of
+
     task = asked(leaf.task, leaf.output, task_of(data))
     known = isinstance(data, Data)
     return Case(

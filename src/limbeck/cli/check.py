@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import Namespace
-from rich.console import Console
 
 from limbeck.cli.by_method import add_by_method, assembled
-from limbeck.cli.case import case_of
 from limbeck.cli.parser import Commands
-from limbeck.verbs.check import check, console_table
+from limbeck.cli.terminal import waiting
 
 
 def add(commands: Commands) -> None:
@@ -35,10 +33,16 @@ def doubts(
 
 
 def _check(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Look for mistakes in a set-up before it is trained; exit code 1 where there are any."""
-    case = case_of(leaf)
+    """Show what `limbeck.check` finds."""
+    from rich.console import Console
+
+    from limbeck.cli.case import case_of
+    from limbeck.verbs.check import check, console_table
+
     shares = shares_of(leaf.share) if isinstance(leaf.share, str) else leaf.share
-    checkup = check(assembled(method, leaf, case), case.data, expect=leaf.expect, epochs=leaf.epochs, shares=shares)
+    case = case_of(leaf)
+    with waiting("looking for mistakes"):
+        checkup = check(assembled(method, leaf, case), case.data, expect=leaf.expect, epochs=leaf.epochs, shares=shares)
     if leaf.json:
         print(checkup.json())
     else:

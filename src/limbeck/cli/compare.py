@@ -4,14 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jsonargparse import Namespace
-from rich.console import Console
 
-from limbeck.cli.case import case_of
-from limbeck.cli.console import STOPPED, plain
-from limbeck.cli.jobs import side_by_side
-from limbeck.cli.networks import network, taught_by, with_networks
+from limbeck.cli import COMMANDS
 from limbeck.cli.options import (
     answers,
     call,
@@ -22,17 +17,14 @@ from limbeck.cli.options import (
     training,
     views,
 )
-from limbeck.cli.parser import Commands, first_line
-from limbeck.cli.words import entries_of
-from limbeck.report.comparison import sentences
-from limbeck.report.table import console_table
-from limbeck.verbs.compare import compare
+from limbeck.cli.parser import Commands
+from limbeck.cli.terminal import STOPPED, plain
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck compare``."""
     groups = student_of, possible_teacher_of, views, load_data, answers, contest, training
-    parser = commands.add("compare", _compare, first_line(_compare), *groups)
+    parser = commands.add("compare", _compare, COMMANDS["compare"], *groups)
     parser.add_argument(
         "methods",
         type=str,
@@ -65,7 +57,17 @@ def contest(
 
 
 def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Train a student by several methods, and by none, over paired seeds; say what that shows."""
+    """Compare, in this process or in several."""
+    import torch
+    from rich.console import Console
+
+    from limbeck.cli.case import case_of
+    from limbeck.cli.networks import network, taught_by, with_networks
+    from limbeck.cli.words import entries_of
+    from limbeck.report.comparison import sentences
+    from limbeck.report.table import console_table
+    from limbeck.verbs.compare import compare
+
     run_dir = leaf.run_dir or fresh_folder("compare", leaf.student, leaf.data)
     if leaf.jobs != 1:
         return _share_out(leaf, config, run_dir)
@@ -102,6 +104,8 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
 
 def _share_out(leaf: Namespace, config: Mapping[str, Any], run_dir: str) -> int:
     """Make the comparison in several processes, all of this same command."""
+    from limbeck.cli.jobs import side_by_side
+
     if leaf.jobs < 1 or leaf.devices > 1:
         raise ValueError(f"expected at least 1 job, each with one device, got jobs={leaf.jobs}, devices={leaf.devices}")
     own = config["compare"] | {"jobs": 1, "run_dir": run_dir}

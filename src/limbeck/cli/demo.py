@@ -6,19 +6,20 @@ from typing import Any
 from jsonargparse import Namespace
 from rich.console import Console
 
-from limbeck.cli.console import STOPPED
+from limbeck.cli import COMMANDS
 from limbeck.cli.options import call
-from limbeck.cli.parser import Commands, first_line
+from limbeck.cli.parser import Commands
+from limbeck.cli.terminal import STOPPED
 from limbeck.verbs.demo import demo
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck demo``."""
-    commands.add("demo", _demo, first_line(_demo), demo)
+    commands.add("demo", _demo, COMMANDS["demo"], demo)
 
 
 def _demo(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Watch a small network learn from a large one, on real digits, in a minute and a half."""
+    """Run the demonstration."""
     try:
         call(demo, leaf)
     except KeyboardInterrupt:

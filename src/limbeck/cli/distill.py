@@ -6,11 +6,9 @@ from typing import Any
 from jsonargparse import Namespace
 
 from limbeck.cli.by_method import add_by_method, assembled
-from limbeck.cli.case import case_of
-from limbeck.cli.options import training
+from limbeck.cli.options import caution, training
 from limbeck.cli.parser import Commands
-from limbeck.cli.train import caution, fit_and_tell
-from limbeck.verbs.distill import goes_on, look_first
+from limbeck.cli.terminal import waiting
 
 
 def add(commands: Commands) -> None:
@@ -19,8 +17,13 @@ def add(commands: Commands) -> None:
 
 
 def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Train a student by a method."""
+    """Train as `limbeck.distill` does."""
+    from limbeck.cli.case import case_of
+    from limbeck.cli.train import fit_and_tell
+    from limbeck.verbs.distill import goes_on, look_first
+
     case = case_of(leaf)
     if leaf.check and not goes_on(leaf.run_dir, leaf.resume):
-        look_first(lambda: assembled(method, leaf, case), case.data, leaf.accelerator)
+        with waiting("looking for mistakes before the training"):
+            look_first(lambda: assembled(method, leaf, case), case.data, leaf.accelerator)
     return fit_and_tell(method, leaf.student, assembled(method, leaf, case), case, leaf, config)

@@ -4,27 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import Namespace
-from rich.console import Console
 
-from limbeck import zoo
-from limbeck.cli.as_trained import as_trained, tell_of_other_inputs
-from limbeck.cli.case import case_of
-from limbeck.cli.console import plain
-from limbeck.cli.networks import trained
+from limbeck.cli import COMMANDS
 from limbeck.cli.options import answers, load_data, network_of, several
-from limbeck.cli.parser import Commands, first_line
-from limbeck.data import Data
-from limbeck.verbs.export import FORMATS, Exported, ExportError, console_table, export
+from limbeck.cli.parser import Commands
+from limbeck.cli.terminal import plain
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck export``."""
-    commands.add("export", _export, first_line(_export), network_of, destination, load_data, answers)
+    commands.add("export", _export, COMMANDS["export"], network_of, destination, load_data, answers)
 
 
 def destination(
     to: str,
-    formats: str = ",".join(FORMATS),
+    formats: str = "safetensors,torch_export,onnx,int8",
     tolerance: float = 1e-4,
     classes: list[str] | None = None,
     also: list[str] | str | None = None,
@@ -43,11 +37,17 @@ def destination(
 
 
 def _export(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Write a network as files that ship, each compared with it on the test data."""
+    """Write the files, and say what each of them is like."""
+    from limbeck import zoo
+    from limbeck.cli.as_trained import as_trained
+    from limbeck.cli.case import case_of
+    from limbeck.cli.networks import trained
+    from limbeck.data import Data
+    from limbeck.verbs.export import ExportError, export
+
     said = as_trained(leaf, [leaf.network])
     case = case_of(said)
     net = trained(leaf.network, "network", case)
-    tell_of_other_inputs(leaf.network, case)
     data = case.data if isinstance(case.data, Data) else case.held_out
     formats: Any = [word.strip() for word in leaf.formats.split(",") if word.strip()]
     name, _ = zoo.split_name(leaf.network)
@@ -73,7 +73,11 @@ def _export(leaf: Namespace, config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _show(exported: Exported, json: bool) -> None:
+def _show(exported: Any, json: bool) -> None:
+    from rich.console import Console
+
+    from limbeck.verbs.export import console_table
+
     if json:
         print(exported.json())
         return

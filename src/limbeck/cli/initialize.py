@@ -4,23 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
-from lightning import seed_everything
-from rich.console import Console
 
-from limbeck import zoo
-from limbeck.cli.networks import weighted
+from limbeck.cli import COMMANDS
 from limbeck.cli.options import student_of
-from limbeck.cli.parser import Commands, first_line
-from limbeck.core.files import keep
-from limbeck.engine.run import kept
-from limbeck.verbs.initialize import Channels, initialize
+from limbeck.cli.parser import Commands
+from limbeck.verbs.initialize import Channels
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck initialize``."""
-    commands.add("initialize", _initialize, first_line(_initialize), student_of, beginning)
+    commands.add("initialize", _initialize, COMMANDS["initialize"], student_of, beginning)
 
 
 def beginning(
@@ -46,7 +40,17 @@ def beginning(
 
 
 def _initialize(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Begin a student with the weights of a deeper or wider teacher of its family; write them to a file."""
+    """Write the weights that `limbeck.initialize` gives a student."""
+    import torch
+    from lightning import seed_everything
+    from rich.console import Console
+
+    from limbeck import zoo
+    from limbeck.cli.networks import weighted
+    from limbeck.core.files import keep
+    from limbeck.engine.run import kept
+    from limbeck.verbs.initialize import initialize
+
     to = Path(leaf.to)
     if to.suffix != ".safetensors":
         raise ValueError(f"to: expected a file ending in .safetensors, got {leaf.to!r}")

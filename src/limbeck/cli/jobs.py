@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import torch
 
-from limbeck.cli.console import STOPPED, complain
+from limbeck.cli.terminal import STOPPED, complain
 from limbeck.engine.interrupt import interruptible
 
 Process = subprocess.Popen[bytes]

@@ -8,9 +8,10 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.text import Text
 
-from limbeck.cli.console import STOPPED
+from limbeck.cli import COMMANDS
 from limbeck.cli.options import call, fresh_folder, several
-from limbeck.cli.parser import Commands, first_line
+from limbeck.cli.parser import Commands
+from limbeck.cli.terminal import STOPPED
 from limbeck.data import tabular
 from limbeck.data.tabular import Tabular
 from limbeck.report.mimic import console_table
@@ -19,7 +20,7 @@ from limbeck.verbs.mimic import Training, Transfer, compress
 
 def add(commands: Commands) -> None:
     """Add ``limbeck mimic``."""
-    commands.add("mimic", _mimic, first_line(_mimic), models, load_table, transferred, schooling)
+    commands.add("mimic", _mimic, COMMANDS["mimic"], models, load_table, transferred, schooling)
 
 
 def models(teacher: list[str] | str = "random-forest", student: str = "mlp-32") -> None:
@@ -116,7 +117,7 @@ def schooling(
 
 
 def _mimic(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Compress a model of a table into a small network that mimics it, on rows made up for that."""
+    """Compress, and print what came of it."""
     table, training = call(load_table, leaf), call(schooling, leaf)
     if leaf.resume and leaf.run_dir is None:
         raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from limbeck import zoo
+from limbeck.cli.as_trained import tell_of_other_inputs
 from limbeck.cli.case import Case, shape_of
 from limbeck.cli.options import several
 from limbeck.core.frozen import Frozen
-from limbeck.core.task import Task, logits
+from limbeck.core.task import logits
+from limbeck.engine.named import refuse_another_task, weighted
 from limbeck.nets.ensemble import Ensemble
-from limbeck.verbs.runs import NETWORKS, Entry
+
+if TYPE_CHECKING:
+    from limbeck.verbs.runs import Entry
 
 
 class Name(str):
@@ -32,19 +36,8 @@ def network(name: str, case: Case) -> nn.Module:
 
 def trained(name: str, role: str, case: Case) -> nn.Module:
     """Make a network that has learned: pretrained ones of other classes are refused, too, unless the user insists."""
+    tell_of_other_inputs(name, case)
     return zoo.network(weighted(name, role), case.outputs, case.shape, new_head=case.new_head)
-
-
-def weighted(name: str, role: str) -> str:
-    """Insist on weights; a function of the user's own may bring its own."""
-    base, weights = zoo.split_name(name)
-    own = ":" in base and not base.startswith(("torchvision:", "timm:"))
-    if weights is None and not own:
-        raise ValueError(
-            f"the {role} {name} has no weights: name their file or a run's folder, {name}@FILE or {name}@RUN "
-            f"(train one with `limbeck train --network {name}`), or take {name}@random for an untrained one"
-        )
-    return name
 
 
 def taught_by(names: list[str] | str, case: Case) -> nn.Module:
@@ -59,21 +52,12 @@ def taught_by(names: list[str] | str, case: Case) -> nn.Module:
 def _teacher(name: str, case: Case) -> nn.Module:
     """Make a teacher, fed and read as the user says, or else as the student is."""
     if not case.view:
-        _refuse_another_task(name, case.task)
+        refuse_another_task(name, case.task)
+    if "inputs" not in case.view:
+        tell_of_other_inputs(name, case)
     fed = case.view.get("inputs", _as_it_is)(case.example)
     net = zoo.network(name, case.teacher_outputs or case.outputs, shape_of(fed), new_head=False)
     return Frozen(net, **case.view) if case.view else net
-
-
-def _refuse_another_task(name: str, task: Task) -> None:
-    """Find weights that were trained for another task, whose answers mean something else."""
-    trained_for = zoo.trained_for(name)
-    if trained_for not in (None, task.name):
-        raise ValueError(
-            f"the tasks of teacher and student differ: {name} was trained for {trained_for}, and the task here is "
-            f"{task.name}. Say --task {trained_for}, or take a teacher of {task.name}; where the teacher has an answer of "
-            "this task too, --teacher-output says which"
-        )
 
 
 def _as_it_is(answer: Any) -> Any:
@@ -86,6 +70,8 @@ def with_networks(entry: Entry, case: Case, seed: int) -> Entry:
     Peers and assistants are made by each run. ``teacher`` is the same for all, and drawn of the seed alone: in every
     process, and whatever stands beside it.
     """
+    from limbeck.verbs.runs import NETWORKS
+
     options = {name: _makes(value, case) if name in NETWORKS else value for name, value in entry.options.items()}
     if options.get("teacher") is None:  # null: the method without one
         return replace(entry, options=options)

@@ -1,3 +1,8 @@
+"""The options that commands share: a function a group, whose parameters the parser reads.
+
+For that it imports also what is here under TYPE_CHECKING, so nothing is.
+"""
+
 from __future__ import annotations
 
 import inspect
@@ -10,18 +15,11 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import loggers as lightning_loggers
 
-from limbeck import data as datasets
-from limbeck import zoo
-from limbeck.cli.parser import dashed
+from limbeck.cli.help import dashed
 from limbeck.core.method import Make
 from limbeck.core.options import ranged
-from limbeck.data import Data
-from limbeck.data.files import SIDE
-from limbeck.engine.fit import Precision
-from limbeck.engine.learner import Schedule
-from limbeck.zoo._outside import find
+from limbeck.engine.precision import Precision
 
 
 def answers(task: str | None = None, output: str | None = None, num_outputs: int | None = None) -> None:
@@ -111,6 +109,8 @@ def load_data(
         "std": std,
         "in_memory": in_memory,
     }
+    from limbeck import data as datasets
+
     return datasets.load(data, **said) if data in datasets.names() or ":" not in data else _own_data(data, said)
 
 
@@ -172,6 +172,14 @@ def training(
         "progress": progress,
         "loggers": [_logger(name, run_dir) for name in several(logger)],
     }
+
+
+def caution(check: bool = True) -> None:
+    """Say whether to look first.
+
+    Args:
+        check: Look for mistakes before the training, which takes seconds; false trains nevertheless.
+    """
 
 
 def student_of(student: str, new_head: bool = False) -> str:
@@ -237,8 +245,20 @@ def assistants_of(assistants: list[str] | str) -> list[str] | str:
     return assistants
 
 
+def total(hard: float | None = None) -> None:
+    """Say what the methods share.
+
+    Args:
+        hard: Weight of the labels, whatever it is in each method; by default 1, and 0 where no method has them.
+    """
+
+
 def _own_data(name: str, said: dict[str, Any]) -> Any:
     """Call the user's function with what was said, where that is not our default; its own defaults stay."""
+    from limbeck.data import Data
+    from limbeck.data.files import SIDE
+    from limbeck.zoo._outside import find
+
     module, _, attribute = name.partition(":")
     function = find(name, module, attribute)
     if not callable(function):
@@ -275,6 +295,8 @@ def several(names: list[str] | str | None) -> list[str]:
 
 def fresh_folder(*words: str) -> str:
     """Name a run's folder by what is run, and when."""
+    from limbeck import zoo
+
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", zoo.split_name(word)[0]) for word in words)
     return str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
 
@@ -297,7 +319,7 @@ def _optimizer(name: str, lr: float, momentum: float, weight_decay: float) -> Ma
     return lambda parameters: kind(parameters, lr, weight_decay=weight_decay)
 
 
-def _schedule(name: str) -> Schedule | None:
+def _schedule(name: str) -> Callable[[torch.optim.Optimizer, int], Any] | None:
     from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
     if name == "cosine":
@@ -308,7 +330,15 @@ def _schedule(name: str) -> Schedule | None:
 
 
 def _logger(name: str, run_dir: str | None) -> Any:
-    known = [each for each in dir(lightning_loggers) if each.endswith("Logger") and each != "Logger"]
+    from lightning.pytorch import loggers
+
+    known = [each for each in dir(loggers) if each.endswith("Logger") and each != "Logger"]
     if name not in known:
         raise ValueError(f"unknown logger {name!r}: Lightning has {', '.join(known)}")
-    return getattr(lightning_loggers, name)(save_dir=run_dir or "runs")
+    try:
+        return getattr(loggers, name)(save_dir=run_dir or "runs")
+    except ModuleNotFoundError as error:
+        packages = re.findall(r"pip install -U '(.+?)'", str(error))  # Lightning lists those of which one will do
+        raise ModuleNotFoundError(
+            f"--logger {name} needs a package that is not installed: pip install '{packages[-1]}'"
+        ) from error

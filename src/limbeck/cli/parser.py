@@ -1,15 +1,15 @@
 from __future__ import annotations
 
-import difflib
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from limbeck.cli.console import complain
-from limbeck.engine.assemble import GIVEN
+from limbeck.cli.complaints import in_words
+from limbeck.cli.help import Help, words_of
+from limbeck.cli.help import dashed as dashed
+from limbeck.cli.terminal import complain
 
 Command = Callable[[Namespace, Mapping[str, Any]], int]
 """What a command does with its options, and with the whole command as ``--config`` takes it; returns the exit code."""
@@ -18,16 +18,14 @@ Command = Callable[[Namespace, Mapping[str, Any]], int]
 class Parser(ArgumentParser):
     """Says in one line what is wrong and what was meant, without the usage of fifty options."""
 
+    def __init__(self, **said: Any) -> None:
+        super().__init__(formatter_class=Help, print_config=None, **said)
+        self._positionals.title = "arguments"
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program."""
-        parser = getattr(ex, "subcommand_parser", None) or self
-        known = [*parser._option_string_actions, *(name for each in parser._actions for name in each.choices or ())]
-        wrong = re.search(r"unrecognized arguments: ([^\s=]+)|invalid choice: '(.*?)'", message)
-        close = difflib.get_close_matches(wrong[1] or wrong[2], known, n=3, cutoff=0.7) if wrong else []
-        if message.startswith("the following arguments are required"):
-            message = re.sub(r"(\w+\.)+", "", message)  # distill.kd.teacher is the teacher to the user
-        meant = f": did you mean {' or '.join(map(dashed, close))}?" if close else ""
-        complain(f"{message}{meant}\n`{parser.prog.replace(' [options]', '')} --help` shows what there is")
+        meant, words = in_words(getattr(ex, "subcommand_parser", None) or self, message)
+        complain(f"{words}\n`{words_of(meant.prog)} --help` shows what there is")
         self.exit(2)
 
 
@@ -40,15 +38,25 @@ class Commands:
             all methods takes seconds. By default every command has its own.
     """
 
-    def __init__(self, parser: Parser, typed: Sequence[str] = ()) -> None:
+    def __init__(self, parser: Parser, typed: Sequence[str] | None = None) -> None:
         self._typed = typed
-        self._parents = {"": parser.add_subcommands()}
+        about = "`limbeck COMMAND --help` has the options of each."
+        self._parents = {"": parser.add_subcommands(title="commands", description=about, metavar="COMMAND")}
         self._commands: dict[str, Command] = {}
 
-    def after(self, word: str) -> Sequence[str]:
-        """Return what was typed after a word, if anything."""
-        at = self._typed.index(word) + 1 if word in self._typed else len(self._typed)
-        return self._typed[at : at + 1]
+    @property
+    def all(self) -> bool:
+        """Whether every command has its options."""
+        return self._typed is None
+
+    def named(self, path: str) -> bool:
+        """Whether a command's words were typed, or all commands are asked for."""
+        return self._typed is None or all(word in self._typed for word in path.split())
+
+    def after(self, word: str) -> str | None:
+        """Return what was typed after a word; None if nothing was."""
+        typed = self._typed or ()
+        return next(iter(typed[typed.index(word) + 1 :]), None) if word in typed else None
 
     def add(
         self,
@@ -63,27 +71,31 @@ class Commands:
         Args:
             path: Its words, as ``"list methods"``.
             does: What it does.
-            about: Its first line of help.
+            about: Its line of help.
             groups: Functions, each a group of options.
             parts: More of them, whose options bear a name in front: ``--kd.temperature``.
         """
-        parser = Parser(description=about)
-        named = not self._typed or all(word in self._typed for word in path.split())
-        for name, group in [*((None, group) for group in groups), *(parts or {}).items()] if named else ():
+        parser = self.name(path, about)
+        for name, group in [*((None, group) for group in groups), *(parts or {}).items()] if self.named(path) else ():
             parser.add_function_arguments(group, name, as_group=True, skip=skipped(group), fail_untyped=False)
         for action in parser._actions:
             if action.default is False:  # --resume alone says it
                 action.nargs, action.const = "?", True
         self._commands[path] = does
+        return parser
+
+    def name(self, path: str, about: str) -> Parser:
+        """Add the words of a command and its line of help alone."""
+        parser = Parser(description=about)
         parent, _, word = path.rpartition(" ")
         self._parents[parent].add_subcommand(word, parser, help=about)
         return parser
 
-    def add_family(self, word: str, about: str, description: str, metavar: str | None = None) -> None:
+    def add_family(self, word: str, about: str, description: str, *, title: str, metavar: str) -> None:
         """Add a word that others follow, as ``list`` before ``methods``."""
         family = Parser(description=description)
         self._parents[""].add_subcommand(word, family, help=about)
-        self._parents[word] = family.add_subcommands(metavar=metavar)
+        self._parents[word] = family.add_subcommands(title=title, description=None, metavar=metavar)
 
     def __iter__(self) -> Iterator[str]:
         """Go through the words of all commands."""
@@ -102,6 +114,8 @@ def skipped(group: Callable[..., Any]) -> set[str | int]:
     """Return the parameters of a method that are no options: whoever assembles it gives them."""
     if not group.__module__.startswith("limbeck.methods"):
         return set()
+    from limbeck.engine.assemble import GIVEN
+
     return {
         name for name in inspect.signature(group).parameters if name in (*GIVEN, "anew", "assistants", "num_classes")
     }
@@ -110,11 +124,6 @@ def skipped(group: Callable[..., Any]) -> set[str | int]:
 def first_line(function: Callable[..., Any]) -> str:
     """Return what a function does."""
     return (inspect.getdoc(function) or "").splitlines()[0]
-
-
-def dashed(word: str) -> str:
-    """Write an option as command lines do."""
-    return word.replace("_", "-") if word.startswith("--") else word
 
 
 def underscored(word: str) -> str:

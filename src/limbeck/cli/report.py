@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import Namespace
-from rich.console import Console
 
-from limbeck.cli.console import plain
-from limbeck.cli.parser import Commands, first_line
-from limbeck.report.redraw import redraw
+from limbeck.cli import COMMANDS
+from limbeck.cli.parser import Commands
+from limbeck.cli.terminal import plain, waiting
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck report``."""
-    parser = commands.add("report", _report, first_line(_report))
+    parser = commands.add("report", _report, COMMANDS["report"])
     parser.add_argument(
         "folders", type=str, nargs="+", help="a run's, a comparison's, a search's, or those of several runs"
     )
@@ -21,6 +20,12 @@ def add(commands: Commands) -> None:
 
 
 def _report(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Draw the page of a run, a comparison or a search anew, or put several runs beside each other."""
-    Console(emoji=False, highlight=False, soft_wrap=True).print(plain(str(redraw(leaf.folders, leaf.to))))
+    """Draw a page, and say where it is."""
+    from rich.console import Console
+
+    with waiting("drawing the page"):
+        from limbeck.report.redraw import redraw
+
+        page = redraw(leaf.folders, leaf.to)
+    Console(emoji=False, highlight=False, soft_wrap=True).print(plain(str(page)))
     return 0

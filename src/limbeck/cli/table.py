@@ -6,19 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
-from rich.console import Console
 
 from limbeck import zoo
-from limbeck.cli.case import case_of
-from limbeck.cli.console import plain
-from limbeck.cli.networks import trained, weighted
+from limbeck.cli import COMMANDS
 from limbeck.cli.options import answers, load_data
-from limbeck.cli.parser import Commands, first_line
-from limbeck.data import Data
-from limbeck.measure import accounts
-from limbeck.report.accounts import console_table, legend, markdown_table, records
+from limbeck.cli.parser import Commands
+from limbeck.cli.terminal import plain
 
 SECONDS = 0.5
 """For the times of each network: more than elsewhere, since they are what is asked for."""
@@ -26,7 +20,7 @@ SECONDS = 0.5
 
 def add(commands: Commands) -> None:
     """Add ``limbeck table``."""
-    parser = commands.add("table", _table, first_line(_table), shown, load_data, answers)
+    parser = commands.add("table", _table, COMMANDS["table"], shown, load_data, answers)
     parser.add_argument("teacher", type=str, help="a network with its weights, as resnet56@teacher.safetensors")
     parser.add_argument("students", type=str, nargs="+", help="others, likewise")
 
@@ -41,8 +35,18 @@ def shown(json: bool = False, markdown: bool = False) -> None:
 
 
 def _table(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Show what students save beside their teacher: speed-up and compression, with layers, multiplications and score."""
-    case = case_of(leaf)
+    """Measure the networks, and print a row for each."""
+    import torch
+    from rich.console import Console
+
+    from limbeck.cli.as_trained import as_trained
+    from limbeck.cli.case import case_of
+    from limbeck.cli.networks import trained, weighted
+    from limbeck.data import Data
+    from limbeck.measure import accounts
+    from limbeck.report.accounts import console_table, legend, markdown_table, records
+
+    case = case_of(as_trained(leaf, [leaf.teacher, *leaf.students]))
     torch.manual_seed(leaf.seed)  # of NAME@random
     names = [weighted(leaf.teacher, "teacher"), *(weighted(name, "student") for name in leaf.students)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:

@@ -5,16 +5,11 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jsonargparse import Namespace
-from rich.console import Console
-from torch import nn
 
-from limbeck.cli.case import Case, case_of
-from limbeck.cli.console import STOPPED, plain
-from limbeck.cli.networks import network, taught_by, with_networks
+from limbeck.cli import COMMANDS
 from limbeck.cli.options import (
     answers,
     call,
@@ -25,18 +20,19 @@ from limbeck.cli.options import (
     training,
     views,
 )
-from limbeck.cli.parser import Commands, first_line
-from limbeck.cli.words import entries_of, search_of
-from limbeck.core.layers import pairs
-from limbeck.engine.assemble import parameters_of
-from limbeck.report.tuning import console_table, tuning_findings
-from limbeck.verbs.tune import tune
+from limbeck.cli.parser import Commands
+from limbeck.cli.terminal import STOPPED, plain
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from limbeck.cli.case import Case
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck tune``."""
     groups = student_of, possible_teacher_of, views, load_data, answers, hunt, training
-    parser = commands.add("tune", _tune, first_line(_tune), *groups)
+    parser = commands.add("tune", _tune, COMMANDS["tune"], *groups)
     parser.add_argument(
         "method",
         type=str,
@@ -64,7 +60,16 @@ def hunt(trials: int = 20, seeds: int = 1, final_seeds: int = 3) -> None:
 
 
 def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
-    """Search a method's options on the validation data, then compare the best with the defaults on the test data."""
+    """Search, and print what came of it."""
+    import torch
+    from rich.console import Console
+
+    from limbeck.cli.case import case_of
+    from limbeck.cli.networks import network, taught_by, with_networks
+    from limbeck.cli.words import entries_of, search_of
+    from limbeck.report.tuning import console_table, tuning_findings
+    from limbeck.verbs.tune import tune
+
     if leaf.devices != 1:
         raise ValueError(f"a search trains on one device, got devices={leaf.devices}")
     words = [word for several in leaf.search for word in several]
@@ -111,6 +116,8 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
 
 def _with_pairs(words: Sequence[str], student: nn.Module, teacher: nn.Module | None, case: Case) -> Iterator[str]:
     """Write out what pairs by itself: each pair of layers alone, and for several, all of them together."""
+    from limbeck.core.layers import pairs
+
     for word in words:
         if word not in ("layer=pairs", "layers=pairs"):
             yield word
@@ -126,6 +133,8 @@ def _with_pairs(words: Sequence[str], student: nn.Module, teacher: nn.Module | N
 
 def _command(method: str, options: Mapping[str, Any], leaf: Namespace) -> str:
     """Return the command line that trains with these options."""
+    from limbeck.engine.assemble import parameters_of
+
     parameters = parameters_of(method)
     words = ["limbeck", "distill", method, "--student", leaf.student]
     if "peers" in parameters and "peers" not in options:

@@ -103,7 +103,7 @@ def read(path: Path, remedy: str, suffix: str | None = None) -> Any:
         value = reader[suffix](path)
     except Damaged as error:
         raise Damaged(f"{path} is damaged: {error}. Perhaps a disk or a copy failed; {remedy}") from None
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, ImportError):
         raise
     except Exception as error:  # a reader of a broken file raises anything
         what = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])[:200]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,8 @@ from limbeck import methods
 from limbeck.core.copied import copied
 from limbeck.core.frozen import frozen
 from limbeck.core.method import Method, add
-from limbeck.core.paper import Paper
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
-from limbeck.data.randomness import random_state, set_random_state
 from limbeck.nets.anew import Anew, draws
 
 GIVEN = ("student", "teacher", "peers", "example", "task")
@@ -67,11 +64,6 @@ def parameters_of(name: str) -> dict[str, inspect.Parameter]:
         if key not in given or one.default is inspect.Parameter.empty:  # what one part needs, the sum does
             given[key] = one
     return {**given, HARD.name: HARD, **options}
-
-
-def paper_of(name: str) -> Paper:
-    """Return a method's reference."""
-    return sys.modules[find(name).__module__].PAPER  # type: ignore[no-any-return]
 
 
 def assemble(
@@ -129,6 +121,8 @@ def assemble(
 
 def _try(name: str, made: Callable[[nn.Module], Any], student: nn.Module) -> None:
     """Go through all stages with a copy of the student: what does not fit the last is found before the first trains."""
+    from limbeck.data.randomness import random_state, set_random_state
+
     before = random_state()
     try:
         for _ in made(copied(student)):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
@@ -43,6 +43,7 @@ from limbeck.engine.inputs import describe_stage, describe_updates, inputs_of
 from limbeck.engine.interrupt import interruptible
 from limbeck.engine.learner import ChanceWarning, Interrupted, Learner, Row, Schedule, teachers_of
 from limbeck.engine.observe import exhibits_of
+from limbeck.engine.precision import Precision as Precision
 from limbeck.engine.progress import bars
 from limbeck.engine.run import Run, about, kept
 from limbeck.measure.cost import cost
@@ -55,7 +56,6 @@ from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")
 
-Precision = Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
 
 Trainable = Method | Iterable[Stage]
 """What `fit` trains: a method, or the stages of one."""

@@ -156,7 +156,7 @@ def refuse_another(where: Path, was: Mapping[str, Any], now: Mapping[str, Any]) 
     if was.get("limbeck") != now.get("limbeck"):
         raise ValueError(
             f"the run in {where} was begun by limbeck {was.get('limbeck')}, and this is {now.get('limbeck')}, which may "
-            f"train otherwise: go on with that version (pip install limbeck=={was.get('limbeck')}), or take another run_dir"
+            f"train otherwise: go on with that version, or take another run_dir"
         )
     for path, before, after in _differences(was, now):
         raise ValueError(

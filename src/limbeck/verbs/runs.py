@@ -27,8 +27,8 @@ from limbeck.core.task import Score, Task
 from limbeck.data import Data
 from limbeck.data.identity import described, identity
 from limbeck.data.repeatable import splits
-from limbeck.engine.assemble import assemble, paper_of, parameters_of, parts_of
-from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned
+from limbeck.engine.assemble import assemble, parameters_of, parts_of
+from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned, refuse_unremembered
 from limbeck.engine.inputs import (
     architecture_of,
     describe_optimizer,
@@ -43,6 +43,7 @@ from limbeck.engine.observe import exhibits_of_runs
 from limbeck.engine.run import Occupied, Run
 from limbeck.measure import Plan, cost, paired_over_shared
 from limbeck.measure.evaluate import Measurement
+from limbeck.methods._papers import paper_of
 from limbeck.report.comparison import pictured
 from limbeck.report.examples import FILE, write_exhibits
 from limbeck.report.history import read_rows
@@ -410,6 +411,7 @@ class Runs:
     def _assemble(self, entry: Entry, seed: int) -> Trainable:
         student, teacher, options = self._given(entry, seed)
         example = example_of(self.data, student, self.task)
+        refuse_unremembered(entry.method, options, self.data, self.task)
         return assemble(entry.method, student, teacher, example, options, labels_of(self.data), self.student, self.task)
 
     def _given(self, entry: Entry, seed: int) -> tuple[nn.Module, nn.Module | list[nn.Module] | None, dict[str, Any]]:

@@ -21,6 +21,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from limbeck.core.batches import samples as samples_of
+from limbeck.core.extras import needing
 from limbeck.core.files import hold
 from limbeck.core.method import Make
 from limbeck.core.options import ranged
@@ -152,7 +153,7 @@ def tune(
             few validation samples, another search in ``run_dir``, or another process at it.
         TypeError: A search that is neither range nor list, a student that is no function, an argument of another type.
         FloatingPointError: Every trial diverged.
-        RuntimeError: Optuna is not installed.
+        ModuleNotFoundError: Optuna is not installed.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
     """
     _check_search(method, search, options or {})
@@ -569,10 +570,8 @@ def _advance(bar: Progress, task: TaskID, before: int, epochs: float) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Optuna from telling what it does."""
-    try:
+    with needing("tune", "a search"):
         from optuna import logging
-    except ImportError as error:
-        raise RuntimeError("a search needs optuna: pip install 'limbeck[tune]'") from error
     before = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
     try:

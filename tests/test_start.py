@@ -1,0 +1,146 @@
+"""What the program imports before it works: nothing that takes seconds where it only tells."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import limbeck
+from limbeck import methods
+from limbeck.methods._papers import paper_of, papers
+
+TRAINING = {"lightning", "pytorch_lightning", "torchmetrics", "torchvision", "transformers", "optuna", "timm"}
+PICTURES = {"matplotlib", "matplotlib.pyplot", "PIL", "scipy", "sklearn", "pandas", "pyarrow"}
+HEAVY = TRAINING | PICTURES
+TELLING = """
+import json, sys
+from contextlib import redirect_stdout
+from io import StringIO
+from limbeck.cli import main
+with redirect_stdout(StringIO()) as said:
+    try:
+        code = main(sys.argv[1:])
+    except SystemExit as end:
+        code = end.code or 0
+print(json.dumps([code, said.getvalue(), sorted(sys.modules)]))
+"""
+
+
+def told(line: str) -> tuple[str, set[str]]:
+    """What a command says, and which modules that took."""
+    words = [sys.executable, "-c", TELLING, *line.split()]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    code, said, modules = json.loads(done.stdout)
+    assert (code, done.stderr) == (0, "")
+    return said, set(modules)
+
+
+def imported(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def parsing() -> int:
+    """How many modules the parser is made of."""
+    return len(imported("import jsonargparse, rich, yaml"))
+
+
+@pytest.fixture(scope="module")
+def torch_alone() -> int:
+    return len(imported("import torch, jsonargparse, rich.table, yaml"))
+
+
+@pytest.mark.parametrize(
+    "line", ["--help", "-h", "--version", "list --help", "list methods", "cite --help", "cite kd+at"]
+)
+def test_what_only_tells_needs_no_torch(line, parsing):
+    said, modules = told(line)
+    assert said
+    assert not modules & {"torch", "numpy", *HEAVY}
+    assert len(modules) < parsing + 100
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "distill kd --help",
+        "distill kd+at --help",
+        "distill --help",
+        "check crd --help",
+        "list data",
+        "list networks",
+        "list tasks",
+        "tune --help",
+        "table --help",
+        "initialize --help",
+        "report --help",
+        "compare --help",
+        "eval --help",
+        "export --help",
+        "layers --help",
+    ],
+)
+def test_help_needs_at_most_torch(line, torch_alone):
+    said, modules = told(line)
+    assert said
+    assert not modules & HEAVY
+    assert len(modules) < torch_alone + 250
+
+
+def test_help_of_a_method_reads_that_one_alone():
+    _, modules = told("distill kd --help")
+    assert "limbeck.methods.kd" in modules
+    assert not modules & {"limbeck.methods.rkd", "limbeck.zoo", "limbeck.data", "limbeck.engine.fit", "rich.table"}
+
+
+def test_the_package_is_its_names_until_one_is_asked_for():
+    assert "torch" not in imported("import limbeck; dir(limbeck); limbeck.__all__")
+    modules = imported("from limbeck import S, T, on, kd")
+    assert "torch" in modules
+    assert not modules & {"limbeck.methods.rkd", "jsonargparse", "rich", *HEAVY}
+
+
+def test_every_public_name_is_found_and_known():
+    assert set(limbeck.__all__) == set(dir(limbeck))
+    for name in limbeck.__all__:
+        assert getattr(limbeck, name) is not None
+    with pytest.raises(AttributeError, match="kdd"):
+        _ = limbeck.kdd  # type: ignore[attr-defined]
+
+
+def test_every_method_is_a_public_name():
+    assert set(methods.__all__) <= set(limbeck.__all__)
+    assert all(getattr(limbeck, name) is getattr(methods, name) for name in methods.__all__)
+
+
+def test_a_method_is_its_function_although_its_file_bears_its_name():
+    names = "import limbeck.methods.kd, limbeck.losses; from limbeck import kd, methods"
+    code = f"{names}; print(callable(methods.kd), kd is methods.kd)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
+def test_papers_that_are_read_as_text_are_those_of_the_methods():
+    files = {name: sys.modules[getattr(methods, name).__module__] for name in methods.__all__}
+    theirs = {name: replace(of.PAPER, **getattr(of, "PAPER_OF", {}).get(name, {})) for name, of in files.items()}
+    assert papers() == theirs
+    with pytest.raises(ValueError, match="unknown method 'kdd': did you mean kd"):
+        paper_of("kdd")
+
+
+def test_what_takes_a_moment_is_told_on_a_terminal_alone(monkeypatch, capsys):
+    from limbeck.cli.terminal import waiting
+
+    with waiting("loading torch"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with waiting("loading torch"):
+        pass
+    assert "limbeck: loading torch" in capsys.readouterr().err
