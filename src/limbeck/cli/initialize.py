@@ -46,8 +46,8 @@ def _initialize(leaf: Namespace, config: Mapping[str, Any]) -> int:
     from rich.console import Console
 
     from limbeck import zoo
-    from limbeck.cli.networks import weighted
     from limbeck.core.files import keep
+    from limbeck.engine.named import weighted
     from limbeck.engine.run import kept
     from limbeck.verbs.initialize import initialize
 

@@ -41,8 +41,9 @@ def _table(leaf: Namespace, config: Mapping[str, Any]) -> int:
 
     from limbeck.cli.as_trained import as_trained
     from limbeck.cli.case import case_of
-    from limbeck.cli.networks import trained, weighted
+    from limbeck.cli.networks import trained
     from limbeck.data import Data
+    from limbeck.engine.named import weighted
     from limbeck.measure import accounts
     from limbeck.report.accounts import console_table, legend, markdown_table, records
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import math
 import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from limbeck.measure.looks import limits
@@ -189,7 +189,7 @@ def judge(pairs: Sequence[Paired], best: Best = "highest", plan: Plan = Plan()) 
         plan: What is to be told; its seeds are those of the comparisons.
     """
     among = plan.among or len(pairs)
-    return _judged(dict(enumerate(pairs)), among, among, best, plan, lambda left, sides: LEVEL / left)
+    return _judged(pairs, among, among, best, replace(plan, most=None))
 
 
 def decide(
@@ -229,18 +229,10 @@ def decide(
         undecided = {index: row for index, row in enumerate(rows) if not _told(judged.get(index))}
         if any(len(values) < n for values, _ in undecided.values()):
             break
-        pairs = {index: paired(values[:n], base[:n]) for index, (values, base) in undecided.items()}
         told = [judgement.verdict for judgement in judged.values()]
-        differ = among - told.count("helps") - told.count("hurts")
-        judged |= dict(
-            zip(
-                pairs,
-                _judged(
-                    pairs, differ, among - told.count("no difference"), best, plan, partial(_limit_at, n=n, plan=plan)
-                ),
-                strict=True,
-            )
-        )
+        differ, smaller = among - told.count("helps") - told.count("hurts"), among - told.count("no difference")
+        pairs = [paired(values[:n], base[:n]) for values, base in undecided.values()]
+        judged |= dict(zip(undecided, _judged(pairs, differ, smaller, best, plan), strict=True))
     return [judged[index] for index in range(len(rows))]
 
 
@@ -248,28 +240,33 @@ def _told(judgement: Judgement | None) -> bool:
     return judgement is not None and judgement.verdict != "cannot tell"
 
 
-Limit = Callable[[int, int], float]
-"""The largest p-value that tells where so many hypotheses are left, of a test of one or two sides."""
+Limit = Callable[[int], float]
+"""The largest p-value that tells, where so many hypotheses are left."""
 
 
-def _limit_at(left: int, sides: int, *, n: int, plan: Plan) -> float:
-    assert plan.most is not None
-    return limits(LEVEL / left, plan.seeds, plan.most, sides=sides)[n - plan.seeds]
+def _limits_of(plan: Plan, n: int) -> tuple[Limit, Limit]:
+    """Return the limits after n seeds: of the test of no difference, and of those in one direction."""
+    if plan.most is None:
+        return (lambda left: LEVEL / left,) * 2
+    first, most = plan.seeds, plan.most
+    return (
+        lambda left: limits(LEVEL / left, first, most)[n - first],
+        lambda left: limits(LEVEL / left, first, most, sides=1)[n - first],
+    )
 
 
-def _judged(
-    pairs: Mapping[int, Paired], differ: int, smaller: int, best: Best, plan: Plan, limit: Limit
-) -> list[Judgement]:
+def _judged(pairs: Sequence[Paired], differ: int, smaller: int, best: Best, plan: Plan) -> list[Judgement]:
     """Judge comparisons at one look: ``differ`` and ``smaller`` are the hypotheses of each kind not rejected so far."""
-    of = list(pairs.values())
-    p = _corrected([pair.p for pair in of], differ, partial(limit, sides=2))
-    p_smaller = [1.0] * len(of)
+    if not pairs:
+        return []
+    two_sided, one_sided = _limits_of(plan, pairs[0].n)
+    p, p_smaller = _corrected([pair.p for pair in pairs], differ, two_sided), [1.0] * len(pairs)
     if plan.smallest is not None:
-        p_smaller = _corrected([_is_smaller(pair, plan.smallest) for pair in of], smaller, partial(limit, sides=1))
+        p_smaller = _corrected([_is_smaller(pair, plan.smallest) for pair in pairs], smaller, one_sided)
     among, decided = plan.among or differ, plan.most is not None
     return [
         Judgement(pair, own, among, best, plan.smallest, own_smaller, decided)
-        for pair, own, own_smaller in zip(of, p, p_smaller, strict=True)
+        for pair, own, own_smaller in zip(pairs, p, p_smaller, strict=True)
     ]
 
 

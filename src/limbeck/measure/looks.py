@@ -82,14 +82,14 @@ def _below(edges: Array | float, places: Array, weights: Array, n: int, first: i
 
     edges = np.asarray(edges)
     if n == first:
-        return special.stdtr(n - 1, edges * math.sqrt(n - 1) / np.sqrt(np.maximum(n - edges**2, 1e-12)))
+        return np.asarray(special.stdtr(n - 1, edges * math.sqrt(n - 1) / np.sqrt(np.maximum(n - edges**2, 1e-12))))
     # with u = tan φ, y' ≤ e is sin(φ + arctan y) ≤ e / √(1 + y²)
     reach = np.arcsin(np.clip(edges[..., None] / np.sqrt(1 + places**2), -1, 1))
     turned, quarter = np.arctan(places), math.pi / 2
 
     def chance(angle: Array) -> Array:
         within = np.clip(angle, -quarter, quarter)
-        return special.stdtr(n - 1, math.sqrt(n - 1) * np.tan(within))
+        return np.asarray(special.stdtr(n - 1, math.sqrt(n - 1) * np.tan(within)))
 
     between = chance(math.pi - reach - turned) - chance(reach - turned)
     return np.asarray((1 - between) @ weights)
