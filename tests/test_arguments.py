@@ -218,7 +218,6 @@ def held(
         {"share": lambda progress: progress, "names": ("a", "b")},
         {"kind": None, "pair": None, "own": None},
     ],
-    ids=str,
 )
 def test_what_fits_passes(options):
     assert held(**options) == "done"
@@ -240,7 +239,6 @@ def test_what_fits_passes(options):
         ({"where": 3}, "where must be a string or a Path of pathlib, got 3"),
         ({"own": Own}, r"own must be a Own of .*, got the class Own: call it, Own\(\.\.\.\)"),
     ],
-    ids=str,
 )
 def test_what_does_not_fit_is_named(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
