@@ -26,6 +26,8 @@ FACES = {"__init__.py", "__init__.pyi", "losses.py"}
 """What stands beside the rooms: `limbeck` and `limbeck.losses`, names alone."""
 CORE = [
     "quiet",
+    "digits",
+    "heard",
     "extras",
     "digits",
     "heard",

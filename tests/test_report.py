@@ -366,7 +366,7 @@ def test_a_teacher_stands_beside_its_student(tmp_path):
         assert [next(reversed([*column.cells])).plain for column in table.columns][:4] == [
             "teacher",
             "–",
-            "90.97",
+            "90.97 %",
             cost,
         ]
     assert "One run shows no gain" in read(run_report(folder(tmp_path)))[1]

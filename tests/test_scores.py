@@ -20,6 +20,7 @@ from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.paper import Paper
 from limbeck.engine.fit import fit
 from limbeck.measure import accounts, judge, paired
+from limbeck.methods._papers import paper_of
 from limbeck.nets.exits import EarlyExit
 from limbeck.report.accounts import markdown_table as accounts_table
 from limbeck.report.comparison import findings, pictured
@@ -350,6 +351,7 @@ def rival(student, teacher=None, *, example, weight=1.0, task=limbeck.classifica
 def with_rival(monkeypatch):
     monkeypatch.setattr(methods, "rival", rival, raising=False)
     monkeypatch.setattr(methods, "__all__", [*methods.__all__, "rival"])
+    monkeypatch.setattr("limbeck.verbs.runs.paper_of", lambda name: PAPER if name == "rival" else paper_of(name))
 
 
 def against(entries, folder=None, **changed):

@@ -467,8 +467,8 @@ def a_tuning(groups, fresh=((0.8, 0.8),), **changed):
 def test_scores_that_seeds_move_more_than_options_are_called_so():
     groups = [(0.80, 0.90, 0.85), (0.81, 0.91, 0.87), (0.79, 0.89, 0.83)]
     said = tuning_findings(a_tuning(groups, fresh=()))
-    assert said[1].startswith("Which options are best is not shown: their scores vary by 1.33 points")
-    assert "differ in their seed alone by 5.02" in said[1]  # the root of the mean variance: 0.0025, 0.00253, 0.00253
+    assert said[3].startswith("Which options are best is not shown: their scores vary by 1.33 points")
+    assert "differ in their seed alone by 5.02" in said[3]  # the root of the mean variance: 0.0025, 0.00253, 0.00253
     assert a_tuning(groups, fresh=()).chance() == pytest.approx(stats.f_oneway(*groups).pvalue)
 
 
@@ -485,9 +485,9 @@ def test_one_seed_a_trial_is_held_against_the_fresh_seeds():
     ratio = 0.01**2 / ((0.1**2 / 2 + 0.09**2 / 2) / 2)
     assert tuned.chance() == pytest.approx(stats.f.sf(ratio, 2, 2))
     said = tuning_findings(tuned)
-    assert "not shown" in said[1]
-    assert said[2].startswith("With fresh seeds the best options reach 85.00 % on the validation data and not 86.00 %")
-    assert "not shown" in tuning_findings(a_tuning(groups, fresh=((0.8,),)))[1]  # nothing tells how seeds vary
+    assert "not shown" in said[3]
+    assert said[4].startswith("With fresh seeds the best options reach 85.00 % on the validation data and not 86.00 %")
+    assert "not shown" in tuning_findings(a_tuning(groups, fresh=((0.8,),)))[3]  # nothing tells how seeds vary
 
 
 def test_the_tuned_options_are_held_against_the_defaults():

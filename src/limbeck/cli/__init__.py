@@ -20,6 +20,7 @@ import yaml
 from limbeck.cli.complaints import did_you_mean
 from limbeck.cli.parser import Commands, Parser, underscored
 from limbeck.cli.terminal import STOPPED, complain, waiting, warn
+from limbeck.core.heard import listening
 from limbeck.core.quiet import listen
 
 COMMANDS = {
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser, commands = build([*words, *_named_in(_config_of(words))])
         config = parser.parse_args(words)
         does, leaf = commands.find(config)
-        return does(leaf, yaml.safe_load(parser.dump(config, skip_validation=True)))
+        with listening():
+            return does(leaf, yaml.safe_load(parser.dump(config, skip_validation=True)))
     except KeyboardInterrupt:
         return STOPPED
     except Exception as error:

@@ -64,7 +64,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     from limbeck.cli.case import case_of
     from limbeck.cli.networks import network, taught_by, with_networks
     from limbeck.cli.words import entries_of
-    from limbeck.report.comparison import sentences
+    from limbeck.report.comparison import opening, remarks
     from limbeck.report.table import console_table
     from limbeck.verbs.compare import compare
 
@@ -95,8 +95,10 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     except KeyboardInterrupt:
         console.print(f"stopped; the same command with --run-dir {plain(run_dir)} goes on")
         return STOPPED
+    for sentence in opening(comparison):
+        console.print(plain(sentence))
     console.print(console_table(comparison.candidates, comparison.title))
-    for sentence in sentences(comparison):
+    for sentence in remarks(comparison):
         console.print(f"  {plain(sentence)}")
     console.print(plain(str(Path(run_dir) / "report.html")))
     return 0

@@ -2,20 +2,13 @@ from __future__ import annotations
 
 import signal
 import sys
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from limbeck.core.task import Score
-from limbeck.measure.cost import cost
-from limbeck.report.table import milliseconds, quantity
-
-if TYPE_CHECKING:
-    from limbeck.cli.case import Case
 
 STOPPED = 128 + signal.SIGINT
 """The exit code of a program that Ctrl-C ended."""
@@ -32,23 +25,6 @@ def warn(message: Warning | str, category: type[Warning], *place: Any, **line: A
     """Show a warning as a sentence, without the line of ours that it came from."""
     console = Console(emoji=False, stderr=True, highlight=False, soft_wrap=True)
     console.print(f"[yellow]limbeck: warning:[/yellow] {plain(str(message))}")
-
-
-def show_networks(title: str, measured: Mapping[str, tuple[nn.Module, Mapping[str, float]]], case: Case) -> None:
-    """Print what networks cost, and how good they are."""
-    score = case.task.score
-    names = {name: None for _, metrics in measured.values() for name in (score.name, *metrics)}
-    table = Table("network", "params", "MACs", "latency", *names, title=title)
-    for name, (net, metrics) in measured.items():
-        try:
-            price = cost(net, case.example, case.task)
-            cells = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
-        except Exception as error:  # noqa: BLE001  # a network of the user's own may not run on one sample alone
-            warnings.warn(f"the cost of {name} could not be measured: {type(error).__name__}: {error}", stacklevel=2)
-            cells = ("–",) * 3
-        shown = (show_metric(score, metric, metrics[metric]) if metric in metrics else "–" for metric in names)
-        table.add_row(plain(name), *cells, *shown)
-    Console(emoji=False).print(table)
 
 
 def show_metric(score: Score, name: str, value: float) -> str:

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from limbeck import methods
 from limbeck.cli.case import Case, case_of
-from limbeck.cli.console import STOPPED, plain, show_networks
+from limbeck.cli.console import STOPPED, plain
 from limbeck.cli.networks import network
 from limbeck.cli.options import answers, call, fresh_folder, load_data, network_of, training
 from limbeck.cli.parser import Commands, first_line
 from limbeck.engine.fit import Result, fit
+from limbeck.report.run import console_table, read_result
 from limbeck.verbs.distill import goes_on, look_first
 
 
@@ -58,12 +59,8 @@ def _tell(result: Result, case: Case, run_dir: str) -> None:
             f"stopped after {len(result.history)} epochs; the same command with --run-dir {run_dir} --resume goes on"
         )
         return
-    split = "test" if any(name.startswith("test/") for name in result.metrics) else "val"
-    measured = {
-        name: (net, {key.removeprefix(own): value for key, value in result.metrics.items() if key.startswith(own)})
-        for name, net in result.networks.items()
-        for own in (f"{split}/{name}/",)
-    }
-    show_networks(f"{case.title}, after {len(result.history)} epochs", measured, case)
+    told, epochs = read_result(Path(run_dir)), len(result.history)
+    title = f"{case.title}, after {epochs} {'epoch' if epochs == 1 else 'epochs'}"
+    Console(emoji=False, highlight=False).print(console_table(told, title))  # as on the page: costs are measured once
     for file in (*(f"{name}.safetensors" for name in result.networks), "report.html"):
         console.print(plain(str(Path(run_dir) / file)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from limbeck.core.digits import digits
 from limbeck.core.exhibits import Exhibit, Shown
 from limbeck.core.finding import Examined, Finding
 from limbeck.core.frozen import Frozen, bare
@@ -68,7 +69,7 @@ class Score:
 
     def number(self, value: float) -> str:
         """Return a value without its unit, as a table has it: 0.912 of ``"%"`` is 91.20."""
-        return f"{100 * value:.2f}" if self.unit == "%" else f"{value:#.4g}"
+        return f"{100 * value:.2f}" if self.unit == "%" else digits(value, 4, zeros=True)
 
     def show(self, value: float) -> str:
         """Return a value with its unit: "91.20 %"."""
@@ -76,8 +77,10 @@ class Score:
 
     def difference(self, difference: float) -> str:
         """Return a signed difference: "+1.20", "−0.35"; a zero has no sign."""
-        text = f"{100 * difference:+.2f}" if self.unit == "%" else f"{difference:+#.3g}"
-        return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+        text = f"{100 * abs(difference):.2f}" if self.unit == "%" else digits(abs(difference), zeros=True)
+        if not text.strip("0."):
+            return text
+        return f"{'−' if difference < 0 else '+'}{text}"
 
 
 def logits(output: Any) -> Tensor:

@@ -32,7 +32,7 @@ from limbeck.core.method import Make, Method, no_method
 from limbeck.core.options import ranged
 from limbeck.core.sound import refuse_unsound
 from limbeck.core.stage import Stage
-from limbeck.core.task import Batch, Task
+from limbeck.core.task import Batch, Score, Task
 from limbeck.data import Data, Epochs
 from limbeck.data.randomness import random_state, set_random_state
 from limbeck.data.repeatable import Repeatable, Splits, samples_in, splits
@@ -51,7 +51,7 @@ from limbeck.measure.early_exit import exit_profile
 from limbeck.measure.evaluate import evaluate
 from limbeck.nets.exits import EarlyExit
 from limbeck.report.examples import FILE, write_exhibits
-from limbeck.report.run import run_report
+from limbeck.report.run import run_html, run_report
 from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")
@@ -74,6 +74,7 @@ class Result:
         finished: False where Ctrl-C ended it; then ``resume=True`` goes on.
         run_dir: The run's folder, if there is one.
         missing: What could not be measured, drawn or written after the training, each with the reason.
+        score: What it is judged by.
     """
 
     networks: dict[str, nn.Module]
@@ -83,11 +84,21 @@ class Result:
     finished: bool = True
     run_dir: Path | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
+    score: Score = classification.score
 
     @property
     def student(self) -> nn.Module:
         """The network to ship."""
         return next(iter(self.networks.values()))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what came out, as the run's page says it."""
+        known = {} if self.run_dir is None else Run(self.run_dir).result()
+        networks = {
+            name: {split: _of(self.metrics, f"{split}/{name}/") for split in ("val", "test")} for name in self.networks
+        }
+        mine = {"networks": networks, "finished": self.finished, "missing": self.missing, "score": asdict(self.score)}
+        return run_html({**mine, **known}, len(self.history), self.run_dir)
 
 
 @ranged
@@ -447,6 +458,7 @@ def _finish(
         finished,
         None if run is None else run.folder,
         training.missing,
+        task.score,
     )
     for doubt in training.doubts if finished else []:
         warnings.warn(doubt, ChanceWarning, stacklevel=4)  # of who called fit, which is held to its ranges
@@ -468,6 +480,11 @@ def _finish(
     for name, net in networks.items():
         with training.may_miss(f"the cost of {name}"):
             costs[name] = asdict(cost(net, task.inputs(training.loaders.few()), task))
+    taught: dict[str, Any] = {}
+    for name, teacher in teachers_of(method):
+        taught[name] = {"val": training.teachers.get(name, {})}
+        with training.may_miss(f"the cost of {name}"):
+            taught[name] |= asdict(cost(teacher.again("eval"), task.inputs(training.loaders.few()), task))
     exits: dict[str, Any] = {}
     exhibits: list[Exhibit] = []
     if finished:
@@ -476,7 +493,7 @@ def _finish(
         with training.may_miss("the examples"):
             exhibits = _exhibits(training, method, classes)  # of all processes together
     if training.kept is not None:
-        _tell(training, {**what, **_summary(result, training, task, costs), **exits}, exhibits)
+        _tell(training, {**what, **_summary(result, training, task, costs), "teachers": taught, **exits}, exhibits)
     return result
 
 

@@ -7,9 +7,9 @@ import io
 import json
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limbeck.core import files
 from limbeck.core.files import Damaged, hold, keep, read, sha256_of, write
+from limbeck.core.heard import Warned, heard_before, hearing
 from limbeck.core.task import Task
 from limbeck.core.wrapped import shipped
 from limbeck.data.repeatable import Splits
@@ -24,6 +25,7 @@ from limbeck.engine.inputs import let_off, refuse_another
 from limbeck.engine.learner import Row
 from limbeck.nets.remade import facts_of
 from limbeck.report.run import read_result
+from limbeck.report.warned import read_warned, write_warned
 from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")
@@ -80,6 +82,7 @@ class Run:
     """The folder of a run.
 
     ``config.yaml``, ``inputs.json``, ``metrics.csv``, ``train.log``, ``checkpoints/``, ``student.safetensors``,
+    ``warnings.json`` if anything was warned of,
     ``result.json``, ``examples.npz`` and ``report.html``. Every file but the log is replaced as a whole, and what is read
     back has a checksum: its own, or the one that ``result.json`` keeps of it under ``files`` once the run is finished.
 
@@ -291,7 +294,8 @@ class Run:
             *(self.folder / name for name in FILES),
         ]
         sums = {path.name: sha256_of(path) for path in there if path.exists()} if result.get("finished") else {}
-        keep(self.folder / "result.json", {**result, "files": sums})
+        warned = [asdict(one) for one in read_warned(self.folder)]
+        keep(self.folder / "result.json", {**result, "warnings": warned, "files": sums})
 
     def result(self) -> dict[str, Any]:
         """Read ``result.json``; empty where there is none."""
@@ -299,26 +303,26 @@ class Run:
 
     @contextmanager
     def logging(self) -> Iterator[None]:
-        """Append what limbeck logs, and what it warns of, to ``train.log``."""
+        """Append what limbeck logs, and what it warns of, to ``train.log``, and keep the warnings for the page."""
         self.folder.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.folder / "train.log", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        level, show = logger.level, warnings.showwarning
+        level = logger.level
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
 
-        def note(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> None:
-            logger.warning("%s: %s", category.__name__, message)
-            show(message, category, *place, **line)
+        def note(warned: Warned) -> None:
+            logger.warning("%s: %s", warned.kind, warned.message)
+            write_warned([warned], self.folder)
 
-        warnings.showwarning = note
+        write_warned(heard_before(), self.folder)
         try:
-            yield
+            with hearing(note):
+                yield
         except BaseException as error:
             logger.error("stopped by %s: %s", type(error).__name__, error)
             raise
         finally:
-            warnings.showwarning = show
             logger.removeHandler(handler)
             logger.setLevel(level)
             handler.close()

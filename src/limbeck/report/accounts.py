@@ -24,7 +24,7 @@ LEGEND = (
 def header(accounts: Sequence[Account]) -> tuple[str, ...]:
     """Return the names of the columns."""
     reached = accounts[0].score.name
-    return ("network", "layers", "params", "mults", reached, "speed-up", "fewer mults", "compression", "latency")
+    return ("network", "layers", "parameters", "mults", reached, "speed-up", "fewer mults", "compression", "latency")
 
 
 def legend(accounts: Sequence[Account]) -> str:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.core.digits import digits
 from limbeck.core.exhibits import Exhibit, Matrix
 from limbeck.core.files import Damaged, keep, read, write
-from limbeck.measure import Cost, Judgement, Plan, paired
+from limbeck.measure import Cost, Judgement, Plan, paired_over_shared
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, strip, tradeoff
 from limbeck.report.history import Row, over_seeds, players, read_rows, score_columns, terms
-from limbeck.report.page import Plot, Section, Table, render
+from limbeck.report.notebook import as_html
+from limbeck.report.page import File, Plot, Section, Table, linked, render
 from limbeck.report.palette import Look, looks
 from limbeck.report.run import read_result, read_score
 from limbeck.report.sections import changes_section, exhibit_sections
@@ -33,14 +35,27 @@ from limbeck.report.table import (
     mean_sd,
     records,
     rows,
+    size,
     verdict_in_words,
 )
+from limbeck.report.verdict import quoted, verdict_of_all
+from limbeck.report.warned import read_warned, warned_section
 
 TITLE = "Did distillation help?"
 PICTURED = 2
 """Students whose answers are shown beside the plain one's: those that are best by their mean."""
 RESULTS = "results.json"
 ANEW = "the same `limbeck compare` as before writes it anew, of the runs beside it"
+FILES = {
+    "table.csv": "the table as numbers",
+    "table.md": "the table for a README",
+    "table.tex": "the table for a paper",
+    "results.json": "all numbers and settings",
+    "plan.json": "when seeds are added",
+    "step-times.json": "times of a step",
+    "examples.npz": "the pictures' data",
+}
+"""The files of a comparison, and what they are."""
 CAPTION = (
     "Left: a point is one seed, a bar the mean, the dashed line the plain student's mean. Right: mean difference to {whom} "
     "over the same seeds with its 95 % interval; an interval across the dashed line shows nothing."
@@ -50,7 +65,10 @@ COSTS = (
     "over seeds. Networks of one size stand a little apart."
 )
 CURVES = "{score} on the validation data, mean over seeds; the band is one standard deviation."
-TERMS = "Each term of the loss, raw, mean over seeds; the band is one standard deviation."
+TERMS = (
+    "The parts of the loss, each before it is multiplied by its weight: mean over seeds, and a band of one standard "
+    "deviation."
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,10 @@ class Comparison:
     candidates: tuple[Candidate, ...]
     doubts: tuple[str, ...] = ()
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdict in a sentence, and the table."""
+        return as_html(self.title, opening(self), header(self.candidates), rows(self.candidates), self.note)
+
 
 def comparison_report(
     comparisons: Sequence[Comparison],
@@ -77,15 +99,17 @@ def comparison_report(
     title: str = TITLE,
     sentences: Sequence[str] = (),
     facts: Mapping[str, str] | None = None,
+    files: Sequence[File] = (),
 ) -> Path:
-    """Write a page with a section for each condition: the verdict in words, the table, every seed.
+    """Write a page with a section for each condition: the verdict in a sentence, before all else, the table, every seed.
 
     Args:
         comparisons: The conditions.
         path: The file to write.
         title: Of the page.
-        sentences: What it says first.
+        sentences: What it says after the verdicts.
         facts: What was run: command, seeds, time, versions.
+        files: What lies beside the page.
 
     Returns:
         ``path``.
@@ -93,7 +117,15 @@ def comparison_report(
     sections = [_section(comparison) for comparison in comparisons]
     if facts:
         sections.append(Section("What was run", facts=facts))
-    return write(Path(path), render(title, sentences, sections))
+    if files:
+        sections.append(Section("Files", files=files))
+    named = len(comparisons) > 1
+    said = [
+        f"{comparison.title}: {sentence}" if named else sentence
+        for comparison in comparisons
+        for sentence in opening(comparison)
+    ]
+    return write(Path(path), render(title, [*said, *sentences], sections))
 
 
 def write_comparison(
@@ -122,7 +154,7 @@ def write_comparison(
     }
     keep(folder / RESULTS, results)
     write(folder / "table.csv", csv_table(candidates).encode())
-    write(folder / "table.md", markdown_table(candidates, comparison.doubts))
+    write(folder / "table.md", markdown_table(candidates, opening(comparison)))
     write(folder / "table.tex", latex_table(candidates, comparison.doubts))
     redraw_comparison(folder)
 
@@ -141,17 +173,20 @@ def redraw_comparison(folder: str | Path, path: str | Path | None = None) -> Pat
         Damaged: One of the files is not what was written.
     """
     folder = Path(folder)
+    path = Path(path or folder / "report.html")
     comparison, results = read_comparison(folder)
     runs = _Runs.find(folder, comparison.candidates, results.get("folders", {}))
     sections = [
         _section(comparison),
+        warned_section(_warned(folder, runs)),
         _learning(runs),
         *exhibit_sections(runs.exhibits, runs.looks),
         *_confusions(runs),
         _what_was_run(runs, results),
+        *_files(folder, runs, path),
     ]
-    page = render(TITLE, [], [section for section in sections if section is not None])
-    return write(Path(path or folder / "report.html"), page)
+    page = render(TITLE, opening(comparison), [section for section in sections if section is not None])
+    return write(path, page)
 
 
 def pictured(candidates: Sequence[Candidate]) -> list[str]:
@@ -182,9 +217,20 @@ def read_comparison(folder: Path) -> tuple[Comparison, dict[str, Any]]:
         ) from error
 
 
+def opening(comparison: Comparison) -> list[str]:
+    """Say what comes before all else: what makes it worth nothing, and whether it helped, of all rows in a sentence."""
+    verdict = verdict_of_all(comparison.candidates)
+    return [*comparison.doubts, *[verdict] * bool(verdict)]
+
+
 def sentences(comparison: Comparison) -> list[str]:
-    """Say all that is to be said, in this order: what makes it worth nothing, its note, and what it shows."""
-    return [*comparison.doubts, *[comparison.note] * bool(comparison.note), *evidence(comparison)]
+    """Say all that is to be said: its opening, what each row shows, and what the reader has to know of the data."""
+    return [*opening(comparison), *remarks(comparison)]
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Say what comes after the opening: what each row shows, what the teacher costs, and the note."""
+    return [*evidence(comparison), *[comparison.note] * bool(comparison.note)]
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -232,7 +278,7 @@ def _comparison(results: Mapping[str, Any]) -> Comparison:
     for row in results["rows"]:
         cost = Cost(**{field.name: row["cost"][field.name] for field in fields(Cost)})
         mine, against = values[row["name"]], row.get("against") or ""
-        pair = paired(mine, values[against][: len(mine)]) if row["role"] in ("distilled", "control") else None
+        pair = paired_over_shared(mine, values[against]) if row["role"] in ("distilled", "control") else None
         candidates.append(Candidate(row["name"], row["role"], cost, mine, pair, score, against, plan))
     return Comparison(results["title"], results["note"], as_judged(candidates), tuple(results.get("doubts", ())))
 
@@ -248,9 +294,9 @@ def _section(comparison: Comparison) -> Section:
         plots.append(Plot(_tradeoff(costly, f"{name} over cost: {comparison.title}"), COSTS.format(score=name)))
     return Section(
         comparison.title,
-        sentences(comparison),
-        Table(header(comparison.candidates), rows(comparison.candidates), legend(comparison.candidates)),
-        plots,
+        table=Table(header(comparison.candidates), rows(comparison.candidates), legend(comparison.candidates)),
+        remarks=remarks(comparison),
+        plots=plots,
     )
 
 
@@ -338,6 +384,47 @@ def _what_was_run(runs: _Runs, results: Mapping[str, Any]) -> Section:
     )
 
 
+def _warned(folder: Path, runs: _Runs) -> dict[str, str]:
+    """Return what was warned of in the comparison and in its runs, each once, with the networks and seeds it came from."""
+    places: dict[str, dict[str, list[int]]] = {one.message: {} for one in read_warned(folder)}
+    for name, folders in runs.folders.items():
+        for seed, run in enumerate(folders):
+            for one in read_warned(run):
+                places.setdefault(one.message, {}).setdefault(name, []).append(seed)
+    return {message: _where(seeds, runs) for message, seeds in places.items()}
+
+
+def _where(seeds: Mapping[str, Sequence[int]], runs: _Runs) -> str:
+    if not seeds or all(len(seeds.get(name, ())) == len(of) for name, of in runs.folders.items()):
+        return ""
+    said = [
+        quoted(name) if len(of) == len(runs.folders[name]) else f"{quoted(name)}, {_numbered(of)}"
+        for name, of in seeds.items()
+    ]
+    return "; ".join(said)
+
+
+def _numbered(seeds: Sequence[int]) -> str:
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
+def _files(folder: Path, runs: _Runs, page: Path) -> list[Section]:
+    """Return the links to the comparison's own files, and to the page of each run."""
+    own = [
+        linked(folder / name, page, f"{what}, {size((folder / name).stat().st_size)}")
+        for name, what in FILES.items()
+        if (folder / name).exists()
+    ]
+    pages = [
+        linked(run / "report.html", page, name=f"{name}, seed {seed}")
+        for name, of in runs.folders.items()
+        for seed, run in enumerate(of)
+        if run.exists()
+    ]
+    sections = [Section("Files", files=own)] if own else []
+    return [*sections, Section("The pages of the runs", files=pages)] if pages else sections
+
+
 def _config(path: Path) -> str:
     """Return a run's settings as they stand there, without their checksum."""
     read(path, f"remove the folder {path.parent}, and the same call makes this run again")
@@ -360,5 +447,5 @@ def _sizes(teacher: Candidate, student: Candidate) -> str:
     parameters = teacher.cost.parameters / max(1, student.cost.parameters)
     macs = teacher.cost.macs / max(1, student.cost.macs)
     reached = f"{mean_sd(teacher)} {teacher.score.unit or teacher.score.name}"
-    more = f"{parameters:.3g} times the student's parameters and {macs:.3g} times its MACs"
+    more = f"{digits(parameters)} times the student's parameters and {digits(macs)} times its MACs"
     return f"The teacher reaches {reached} with {more}."

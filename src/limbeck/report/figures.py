@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from limbeck.core.digits import SMALLEST, digits
 from limbeck.core.task import Score
-from limbeck.report.palette import BASELINE, CSS, INK, RULE, SOFT, Look, looks, series
+from limbeck.report.palette import BASELINE, CSS, GROUND, INK, RULE, SOFT, Look, looks, series
 from limbeck.report.table import Candidate, quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
 WIDTH = 3.75
 """Inches: 360 px of the page, so that text keeps its size on a phone."""
+
+MANY = 10_000
+"""From here on numbers on an axis are 12.3 k and 4.56 M, where that tells them apart."""
+
+MISSING = r"Glyph .* missing from"
+"""What matplotlib says of letters that its own font has not, as of a class's name in Chinese: the page's font has them."""
 
 MARGIN = 1.8
 """By how much a logarithmic axis goes on beyond its outermost points."""
@@ -149,7 +160,7 @@ def panels(charts: Mapping[str, Sequence[Line]], label: str, *, x_label: str = "
         x_label: Of the horizontal axes.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import MaxNLocator
 
     entries = {line.label: line.look for lines in charts.values() for line in lines if line.look}
     rows = math.ceil(len(charts) / 2)
@@ -159,10 +170,9 @@ def panels(charts: Mapping[str, Sequence[Line]], label: str, *, x_label: str = "
         for axes, (name, lines) in zip(grid, charts.items(), strict=False):
             for line in lines:
                 _draw(axes, line, line.look or series(0))
-            axes.set_title(short(name, 28), loc="left", fontsize=8)
+            axes.set_title(cut(name, 145), loc="left", fontsize=8)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))  # no power above the axes
         for axes in grid[len(charts) :]:
             axes.set_axis_off()
         for axes in grid[max(0, len(charts) - 2) : len(charts)]:
@@ -247,7 +257,8 @@ def style(salt: str) -> Iterator[None]:
     from matplotlib import rc_context
 
     settings: Any = {**SETTINGS, "svg.hashsalt": salt}  # else matplotlib names its clip paths at random
-    with rc_context(settings):
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=MISSING)
         yield
 
 
@@ -265,6 +276,7 @@ def _values(axes: Axes, candidates: Sequence[Candidate], drawn: Mapping[str, Loo
             xycoords=("axes fraction", "data"),
             va="center",
             annotation_clip=False,
+            bbox={"facecolor": GROUND, "edgecolor": "none", "pad": 0.5},  # lines across stop before the name
         )
     axes.set_xlabel(candidates[0].score.label)
 
@@ -308,7 +320,7 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xlim(ticks[0] / MARGIN, max(values) * MARGIN)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value) if value >= 10 else f"{value:.2g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value) if value >= 10 else digits(value, 2)))
 
 
 def _apart(costs: Sequence[float]) -> list[float]:
@@ -385,8 +397,42 @@ def _legend(figure: Figure, entries: Mapping[str, Look], *, lines: bool = True) 
     figure.legend(handles, names, loc="outside upper left", ncols=_legend_columns(names))
 
 
+def plain_ticks(axis: Axis) -> Formatter:
+    """Return what writes numbers on an axis without exponents: as many decimals as tell ticks apart, 2.6 M where large."""
+    from matplotlib.ticker import FuncFormatter
+
+    def written(value: float, _: int | None) -> str:
+        ticks = [float(tick) for tick in axis.get_majorticklocs()] or [value]
+        largest = max(map(abs, ticks))
+        if largest < SMALLEST:
+            return digits(value)
+        if largest >= MANY and len({_signed(tick) for tick in ticks}) == len(ticks):
+            return _signed(value)
+        text = f"{value:,.{_decimals(ticks)}f}".replace("-", "−")
+        return text if text.strip("−0.,") else "0"
+
+    return FuncFormatter(written)
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else ''}{quantity(abs(value))}"
+
+
+def _decimals(ticks: Sequence[float]) -> int:
+    """Return how many decimals tell ticks apart as they are."""
+    step = min((abs(after - before) for before, after in itertools.pairwise(ticks)), default=1.0)
+    exact = (count for count in range(9) if all(abs(tick - round(tick, count)) <= step / 1000 for tick in ticks))
+    return next(exact, 9)
+
+
 def svg(figure: Figure, label: str) -> str:
     """Return the figure as an SVG element: nothing in it tells when or by which version it was made."""
+    from matplotlib.ticker import ScalarFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_formatter(), ScalarFormatter):  # no other has a power above the axes
+                axis.set_major_formatter(plain_ticks(axis))
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=nothing)
@@ -396,6 +442,29 @@ def svg(figure: Figure, label: str) -> str:
     svg = re.sub(r'font-family: [^;"]*', "font-family: inherit", svg)
     svg = re.sub("|".join(CSS), lambda found: CSS[found.group()], svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+
+def width_of(text: str, size: float = 8) -> float:
+    """Return how wide a text is, in pixels of the page: by a font that is wider than most."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=MISSING)
+        width, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    return float(width) * 96 / 72
+
+
+def cut(name: str, pixels: float, size: float = 8, *, middle: bool = False) -> str:
+    """Return a name cut to a width, at its end or in its middle."""
+    if not name:
+        return ""
+    for length in range(len(name), 0, -1):
+        ends = (length // 2, length - length // 2) if middle else (length, 0)
+        shown = name if length == len(name) else f"{name[: ends[0]].rstrip()}…{name[len(name) - ends[1] :].lstrip()}"
+        if width_of(shown, size) <= pixels:
+            return shown
+    return "…"
 
 
 def short(name: str, length: int = 40) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.core.digits import digits
 from limbeck.core.files import Damaged, keep, read
 from limbeck.report.figures import Line, over_sizes
 from limbeck.report.page import Plot, Section
@@ -141,7 +142,8 @@ def compression_section(compression: Compression) -> Section:
     curve = [model for model in compression.models if model.role == "distilled"]
     plots = [_curve(compression, curve)] if len(curve) > 1 else []
     caption = f"{used_labels(compression)} {CAPTION}".strip()
-    return Section("What it was compressed into", [said], PageTable(HEADER, _rows(compression), caption), plots)
+    table = PageTable(HEADER, _rows(compression), caption)
+    return Section("What it was compressed into", [said], table, plots=plots)
 
 
 def console_table(compression: Compression) -> Table:
@@ -181,7 +183,7 @@ def _rows(compression: Compression) -> list[tuple[str, ...]]:
 
 def _beside(first: Any, own: Any, say: Callable[[Any], str]) -> str:
     ratio = first / own
-    return say(own) if own == first else f"{say(own)} (1/{ratio:{'.3g' if ratio < 100 else ',.0f'}})"
+    return say(own) if own == first else f"{say(own)} (1/{digits(ratio)})"
 
 
 def _curve(compression: Compression, curve: Sequence[Model]) -> Plot:

@@ -39,7 +39,7 @@ DARK: Mapping[str, str] = {
     "series-7": "#f09cc8",
 }
 
-INK, SOFT, RULE = LIGHT["ink"], LIGHT["soft"], LIGHT["rule"]
+GROUND, INK, SOFT, RULE = LIGHT["ground"], LIGHT["ink"], LIGHT["soft"], LIGHT["rule"]
 SERIES = tuple(colour for name, colour in LIGHT.items() if name.startswith("series"))
 Style = Literal["-", "--", "-.", ":"]
 STYLES: tuple[Style, ...] = ("-", "--", "-.", ":")  # so that colour is not all that tells the lines apart

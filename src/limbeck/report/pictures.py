@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from limbeck.core.digits import digits
 from limbeck.core.exhibits import Bars, Gallery, Scatter
-from limbeck.report.figures import WIDTH, short, style, svg
+from limbeck.report.figures import WIDTH, cut, short, style, svg, width_of
 from limbeck.report.palette import INK, RULE, SERIES, SOFT, Look, another
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ PIXELS = 360
 TEMPERATURES = (1, 4, 20)
 MOST_BARS, MOST_ALONE = 10, 16
 """Labels of a sample for which there is room: in each of three columns, and in one alone."""
-MOST_CELLS = 20
-"""Classes of a table of confusions for which there is room."""
+MOST_CELLS, FEW_CELLS = 20, 8
+"""Classes of a table of confusions for which there is room, and for which there is with longer names."""
+NAME = 62
+"""Pixels for the name of a label."""
 IMAGE, GAP, LINE, CELL = 58, 8, 13, 60
-SMALL = 7
+SMALL, BOLD = 7, 9
+"""Sizes of letters: small ones, and those of which bold ones of the usual size are about as wide."""
 MORE, FEWER, STRONGEST = SERIES[1], SERIES[0], 0.5
 """Colours of a table's cells, and the opacity of the strongest: the number in it stays readable."""
 
@@ -45,19 +49,20 @@ def bars(shown: Bars, looks: Mapping[str, Look], label: str) -> str:
         label: What the figure shows, for readers who cannot see it.
     """
     kept = [_kept(shown, index) for index in range(shown.values.shape[1])]
-    names = [[short(shown.labels[column], 12) for column in columns] for columns in kept]
+    names = [told_apart([shown.labels[column] for column in columns], NAME) for columns in kept]
     scales = list(_scales(shown, kept))
     left = IMAGE + 2 * GAP if shown.images else 0
     width = (PIXELS - left - (len(scales) - 1) * 1.5 * GAP) / len(scales)
-    upright = any(len(name) * 4.6 + 2 > width / len(row) for row in names for name in row)
-    foot = (max(len(name) for row in names for name in row) * 4.6 + 4) if upright else LINE
-    head = 2.8 * LINE + LINE * ((len(shown.networks) - 1) // 3)
+    upright = any(width_of(name, SMALL) + 1.5 > width / len(row) for row in names for name in row)
+    foot = (max(width_of(name, SMALL) for row in names for name in row) + 6) if upright else LINE
+    beside = 3 if all(width_of(name) <= PIXELS / 3 - 18 for name in shown.networks) else 1
+    head = 2.8 * LINE + LINE * ((len(shown.networks) - 1) // beside)
     top = head + 6
     row_height = LINE + 4 + IMAGE + foot + GAP
     drawn = [look_of(name, looks, index) for index, name in enumerate(shown.networks)]
     with style(label):
         figure, axes = _canvas(top + row_height * len(kept))
-        _key(axes, shown.networks, drawn)
+        _key(axes, shown.networks, drawn, beside)
         for column, scale in enumerate(scales):
             x = left + column * (width + 1.5 * GAP)
             axes.text(x, head - 3, scale.name, fontweight="bold")
@@ -74,7 +79,7 @@ def bars(shown: Bars, looks: Mapping[str, Look], label: str) -> str:
                 true = [bool(shown.scale) and truths is not None and truths[at] == 1 for at in range(len(labels))]
                 _ticks(axes, x, bottom, width, names[row], true, upright)
         for row, caption in enumerate(shown.captions):
-            axes.text(0, top + row * row_height + LINE - 2, short(caption, 70))
+            axes.text(0, top + row * row_height + LINE - 2, cut(caption, PIXELS))
         for row, image in enumerate(shown.images):
             _image(axes, image, 0, top + row * row_height + LINE + 4, IMAGE)
         return svg(figure, label)
@@ -91,7 +96,10 @@ def gallery(shown: Gallery, label: str) -> str:
     side = min(84.0, (PIXELS - (columns - 1) * GAP) / columns)
     beside = PIXELS - columns * (side + GAP)
     above = bool(shown.captions) and beside < 120
-    heads = [textwrap.wrap(name, int(side / 6.2))[:2] for name in shown.columns]
+    heads = [
+        [cut(line, side, BOLD) for line in textwrap.wrap(name, int(side / 6.2), break_long_words=False)[:2]]
+        for name in shown.columns
+    ]
     top = LINE * max(map(len, heads)) + 2
     known = [picture for row in shown.rows for picture in row if picture is not None]
     tall = side * max((picture.shape[0] / max(picture.shape[:2]) for picture in known), default=1.0)
@@ -105,7 +113,7 @@ def gallery(shown: Gallery, label: str) -> str:
         for row, pictures in enumerate(shown.rows):
             y = top + row * row_height + (LINE + 6) * above
             if above:
-                axes.text(0, y - 5, short(shown.captions[row], 70))
+                axes.text(0, y - 5, cut(shown.captions[row], PIXELS))
             elif shown.captions:
                 for line, words in enumerate(_lines(shown.captions[row], beside)[: int(room / LINE)]):
                     axes.text(columns * (side + GAP), y + LINE * (line + 1) - 3, words)
@@ -113,7 +121,7 @@ def gallery(shown: Gallery, label: str) -> str:
                 if picture is not None:
                     _image(axes, picture, column * (side + GAP), y, side)
                 if shown.labels:
-                    words = short(shown.labels[row][column], int(side / 5))
+                    words = cut(shown.labels[row][column], side, SMALL)
                     axes.text(column * (side + GAP), y + tall + 10, words, fontsize=SMALL, color=SOFT)
         return svg(figure, label)
 
@@ -135,14 +143,14 @@ def scatter(shown: Scatter, looks: Mapping[str, Look], label: str) -> str:
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     ends = low - 0.04 * ((high - low) or 1), high + 0.04 * ((high - low) or 1)
     with style(label):
-        figure = Figure(figsize=(WIDTH, 0.3 + rows * WIDTH / columns), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.3 + rows * (WIDTH / columns + 0.15)), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
         for index, (axes, name) in enumerate(zip(grid, shown.networks, strict=False)):
             own = look_of(name, looks, index)
             off = float(np.mean(np.abs(shown.values[index] - shown.truths)[np.isfinite(shown.truths)]))
             axes.plot(ends, ends, "--", color=SOFT, linewidth=0.8)
             axes.plot(shown.truths, shown.values[index], own.marker, **_mark(own), alpha=0.6)
-            axes.set_title(f"{short(name, 18)}, off by {off:.3g}", loc="left", fontsize=8)
+            axes.set_title(f"{short(name, 24)}\noff by {digits(off)}", loc="left", fontsize=8)
             axes.set_xlim(ends)
             axes.set_ylim(ends)
             axes.set_aspect("equal")
@@ -169,19 +177,20 @@ def table_of_confusions(table: Floats, classes: Sequence[str], label: str, *, ch
     """
     kept = busiest(table)
     cells = _off_diagonal(table)[np.ix_(kept, kept)]
-    names = [short(classes[index], 14) for index in kept]
-    longest = max(map(len, names))
-    left = 16 + longest * 4.8
-    foot = LINE + (longest * 4.8 if longest > 2 else LINE)
+    names = told_apart([classes[index] for index in kept], 2 * NAME if len(kept) <= FEW_CELLS else 1.4 * NAME)
+    longest = max(width_of(name, SMALL) for name in names)
+    left = 20 + longest
     side = min(CELL, (PIXELS - left) / len(kept))
+    upright = longest > side - 3
+    below = 5 + (longest if upright else LINE) + 4
     strongest = max(float(np.abs(cells).max()), 1e-9)
     decimals = int(not np.array_equal(cells, cells.round()) and strongest < 100)
     with style(label):
-        figure, axes = _canvas(side * len(kept) + foot + 4)
+        figure, axes = _canvas(side * len(kept) + below + LINE)
         for row, name in enumerate(names):
             middle = (row + 0.5) * side + 1
             axes.text(left - 4, middle, name, ha="right", va="center", fontsize=SMALL)
-            _name_below(axes, left + (row + 0.5) * side, side * len(kept) + 5, name, longest > 2)
+            _name_below(axes, left + (row + 0.5) * side, side * len(kept) + 5, name, upright)
             _box(axes, left + row * side, row * side + 1, side, side, RULE, 1.0)
         for row, column in zip(*np.nonzero(cells), strict=True):
             value = float(cells[row, column])
@@ -201,7 +210,7 @@ def table_of_confusions(table: Floats, classes: Sequence[str], label: str, *, ch
             axes.plot(ends, (edge, edge), color=RULE, linewidth=0.75)
             axes.plot((left + edge - 1, left + edge - 1), (1, side * len(kept) + 1), color=RULE, linewidth=0.75)
         axes.text(5, side * len(kept) / 2, "is", rotation=90, ha="center", va="center", color=SOFT)
-        axes.text(sum(ends) / 2, side * len(kept) + foot + 1, "is taken for", ha="center", va="bottom", color=SOFT)
+        axes.text(sum(ends) / 2, side * len(kept) + below, "is taken for", ha="center", va="top", color=SOFT)
         return svg(figure, label)
 
 
@@ -259,7 +268,7 @@ def _scales(shown: Bars, kept: Sequence[Sequence[int]]) -> Iterator[_Scale]:
         known = known[np.isfinite(known)]
         low, high = float(known.min()), float(known.max())
         high = high if high > low else low + 1
-        yield _Scale("", shown.values.astype(np.float64), low, high, f"{low:.3g} to {high:.3g}".replace("-", "−"))
+        yield _Scale("", shown.values.astype(np.float64), low, high, f"{digits(low)} to {digits(high)}")
 
 
 def sigmoid(logits: NDArray[np.floating[Any]]) -> Floats:
@@ -280,6 +289,15 @@ def _kept(shown: Bars, index: int) -> list[int]:
     if shown.scale and shown.truths is not None:
         weight = weight + (shown.truths[index] == 1)
     return sorted(np.argsort(-weight, kind="stable")[:most].tolist())
+
+
+def told_apart(names: Sequence[str], pixels: float) -> list[str]:
+    """Return names cut to a width: at their ends, or in the middle where they would look alike."""
+    shown = [cut(name, pixels, SMALL) for name in names]
+    return [
+        cut(name, pixels, SMALL, middle=True) if shown.count(word) > names.count(name) else word
+        for name, word in zip(names, shown, strict=True)
+    ]
 
 
 def look_of(name: str, looks: Mapping[str, Look], index: int) -> Look:
@@ -314,15 +332,15 @@ def _canvas(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _key(axes: Axes, networks: Sequence[str], looks: Sequence[Look]) -> None:
-    """Name the networks above a picture, three a line: the first by its bar, the others by their marks."""
+def _key(axes: Axes, networks: Sequence[str], looks: Sequence[Look], beside: int) -> None:
+    """Name the networks above a picture, so many a line: the first by its bar, the others by their marks."""
     for index, (name, look) in enumerate(zip(networks, looks, strict=True)):
-        x, y = index % 3 * PIXELS / 3, LINE - 5 + LINE * (index // 3)
+        x, y = index % beside * PIXELS / beside, LINE - 5 + LINE * (index // beside)
         if index:
             axes.plot(x + 4, y, look.marker, **_mark(look))
         else:
             _box(axes, x, y - 4, 8, 8, look.colour, 0.45)
-        axes.text(x + 13, y, short(name, 22), va="center")
+        axes.text(x + 13, y, cut(name, PIXELS / beside - 18), va="center")
 
 
 def _bars(axes: Axes, x: float, floor: float, width: float, heights: Floats, looks: Sequence[Look]) -> None:
@@ -353,9 +371,10 @@ def _ticks(
     axes: Axes, x: float, floor: float, width: float, names: Sequence[str], true: Sequence[bool], upright: bool
 ) -> None:
     slot = width / len(names)
+    size = min(SMALL, 0.7 * slot) if upright else SMALL  # a line of text is 4/3 as high as its letters' size, in pixels
     for index, name in enumerate(names):
         bold = {"color": INK, "fontweight": "bold"} if true[index] else {"color": SOFT}
-        _name_below(axes, x + (index + 0.5) * slot, floor + 2.5, name, upright, **bold)
+        _name_below(axes, x + (index + 0.5) * slot, floor + 2.5, name, upright, fontsize=size, **bold)
 
 
 def _name_below(axes: Axes, x: float, y: float, name: str, upright: bool, **how: Any) -> None:

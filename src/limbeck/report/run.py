@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from limbeck.core.exhibits import Bars, Exhibit, Gallery, Matrix, Scatter
+from limbeck.core.exhibits import Table as ExhibitedTable
 from limbeck.core.files import Damaged, read, write
 from limbeck.core.task import Score
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, shares, tradeoff
 from limbeck.report.history import REMEDY, Row, check_sum, line, players, read_rows, score_columns, stages, terms
 from limbeck.report.mimic import compression_section, read_compression
-from limbeck.report.page import Plot, Section, Table, render
+from limbeck.report.notebook import as_html
+from limbeck.report.page import Plot, Section, Table, linked, render
 from limbeck.report.palette import BASELINE, TEACHER, Look, another
 from limbeck.report.sections import exhibit_sections
-from limbeck.report.table import UNSAID, at_start, milliseconds, quantity, told
+from limbeck.report.table import UNSAID, at_start, milliseconds, quantity, size, told
+from limbeck.report.warned import as_sentence, read_warned, warned_section
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
 
 UNPAIRED = (
     "Single runs beside each other show nothing about their methods: seeds alone make scores differ. limbeck compare "
@@ -26,12 +34,27 @@ LEAVING = (
     "everybody leaves at the first exit, to 1, nobody before the last. limbeck eval --macs or --accuracy sets it, on the "
     "validation data."
 )
-CAPTION = "MACs and latency are those of one sample; latency on one CPU thread."
+CAPTION = "MACs (multiply-accumulates) and latency are those of one sample; latency on one CPU thread."
 SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 COSTS = ("parameters", "macs", "bytes", "latency_ms")
 UNKNOWN = "–"
 SETTINGS = "remove it, and the page goes without"
-FILES = ("student.safetensors", "config.yaml", "metrics.csv", "train.log", "result.json")
+FILES = {
+    "result.json": "all that was measured",
+    "metrics.csv": "one row an epoch",
+    "config.yaml": "what was run",
+    "inputs.json": "what it depends on",
+    "train.log": "its log",
+    "warnings.json": "what was warned of",
+    "mimic.json": "the compression's numbers",
+    "examples.npz": "the pictures' data",
+}
+"""The files of a run, beside weights and checkpoints, and what they are."""
+PARTS = "The parts of the {who}'s loss, each before it is multiplied by its weight"
+DOUBT = "ChanceWarning"
+"""The kind of warnings that say a result is worth nothing."""
+PLAIN = "plain"
+"""The method of a network that learns from labels alone, and so is nobody's student."""
 
 
 def run_report(folder: str | Path, path: str | Path | None = None) -> Path:
@@ -45,21 +68,24 @@ def run_report(folder: str | Path, path: str | Path | None = None) -> Path:
         The page.
     """
     folder = Path(folder)
+    path = Path(path or folder / "report.html")
     result, rows = read_result(folder), read_rows(folder / "metrics.csv")
     score = read_score(result)
     compression = read_compression(folder)
+    doubts, others = _warned(folder)
     sections = [
+        warned_section(dict.fromkeys(others, "")),
         None if compression is None else compression_section(compression),
         _networks(result, score),
         *_exits(result),
-        *_curves(rows, score),
-        *exhibit_sections(read_exhibits(folder / FILE), _looks(result)),
-        _files(folder),
+        *_curves(rows, score, result),
+        *exhibit_sections([_renamed(each, result) for each in read_exhibits(folder / FILE)], _looks(result)),
+        _files(folder, path, result),
         _config(folder),
     ]
     title = " · ".join(str(result[name]) for name in ("method", "data") if result.get(name)) or folder.name
-    page = render(title, _sentences(result, score, rows), [section for section in sections if section is not None])
-    return write(Path(path or folder / "report.html"), page)
+    said = [*doubts, *_sentences(result, score, rows)]
+    return write(path, render(title, said, [section for section in sections if section is not None]))
 
 
 def runs_report(runs: Mapping[str, Path], path: str | Path) -> Path:
@@ -80,7 +106,7 @@ def runs_report(runs: Mapping[str, Path], path: str | Path) -> Path:
         own = {name: result for name, result in results.items() if scores[name] == score}
         by = "" if len(own) == len(runs) else f", by {score.name}"
         rows = [(run, *cells) for run, result in own.items() for cells in _network_rows(result, score)]
-        table = Table(("run", *_network_header(score)), rows, _caption(score)) if rows else None
+        table = Table(("run", *_network_header(score)), rows, CAPTION) if rows else None
         curves_of = _runs_curves({name: histories[name] for name in own}, score)
         sections += [
             Section(f"What came out{by}", table=table, plots=_runs_tradeoff(own, score)),
@@ -91,11 +117,27 @@ def runs_report(runs: Mapping[str, Path], path: str | Path) -> Path:
     return write(Path(path), render(f"{len(runs)} runs", [UNPAIRED], shown))
 
 
+def called(result: Mapping[str, Any], name: str) -> str:
+    """Return what a page calls a network: who learns from labels alone is no student, whatever its file is called."""
+    alone = result.get("method") == PLAIN or (not result.get("method") and not result.get("teacher"))
+    return "network" if alone and name == "student" else name
+
+
+def _warned(folder: Path) -> tuple[list[str], list[str]]:
+    """Return what makes a run worth nothing, and what else was warned of."""
+    warned = read_warned(folder)
+    doubts = [one.message for one in warned if one.kind == DOUBT]
+    return [as_sentence(doubt) for doubt in doubts], [one.message for one in warned if one.kind != DOUBT]
+
+
 def _sentences(result: Mapping[str, Any], score: Score, rows: Sequence[Row]) -> list[str]:
     sentences = []
     for name, network in result.get("networks", {}).items():
-        if score.name in network.get("test", {}):
-            sentences.append(f"The {name} reaches {told(score, network['test'][score.name])} on the test data.")
+        for split, data in (("test", "test"), ("val", "validation")):
+            if score.name in network.get(split, {}):
+                reached = told(score, network[split][score.name])
+                sentences.append(f"The {called(result, name)} reaches {reached} on the {data} data.")
+                break
     teacher = result.get("teacher") or {}
     if score.name in teacher:
         sentences.append(f"Its teacher has {told(score, teacher[score.name])} on the validation data.")
@@ -103,10 +145,16 @@ def _sentences(result: Mapping[str, Any], score: Score, rows: Sequence[Row]) -> 
     if result.get("missing"):
         sentences.append("The call that trained it tries what is missing again, with resume=True (--resume).")
     if not result.get("finished", False):
-        sentences.append(f"The run is not finished: {len(rows)} epochs are done, and --resume goes on with it.")
-    elif sentences:
-        sentences.append("One run shows no gain: train the plain student beside it, over several seeds.")
+        sentences.append(f"The run is not finished: {_epochs(len(rows))} done, and --resume goes on with it.")
+    elif sentences and "network" not in {called(result, name) for name in result.get("networks", {})}:
+        sentences.append(
+            "One run shows no gain: limbeck compare trains the plain student beside it, over several seeds."
+        )
     return sentences
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch is" if count == 1 else f"{count} epochs are"
 
 
 def _networks(result: Mapping[str, Any], score: Score) -> Section | None:
@@ -115,7 +163,7 @@ def _networks(result: Mapping[str, Any], score: Score) -> Section | None:
         return None
     facts = {"Seed": str(result.get("seed")), "Time": f"{result['seconds']:.1f} s"} if "seconds" in result else {}
     versions = {name: str(version) for name, version in result.get("versions", {}).items()}
-    return Section("What came out", table=Table(_network_header(score), rows, _caption(score)), facts=facts | versions)
+    return Section("What came out", table=Table(_network_header(score), rows, CAPTION), facts=facts | versions)
 
 
 def _exits(result: Mapping[str, Any]) -> list[Section]:
@@ -124,9 +172,9 @@ def _exits(result: Mapping[str, Any]) -> list[Section]:
     for name, exits in result.get("exits", {}).items():
         points = [(point["macs"], point["accuracy"]) for point in exits["curve"]]
         alone = list(zip(exits["exit_macs"], exits["accuracies"], strict=True))
-        size, unit = next((scale for scale in SCALES if points[-1][0] >= scale[0]), SCALES[-1])
+        scale, unit = next((scale for scale in SCALES if points[-1][0] >= scale[0]), SCALES[-1])
         lines = [
-            Line(label, tuple(macs / size for macs, _ in way), tuple(100 * right for _, right in way))
+            Line(label, tuple(macs / scale for macs, _ in way), tuple(100 * right for _, right in way))
             for label, way in (("leaving when sure", points), ("one exit for all", alone))
         ]
         words = "Accuracy on the test data over multiply-accumulates a sample"
@@ -136,52 +184,90 @@ def _exits(result: Mapping[str, Any]) -> list[Section]:
 
 
 def _network_header(score: Score) -> tuple[str, ...]:
-    return ("network", "params", "MACs", "size", "latency", f"{score.name}, val", f"{score.name}, test")
-
-
-def _caption(score: Score) -> str:
-    unit = "percent" if score.unit == "%" else score.unit
-    return f"{CAPTION} {at_start(score.name)} in {unit}." if unit else CAPTION
+    return ("network", f"{score.name}, test", f"{score.name}, val", "parameters", "MACs", "size", "latency")
 
 
 def _network_rows(result: Mapping[str, Any], score: Score) -> list[tuple[str, ...]]:
+    networks = {called(result, name): network for name, network in result.get("networks", {}).items()}
     return [
         (
             name,
+            *(_number(score, network.get(split, {}).get(score.name)) for split in ("test", "val")),
             *(
                 show(network[cost]) if cost in network else UNKNOWN
-                for cost, show in zip(COSTS, (quantity, quantity, _size, milliseconds), strict=True)
+                for cost, show in zip(COSTS, (quantity, quantity, size, milliseconds), strict=True)
             ),
-            *(_number(score, network.get(split, {}).get(score.name)) for split in ("val", "test")),
         )
-        for name, network in result.get("networks", {}).items()
+        for name, network in (*networks.items(), *_teachers(result).items())
     ]
 
 
-def _curves(rows: Sequence[Row], score: Score) -> list[Section]:
+def _teachers(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return who taught, beside what was measured; before the costs of teachers were kept there was one, and its score."""
+    alone = {"teacher": {"val": result["teacher"]}} if result.get("teacher") else {}
+    return dict(result.get("teachers") or alone) if result.get("networks") else {}
+
+
+def run_html(result: Mapping[str, Any], rows: int, folder: Path | None = None) -> str:
+    """Return what a notebook shows of a training: what came out in a sentence, and the table.
+
+    Args:
+        result: What ``result.json`` holds, of a run without a folder too.
+        rows: How many epochs are done.
+        folder: The run's, whose page says more.
+    """
+    score = read_score(result)
+    title = " · ".join(str(result[name]) for name in ("method", "data") if result.get(name)) or "Training"
+    foot = f"More: {folder / 'report.html'}" if folder else ""
+    said = _sentences(result, score, [{}] * rows)
+    return as_html(title, said, _network_header(score), _network_rows(result, score), foot)
+
+
+def console_table(result: Mapping[str, Any], title: str = "") -> RichTable:
+    """Return what came out of a run as a table for `rich.print`: that of its page.
+
+    Args:
+        result: Of its ``result.json``.
+        title: Of the table.
+    """
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(_network_header(score := read_score(result))):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
+    for cells in _network_rows(result, score):
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _curves(rows: Sequence[Row], score: Score, result: Mapping[str, Any]) -> list[Section]:
     if not rows:
         return []
     marks, plots = stages(rows), []
-    reached = [line(rows, column, name, scale=score.scale) for name, column in score_columns(rows, score).items()]
+    columns = score_columns(rows, score).items()
+    reached = [line(rows, column, called(result, name), scale=score.scale) for name, column in columns]
     if drawn := [each for each in reached if each.x]:
         plots.append(_validation(drawn, score, marks))
     for player in players(rows):
         losses = [line(rows, f"train/{player}/{term}", term) for term in terms(rows, player)]
         if drawn := [each for each in losses if each.x]:
-            plots.append(Plot(curves(drawn, f"losses of {player}", marks=marks), f"Each term of the {player}, raw"))
+            who = called(result, player)
+            plots.append(Plot(curves(drawn, f"losses of {who}", marks=marks), PARTS.format(who=who)))
     sections = [Section("How it went", plots=plots)]
-    if weighted := _shares(rows):
+    if weighted := _shares(rows, result):
         sections.append(
             Section(
                 "What trained it",
-                ["Each term's share of the weighted loss: what is small here teaches little."],
+                ["Each part's share of the loss, with its weight: what is small here teaches little."],
                 plots=weighted,
             )
         )
     return sections
 
 
-def _shares(rows: Sequence[Row]) -> list[Plot]:
+def _shares(rows: Sequence[Row], result: Mapping[str, Any]) -> list[Plot]:
     """For each player and stage in which several terms ran, their shares."""
     plots = []
     for stage in dict.fromkeys(row["stage"] for row in rows):
@@ -193,14 +279,23 @@ def _shares(rows: Sequence[Row]) -> list[Plot]:
                 Line(each.label, each.x, tuple(map(abs, each.y))) for each in lines if each.x == longest and any(each.y)
             ]
             if len(drawn) > 1:
-                words = f"{player}, stage {stage}"
+                words = f"{called(result, player)}, stage {stage}"
                 plots.append(Plot(shares(drawn, f"shares of the loss: {words}"), words))
     return plots
 
 
 def _looks(result: Mapping[str, Any]) -> dict[str, Look]:
     shipped = list(result.get("networks", {}))[:1]
-    return {"teacher": TEACHER, **dict.fromkeys(shipped, BASELINE)}
+    return {"teacher": TEACHER, **{called(result, name): BASELINE for name in shipped}}
+
+
+def _renamed(exhibit: Exhibit, result: Mapping[str, Any]) -> Exhibit:
+    """Return an exhibit with what the page calls its networks."""
+    if isinstance(exhibit, (Bars, Scatter)):
+        return replace(exhibit, networks=tuple(called(result, name) for name in exhibit.networks))
+    if isinstance(exhibit, (Gallery, ExhibitedTable)):
+        return replace(exhibit, columns=tuple(called(result, name) for name in exhibit.columns))
+    return replace(exhibit, network=called(result, exhibit.network)) if isinstance(exhibit, Matrix) else exhibit
 
 
 def _validation(lines: Sequence[Line], score: Score, marks: Mapping[str, float] | None = None) -> Plot:
@@ -233,13 +328,22 @@ def _runs_curves(histories: Mapping[str, Sequence[Row]], score: Score) -> list[P
     if drawn := [each for each in reached if each.x]:
         plots.append(_validation(drawn, score))
     if charts:
-        plots.append(Plot(panels(charts, "losses by term"), "Each term of the loss, raw"))
+        plots.append(Plot(panels(charts, "losses by term"), PARTS.format(who="network")))
     return plots
 
 
-def _files(folder: Path) -> Section:
-    there = [name for name in FILES if (folder / name).exists()]
-    return Section("Files", facts={name: _size((folder / name).stat().st_size) for name in there})
+def _files(folder: Path, page: Path, result: Mapping[str, Any]) -> Section | None:
+    """Return the links to all that a run left."""
+    weights = {
+        path.name: f"weights of the {called(result, path.stem)}" for path in sorted(folder.glob("*.safetensors"))
+    }
+    there = {name: what for name, what in (weights | FILES).items() if (folder / name).exists()}
+    links = [
+        linked(folder / name, page, f"{what}, {size((folder / name).stat().st_size)}") for name, what in there.items()
+    ]
+    if (folder / "checkpoints").is_dir():
+        links.append(linked(folder / "checkpoints", page, "to go on from", "checkpoints/"))
+    return Section("Files", files=links) if links else None
 
 
 def _config(folder: Path, title: str = "What was run") -> Section | None:
@@ -279,9 +383,5 @@ def read_score(result: Mapping[str, Any]) -> Score:
         raise Damaged(f"expected a score with name, unit and best, got {result['score']}: {REMEDY}") from error
 
 
-def _size(count: int) -> str:
-    return f"{quantity(count)}B" if count >= 1000 else f"{count} B"
-
-
 def _number(score: Score, value: float | None) -> str:
-    return UNKNOWN if value is None else score.number(value)
+    return UNKNOWN if value is None else score.show(value)

@@ -59,7 +59,7 @@ def exhibit_sections(shown: Iterable[Exhibit], looks: Mapping[str, Look]) -> lis
                 last.title,
                 list(dict.fromkeys([*last.sentences, *section.sentences])),
                 last.table or section.table,
-                [*last.plots, *section.plots],
+                plots=[*last.plots, *section.plots],
             )
         else:
             sections.append(section)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from limbeck.core.digits import digits
 from limbeck.core.task import Score
 from limbeck.measure import Cost, Judgement, Paired, Plan, decide, judge, summary
 from limbeck.measure.evidence import LEVEL, MOST
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 Role = Literal["teacher", "baseline", "distilled", "control"]
 
-NARROW = 6
-"""How many columns of a table a terminal of 80 has room for."""
+NARROW = 5
+"""How many columns of a table a terminal of 80 has room for: all but what networks cost."""
 
 UNSAID = Score("accuracy")
 """What judged where a file does not say: the files of limbeck before it knew other scores."""
@@ -81,7 +82,7 @@ def header(candidates: Sequence[Candidate]) -> tuple[str, ...]:
     score = candidates[0].score
     reached = score.name if score.unit == "%" else score.label
     versus = "vs baseline" if any(candidate.against for candidate in candidates) else "vs plain student"
-    return ("network", "params", "MACs", "latency", reached, versus, "p", "verdict")
+    return ("network", "verdict", versus, reached, "p", "parameters", "MACs", "latency")
 
 
 def legend(candidates: Sequence[Candidate]) -> str:
@@ -94,7 +95,8 @@ def legend(candidates: Sequence[Candidate]) -> str:
     return (
         f"Test {measured}, mean ± standard deviation over seeds{less}. Difference to the plain student{named} over the "
         f"same seeds{points}, with the 95 % t interval of each on its own; it covers weights and order of the data, "
-        f"not the choice of test samples. {_rule(candidates[0].plan, score)}"
+        f"not the choice of test samples. {_rule(candidates[0].plan, score)} MACs (multiply-accumulates) and latency are "
+        "those of one sample, latency on one CPU thread."
     )
 
 
@@ -131,25 +133,25 @@ def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
     table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.title_justify = "left"
     for index, heading in enumerate(header(candidates)[:NARROW]):
-        table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
+        table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=index > 2, overflow="fold")
     for cells in rows(candidates):
         table.add_row(*map(Text, cells[:NARROW]))  # Text: a name in [brackets] is no markup
     return table
 
 
-def markdown_table(candidates: Sequence[Candidate], doubts: Sequence[str] = ()) -> str:
-    """Return the comparison as a Markdown table with its legend, after what makes it worth nothing."""
+def markdown_table(candidates: Sequence[Candidate], sentences: Sequence[str] = ()) -> str:
+    """Return the comparison as a Markdown table with its legend, after what is to be said before it."""
     head = header(candidates)
-    lines = [head, ("---", *["---:"] * (len(head) - 2), "---"), *rows(candidates)]
+    lines = [head, ("---", "---", *["---:"] * (len(head) - 2)), *rows(candidates)]
     table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-    return "".join(f"{doubt}\n\n" for doubt in doubts) + f"{table}\n{legend(candidates)}\n"
+    return "".join(f"{sentence}\n\n" for sentence in sentences) + f"{table}\n{legend(candidates)}\n"
 
 
 def latex_table(candidates: Sequence[Candidate], doubts: Sequence[str] = ()) -> str:
     """Return the comparison as a LaTeX table, after what makes it worth nothing; it needs the package booktabs."""
     names = header(candidates)
     head, *body = [" & ".join(map(_latex, line)) + r" \\" for line in (names, *rows(candidates))]
-    columns = "l" + "r" * (len(names) - 2) + "l"
+    columns = "ll" + "r" * (len(names) - 2)
     lines = [
         *(r"\noindent " + _latex(doubt) + r"\par" for doubt in doubts),
         rf"\begin{{tabular}}{{{columns}}}",
@@ -218,10 +220,10 @@ def _record(candidate: Candidate, judgement: Judgement | None) -> Record:
 def _cells(candidate: Candidate, judgement: Judgement | None) -> tuple[str, ...]:
     price = candidate.cost
     costs = quantity(price.parameters), quantity(price.macs), milliseconds(price.latency_ms)
-    reached = (candidate.name, *costs, mean_sd(candidate))
     if judgement is None:
-        return (*reached, "–", "–", "–")
-    return (*reached, *_evidence(candidate, judgement), verdict(judgement, candidate.score))
+        return (candidate.name, "–", "–", mean_sd(candidate), "–", *costs)
+    difference, p = _evidence(candidate, judgement)
+    return (candidate.name, verdict(judgement, candidate.score), difference, mean_sd(candidate), p, *costs)
 
 
 def verdict(judgement: Judgement, score: Score) -> str:
@@ -231,7 +233,7 @@ def verdict(judgement: Judgement, score: Score) -> str:
         what = f"no difference > {_unsigned(score, judgement.smallest)}"
     if judgement.decided:
         return f"{what} ({judgement.pair.n} seeds)"
-    return what + (f" (+{judgement.more} seeds)" if judgement.more else "")
+    return what + (f" (+{judgement.more} {'seed' if judgement.more == 1 else 'seeds'})" if judgement.more else "")
 
 
 def verdict_in_words(judgement: Judgement, score: Score) -> str:
@@ -280,7 +282,9 @@ def _latex(text: str) -> str:
 
 
 def quantity(number: float) -> str:
-    """Return a count in three digits: 78.0 k, 1.24 M, 4.09 G."""
+    """Return a count in three digits: 78.0 k, 1.24 M, 4.09 G; beyond 999 T as a power of ten."""
+    if number >= 999.5e12:
+        return digits(number)
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= 0.9995 * size:  # 999 950 is 1.00 M and not 1000 k
             return _three_digits(number / size) + unit

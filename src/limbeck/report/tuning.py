@@ -15,9 +15,11 @@ from limbeck.core.task import Score
 from limbeck.measure import judge, paired
 from limbeck.report.comparison import Comparison, evidence, read_comparison
 from limbeck.report.figures import Line, curves
+from limbeck.report.notebook import as_html
 from limbeck.report.page import Plot, Section, render
 from limbeck.report.page import Table as PageTable
 from limbeck.report.table import Candidate, amount, header, legend, records, rows, told, verdict_in_words
+from limbeck.report.verdict import verdict_of_all
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,6 +99,12 @@ class Tuning:
         """The trials that have a score."""
         return [trial for trial in self.trials if trial.state == "complete"]
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: whether tuning helped, the best options, and the table on the test data."""
+        compared, best = self.comparison.candidates, words(self.options)
+        said = [*tuning_opening(self), f"The best options: {best}."]
+        return as_html(f"Tuning {self.method}", said, header(compared), rows(compared))
+
     def seeds_sd(self) -> tuple[float, int]:
         """Return the standard deviation among trainings that differ in their seed alone, and its degrees of freedom."""
         groups = [group for group in (*(t.values for t in self.complete), *self.fresh.values()) if len(group) > 1]
@@ -125,8 +133,18 @@ def best_of(complete: Sequence[Trial], score: Score) -> Trial:
 
 
 def tuning_findings(tuning: Tuning) -> list[str]:
-    """Say what the search found and what the test shows, and where it may be luck."""
-    return [*tuning.comparison.doubts, *_of_search(tuning), *_of_test(tuning)]
+    """Say whether tuning helped, what the search found and what the test shows, and where it may be luck."""
+    return [*tuning_opening(tuning), *_remarks(tuning)]
+
+
+def tuning_opening(tuning: Tuning) -> list[str]:
+    """Say what comes before all else: what makes it worth nothing, whether tuning helped, and whether the method did."""
+    verdict = verdict_of_all(tuning.comparison.candidates)
+    return [*tuning.comparison.doubts, _gain(tuning), *[verdict] * bool(verdict)]
+
+
+def _remarks(tuning: Tuning) -> list[str]:
+    return [*_of_search(tuning), *_of_test(tuning)]
 
 
 def console_table(tuning: Tuning) -> Table:
@@ -210,7 +228,7 @@ def redraw_tuning(folder: str | Path, path: str | Path | None = None) -> Path:
 
 
 def _draw(tuning: Tuning, facts: Mapping[str, str], path: Path) -> Path:
-    return write(path, render(f"Tuning {tuning.method}", tuning_findings(tuning), _sections(tuning, facts)))
+    return write(path, render(f"Tuning {tuning.method}", tuning_opening(tuning), _sections(tuning, facts)))
 
 
 def words(options: Mapping[str, Any]) -> str:
@@ -249,19 +267,21 @@ def _of_search(tuning: Tuning) -> list[str]:
     return found
 
 
-def _of_test(tuning: Tuning) -> list[str]:
+def _gain(tuning: Tuning) -> str:
+    """Say whether the options that were found are better than the defaults, on the test data."""
     tuned, default, score = _tuned(tuning), _default(tuning), tuning.judged_by
-    found = evidence(tuning.comparison)
     if tuned is default:
-        found.insert(0, "The defaults are the best that was found.")
-    else:
-        pair, say = paired(tuned.values, default.values), score.difference
-        interval = "" if math.isnan(pair.low) else f", 95 % interval {say(pair.low)} to {say(pair.high)}"
-        found.insert(
-            0,
-            f"Tuning: {verdict_in_words(judge([pair], score.best)[0], score)}. {amount(score, pair.difference)} on the "
-            f"test data against the defaults over {_count(pair.n, 'seed')}{interval}.",
-        )
+        return "Tuning: nothing gained. The defaults are the best that was found."
+    pair, say = paired(tuned.values, default.values), score.difference
+    interval = "" if math.isnan(pair.low) else f", 95 % interval {say(pair.low)} to {say(pair.high)}"
+    return (
+        f"Tuning: {verdict_in_words(judge([pair], score.best)[0], score)}. {amount(score, pair.difference)} on the "
+        f"test data against the defaults over {_count(pair.n, 'seed')}{interval}."
+    )
+
+
+def _of_test(tuning: Tuning) -> list[str]:
+    found = evidence(tuning.comparison)
     if len(tuning.looks) > 1:
         found.append(
             f"The test data was looked at after {' and '.join(map(str, tuning.looks))} trials: whoever searches on after a "
@@ -309,7 +329,11 @@ def _end(tuning: Tuning, trial: Trial) -> tuple[str, str]:
 def _sections(tuning: Tuning, facts: Mapping[str, str]) -> list[Section]:
     compared = tuning.comparison.candidates
     sections = [
-        Section("On the test data", table=PageTable(header(compared), rows(compared), legend(compared))),
+        Section(
+            "On the test data",
+            table=PageTable(header(compared), rows(compared), legend(compared)),
+            remarks=_remarks(tuning),
+        ),
         Section("Trials", table=PageTable(_header(tuning), _rows(tuning), _caption(tuning)), plots=[_history(tuning)]),
     ]
     if tuning.importance:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from limbeck.engine.learner import Schedule
 from limbeck.engine.named import data_of, made_by_name
 from limbeck.measure import Plan
 from limbeck.report.comparison import Comparison, write_comparison
+from limbeck.report.warned import keeping_warnings
 from limbeck.verbs.runs import BASELINE, LOCK, Outcome, Runs
 from limbeck.verbs.runs import Entry as Entry
 
@@ -201,7 +202,7 @@ def compare(
     if decide and run_dir is not None:
         _keep_to(plan, [entry.name for entry in listed], Path(run_dir))
     budget = {entry.name: epochs for entry in listed}
-    with _together(run_dir, devices), progress_bar(progress) as bar:
+    with _together(run_dir, devices), _warnings_kept(run_dir), progress_bar(progress) as bar:
         shown = bar.add_task("timing", total=None)
         if match == "compute":
             budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
@@ -215,12 +216,13 @@ def compare(
             gathered.train([(entry, seed) for entry in undecided])
     outcomes, diverged = gathered.outcomes(), gathered.diverged
     listed = [entry for entry in listed if entry.name in outcomes]
-    comparison = Comparison(
-        f"{runs.data_name}: {epochs} epochs, {_seeds_in_words(outcomes)}",
-        _note(budget, match, diverged, data, why),
-        runs.candidates(listed, outcomes, plan),
-        tuple(runs.doubts(listed, outcomes)),
-    )
+    with _warnings_kept(run_dir):
+        comparison = Comparison(
+            f"{runs.data_name}: {epochs} epochs, {_seeds_in_words(outcomes)}",
+            _note(budget, match, diverged, data, why),
+            runs.candidates(listed, outcomes, plan),
+            tuple(runs.doubts(listed, outcomes)),
+        )
     if run_dir is not None:
         seconds = {name: [outcome.seconds for outcome in of] for name, of in outcomes.items()}
         versions = {"torch": torch.__version__, "Python": sys.version.split()[0]}
@@ -326,6 +328,11 @@ def _together(run_dir: str | os.PathLike[str] | None, devices: int) -> Iterator[
                 f"another process makes the comparison in {run_dir}: with devices={devices} one at a time can"
             )
         yield
+
+
+def _warnings_kept(run_dir: str | os.PathLike[str] | None) -> AbstractContextManager[None]:
+    """Keep what is warned of for the page; what a run warns of is kept in its own folder."""
+    return nullcontext() if run_dir is None else keeping_warnings(Path(run_dir))
 
 
 def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:

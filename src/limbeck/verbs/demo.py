@@ -21,12 +21,20 @@ from limbeck.engine.fit import fit
 from limbeck.engine.learner import ChanceWarning
 from limbeck.engine.run import Run
 from limbeck.methods import kd, plain
-from limbeck.report.comparison import Comparison, comparison_report, findings
+from limbeck.report.comparison import Comparison, comparison_report, opening, remarks
+from limbeck.report.page import linked
 from limbeck.report.table import console_table
 from limbeck.verbs.compare import Entry, compare
 
 TEACHER, STUDENT = "mlp-256-256", "mlp-32"
 LABELS, BATCH_SIZE = 100, 128
+FILES = {
+    "student.safetensors": f"weights of {STUDENT}, by kd with {LABELS} labels",
+    "teacher.safetensors": f"weights of {TEACHER}",
+    "few-labels/report.html": "the first comparison, with all its pictures",
+    "all-labels/report.html": "the second one",
+}
+"""What a demo leaves beside its page."""
 CLIP = 1.0  # FitNets' hint loss is a sum over 256 units: unclipped, at this learning rate, it destroys a student
 
 
@@ -107,11 +115,14 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
         + (", beside what was there from a former call" if began_before else ""),
         "Versions": f"torch {torch.__version__}, Python {sys.version.split()[0]}",
     }
-    report = comparison_report(comparisons, folder / "report.html", facts=facts)
+    page = folder / "report.html"
+    files = [linked(folder / name, page, what, name) for name, what in FILES.items()]
+    report = comparison_report(comparisons, page, facts=facts, files=files)
     for comparison in comparisons:
-        console.print(console_table(comparison.candidates, comparison.title))
-        console.print(f"  {comparison.note}")
-        for sentence in findings(comparison):
+        for sentence in opening(comparison):
+            console.print(f"{comparison.title}: {sentence}")
+        console.print(console_table(comparison.candidates))
+        for sentence in remarks(comparison):
             console.print(f"  {sentence}")
     console.print(
         f"\n{facts['Time']}. Report: {report}\nStudent (kd, {LABELS} labels): {folder / 'student.safetensors'}"

@@ -13,6 +13,7 @@ from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from limbeck.core.heard import listening
 from limbeck.core.options import ranged
 from limbeck.core.task import Task
 from limbeck.data.randomness import random_state, set_random_state
@@ -24,6 +25,7 @@ from limbeck.verbs.check import vet
 
 
 @ranged
+@listening()
 def distill(
     student: nn.Module | str,
     teacher: nn.Module | str | Sequence[nn.Module | str] | None,

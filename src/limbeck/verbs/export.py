@@ -31,6 +31,7 @@ from torch.export import Dim, ExportedProgram
 
 from limbeck.core.batches import part, tensors
 from limbeck.core.copied import copied
+from limbeck.core.digits import digits
 from limbeck.core.extras import install
 from limbeck.core.files import hold, write
 from limbeck.core.frozen import Frozen, bare
@@ -45,7 +46,8 @@ from limbeck.measure.cost import latency_ms
 from limbeck.measure.evaluate import Measurement, batches
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.exits import AllExits, EarlyExit
-from limbeck.report.table import milliseconds, quantity
+from limbeck.report.notebook import as_html
+from limbeck.report.table import milliseconds, size
 from limbeck.tasks.classification import classification
 
 if TYPE_CHECKING:
@@ -123,6 +125,11 @@ class Exported:
     artefacts: tuple[Artefact, ...]
     failures: Mapping[Format, str]
     notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: each file beside the network that it was made of."""
+        failed = [f"{format}: {reason}" for format, reason in self.failures.items()]
+        return as_html(_title(self), [*failed, *self.notes], _header(self), _rows(self), f"Files: {self.folder}")
 
     def json(self) -> str:
         """Return all of it as JSON, where values have the score's name."""
@@ -843,14 +850,28 @@ def console_table(exported: Exported) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    data = exported.about.get("data")
-    title = f"{exported.about['network']}, {exported.samples:,} test samples" + (f" of {data}" if data else "")
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
-    score = exported.score
-    for heading in ("artefact", score.name, "size", "latency", "max difference"):
-        table.add_column(heading, justify="right" if heading != "artefact" else "left")
-    table.add_row("the network itself", score.show(exported.value), "–", milliseconds(exported.latency_ms), "–")
-    for one in exported.artefacts:
-        size, latency = f"{quantity(one.bytes)}B", milliseconds(one.latency_ms)
-        table.add_row(Text(one.file), score.show(one.value), size, latency, f"{one.difference:.1e}")
+    table = Table(title=Text(_title(exported)), title_justify="left", box=box.SIMPLE_HEAD)
+    for index, heading in enumerate(_header(exported)):
+        table.add_column(heading, justify="right" if index else "left")
+    for cells in _rows(exported):
+        table.add_row(*map(Text, cells))
     return table
+
+
+def _title(exported: Exported) -> str:
+    data = exported.about.get("data")
+    return f"{exported.about['network']}, {exported.samples:,} test samples" + (f" of {data}" if data else "")
+
+
+def _header(exported: Exported) -> tuple[str, ...]:
+    return ("artefact", exported.score.name, "size", "latency", "max difference")
+
+
+def _rows(exported: Exported) -> list[tuple[str, ...]]:
+    score = exported.score
+    network = ("the network itself", score.show(exported.value), "–", milliseconds(exported.latency_ms), "–")
+    files = [
+        (one.file, score.show(one.value), size(one.bytes), milliseconds(one.latency_ms), digits(one.difference, 2))
+        for one in exported.artefacts
+    ]
+    return [network, *files]

@@ -57,6 +57,12 @@ class Checkup:
         """Whether no check failed; warnings may be left."""
         return not failed(self.findings)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what is wrong first, then all findings."""
+        from limbeck.verbs.check.table import checkup_html
+
+        return checkup_html(self)
+
     def json(self) -> str:
         """Return everything as JSON; numbers that are not finite are null."""
         everything = {"ok": self.ok, **asdict(self)}

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from limbeck.core.digits import digits
+from limbeck.report.notebook import as_html
 from limbeck.verbs.check.findings import Checkup, Status
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+def checkup_html(checkup: Checkup) -> str:
+    """Return what a notebook shows of a checkup: what is wrong first, then all findings."""
+    counts = {status: sum(one.status == status for one in checkup.findings) for status in COLOURS}
+    found = ", ".join(f"{count} {_counted(status, count)}" for status, count in counts.items() if count)
+    verdict = "Nothing is wrong" if checkup.ok else "Something is wrong"
+    rank = list(reversed(COLOURS))
+    listed = sorted(checkup.findings, key=lambda one: rank.index(one.status))
+    cells = [(one.name, one.status, one.message) for one in listed]
+    return as_html("Checkup", [f"{verdict}: {found}." if found else f"{verdict}."], ("check", "", "finding"), cells)
+
+
+def _counted(status: Status, count: int) -> str:
+    return status if status != "warning" or count == 1 else "warnings"
 
 
 def console_table(checkup: Checkup) -> Group:
@@ -30,7 +47,7 @@ def console_table(checkup: Checkup) -> Group:
     for heading in ("value", "weight", "gradient", "share", *(["weight for that share"] if asked else [])):
         terms.add_column(heading, justify="right")
     for term in checkup.terms:
-        cells = [f"{number:.3g}" for number in (term.value, term.weight, term.gradient)]
-        last = ["–" if term.suggested is None else f"{term.suggested:.3g}"] if asked else []
+        cells = [digits(number) for number in (term.value, term.weight, term.gradient)]
+        last = ["–" if term.suggested is None else digits(term.suggested)] if asked else []
         terms.add_row(Text(f"{term.player}/{term.name}"), *cells, f"{term.share:.1%}", *last)
     return Group(findings, terms)
