@@ -31,6 +31,7 @@ from limbeck.report.table import (
     judgements,
     latex_table,
     legend,
+    markdown_rows,
     markdown_table,
     mean_sd,
     records,
@@ -86,6 +87,10 @@ class Comparison:
     note: str
     candidates: tuple[Candidate, ...]
     doubts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return what `print` shows: the verdict in a sentence, and the table."""
+        return "\n\n".join([self.title, *opening(self), markdown_rows(self.candidates)])
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the verdict in a sentence, and the table."""

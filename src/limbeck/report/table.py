@@ -141,10 +141,15 @@ def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
 
 def markdown_table(candidates: Sequence[Candidate], sentences: Sequence[str] = ()) -> str:
     """Return the comparison as a Markdown table with its legend, after what is to be said before it."""
+    said = "".join(f"{sentence}\n\n" for sentence in sentences)
+    return f"{said}{markdown_rows(candidates)}\n{legend(candidates)}\n"
+
+
+def markdown_rows(candidates: Sequence[Candidate]) -> str:
+    """Return the Markdown table alone."""
     head = header(candidates)
     lines = [head, ("---", "---", *["---:"] * (len(head) - 2)), *rows(candidates)]
-    table = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-    return "".join(f"{sentence}\n\n" for sentence in sentences) + f"{table}\n{legend(candidates)}\n"
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def latex_table(candidates: Sequence[Candidate], doubts: Sequence[str] = ()) -> str:
