@@ -97,4 +97,4 @@ def test_the_command_and_the_version_are_those_of_the_changelog(wheel, metadata)
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
     assert "limbeck = limbeck.cli:main" in wheel.read(name).decode()
     released = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert metadata["Version"] == (released[0] if released else "0.1.0")  # the first, which is not out yet
+    assert metadata["Version"] == released[0]
