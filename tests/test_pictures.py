@@ -292,7 +292,7 @@ def test_a_comparisons_page_shows_how_they_learnt_look_and_err(compared):
     text, words = read(compared / "report.html")
     order = [
         "Did distillation help?",
-        "digits: 1 epochs, 2 seeds",
+        "digits: 1 epoch, 2 seeds",
         "How they learnt",
         "What the teacher knows beyond the label",
         "Where they look",

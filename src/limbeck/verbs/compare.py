@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -200,7 +199,8 @@ def compare(
     )
     runs.check(listed, epochs if match == "epochs" else None)
     if decide and run_dir is not None:
-        _keep_to(plan, [entry.name for entry in listed], Path(run_dir))
+        planned = {"rows": [entry.name for entry in listed], "seeds": seeds, "most": most, "smallest": smallest}
+        _keep_to(planned, Path(run_dir))
     budget = {entry.name: epochs for entry in listed}
     with _together(run_dir, devices), _warnings_kept(run_dir), progress_bar(progress) as bar:
         shown = bar.add_task("timing", total=None)
@@ -208,17 +208,15 @@ def compare(
             budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
         bar.update(shown, total=seeds * sum(budget.values()))
         gathered = _Gathered(runs, listed, budget, bar, shown)
-        gathered.train(
-            [(entry, seed) for seed in range(seeds) for entry in listed]
-        )  # what fails fails in the first seed
+        at_first = [(entry, seed) for seed in range(seeds) for entry in listed]  # what fails fails in the first seed
+        gathered.train(at_first)
         for seed in range(seeds, most if decide else seeds):
-            undecided = gathered.undecided(plan)
-            gathered.train([(entry, seed) for entry in undecided])
+            gathered.train([(entry, seed) for entry in gathered.undecided(plan)])
     outcomes, diverged = gathered.outcomes(), gathered.diverged
     listed = [entry for entry in listed if entry.name in outcomes]
     with _warnings_kept(run_dir):
         comparison = Comparison(
-            f"{runs.data_name}: {epochs} epochs, {_seeds_in_words(outcomes)}",
+            f"{runs.data_name}: {_several(epochs, 'epoch')}, {_seeds_in_words(outcomes)}",
             _note(budget, match, diverged, data, why),
             runs.candidates(listed, outcomes, plan),
             tuple(runs.doubts(listed, outcomes)),
@@ -367,13 +365,13 @@ def _with_test(data: Any) -> tuple[Any, str]:
     return (train, val, val), "There are no test data: the validation data, by which no run was chosen, serve as test."
 
 
-def _keep_to(plan: Plan, names: Sequence[str], folder: Path) -> None:
+def _keep_to(planned: Mapping[str, Any], folder: Path) -> None:
     """Keep the plan of a comparison that is decided row by row; refuse another once it is begun.
 
     Raises:
         ValueError: Another plan, or other rows, than those that were begun.
     """
-    path, planned = folder / PLAN, json.loads(json.dumps({"rows": list(names), **asdict(plan)}))
+    path = folder / PLAN
     with hold(folder / ".plan.lock", wait=True):
         if not path.exists():
             keep(path, planned)
@@ -389,7 +387,11 @@ def _keep_to(plan: Plan, names: Sequence[str], folder: Path) -> None:
 
 def _seeds_in_words(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     fewest, most = (number(len(of) for of in outcomes.values()) for number in (min, max))
-    return f"{fewest} to {most} seeds" if fewest < most else f"{most} {'seed' if most == 1 else 'seeds'}"
+    return f"{fewest} to {most} seeds" if fewest < most else _several(most, "seed")
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _note(budget: Mapping[str, int], match: Match, diverged: Mapping[str, str], data: Any, why: str) -> str:
