@@ -370,7 +370,7 @@ def _page(source: Place, place: Place, path: Path) -> str:
     """See that a page drawn of a damaged folder is the right one, or none."""
     pages: list[Path] = []
     for each in (source, place):
-        pages.append(place.home / f"{len(pages)}.html")
+        pages.append(each.home / "drawn.html")  # beside its run, to which its links go
         code = each.do(["report", str(each.run), "--to", str(pages[-1])])
     if code == 0:
         one, other = (page.read_text().replace(str(source.home), "").replace(str(place.home), "") for page in pages)

@@ -866,7 +866,7 @@ def test_tables_say_the_same_in_every_format():
     assert float(row["low"]) == pytest.approx(interval.low)
     assert row["verdict"] == "helps"
     printed = str(Comparison("four seeds", "", candidates))
-    assert printed.startswith("four seeds\n\nkd_50% | a helps: +2.12 points")
+    assert printed.startswith("four seeds\n\n“kd_50% | a” helps: +2.12 points")
     assert printed.endswith(markdown_table(candidates).partition("\n\n")[0] + "\n")
     said = findings(Comparison("", "", candidates))
     assert said[0].startswith("kd_50% | a: helps. +2.12 points against the plain student over 4 seeds")

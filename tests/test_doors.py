@@ -74,6 +74,11 @@ def photos(batch_size=25):
     return tuple(DataLoader(part, batch_size) for part in (rows[:100], rows[100:200], rows[200:]))
 
 
+def sized():
+    rows = [{"image": torch.ones(6), "label": at % 3, "size": torch.ones(2)} for at in range(60)]
+    return DataLoader(rows, 20), DataLoader(rows, 20)
+
+
 def two():
     return photos()[:2]
 
@@ -221,7 +226,9 @@ def test_weights_remember_their_task(run: Command, fails: Command) -> None:
     assert zoo.trained_for(teacher) == "multilabel"
     said = fails(f"distill kd --student mlp-4 --teacher {teacher} --num-outputs 5 {BRIEF}")
     assert "the tasks of teacher and student differ" in said
-    assert "was trained for multilabel, and the task here is classification. Say --task multilabel" in said
+    assert (
+        "was trained for multilabel, and the task here is classification. Say task=limbeck.multilabel (--task" in said
+    )
 
 
 def test_what_was_trained_for_classification_says_nothing(tmp_path: Path) -> None:
@@ -297,8 +304,8 @@ WRONG = {
         "Say which is the answer, limbeck.Task(output=lambda out: out.scores) as task=, or --output scores",
     ),
     "batches that are not fed": (
-        "--data house:photos --output scores",
-        "Net takes ['image'], and is given a dict with ['image', 'path']",
+        "--data house:sized --output scores",
+        "Net takes ['image'], and is given a dict with ['image', 'size']",
     ),
     "several labels": (
         "--network mlp-4 --data house:numbers --num-outputs 3",

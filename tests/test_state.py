@@ -656,7 +656,8 @@ def test_what_follows_the_training_may_fail_and_be_made_later(tmp_path, monkeypa
         with pytest.warns(UserWarning, match=f"networks are kept, but without {what}: RuntimeError: no such thing"):
             result = fit(limbeck.kd(student, teacher()), tmp_path)
     assert result.finished
-    assert result.missing == {what: "RuntimeError: no such thing"}
+    also = {"the cost of teacher"} if what == "the cost of student" else set()  # it is measured by the same function
+    assert result.missing == dict.fromkeys({what, *also}, "RuntimeError: no such thing")
     assert result.metrics["val/student/accuracy"] == result.history[-1]["val/student/accuracy"]
     assert identical(load_file(tmp_path / "student.safetensors"), tensors(student))
     told = json.loads((tmp_path / "result.json").read_text())
@@ -695,7 +696,7 @@ def test_the_command_line_ends_well_where_a_cost_is_missing(tmp_path, capsys):
     places = ["--root", str(pictures(tmp_path / "data")), "--run-dir", str(tmp_path / "run")]
     assert main([*words.split(), *places, "--network", f"{__name__}:always_training"]) == 0
     assert "the cost of student" in json.loads((tmp_path / "run" / "result.json").read_text())["missing"]
-    assert "the cost of student could not be measured" in capsys.readouterr().err
+    assert "but without the cost of student" in capsys.readouterr().err
 
 
 class Scaled(nn.Linear):

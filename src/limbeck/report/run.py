@@ -158,12 +158,13 @@ def _epochs(count: int) -> str:
 
 
 def _networks(result: Mapping[str, Any], score: Score) -> Section | None:
-    rows = _network_rows(result, score)
+    rows = _network_rows(result, score, others := _other_metrics(result, score))
     if not rows:
         return None
     facts = {"Seed": str(result.get("seed")), "Time": f"{result['seconds']:.1f} s"} if "seconds" in result else {}
     versions = {name: str(version) for name, version in result.get("versions", {}).items()}
-    return Section("What came out", table=Table(_network_header(score), rows, CAPTION), facts=facts | versions)
+    table = Table(_network_header(score, others), rows, CAPTION)
+    return Section("What came out", table=table, facts=facts | versions)
 
 
 def _exits(result: Mapping[str, Any]) -> list[Section]:
@@ -183,16 +184,25 @@ def _exits(result: Mapping[str, Any]) -> list[Section]:
     return sections
 
 
-def _network_header(score: Score) -> tuple[str, ...]:
-    return ("network", f"{score.name}, test", f"{score.name}, val", "parameters", "MACs", "size", "latency")
+def _network_header(score: Score, others: Sequence[str] = ()) -> tuple[str, ...]:
+    """Name the columns of networks; ``others`` are metrics of the test data beside the score."""
+    beside = (f"{name}, test" for name in others)
+    return ("network", f"{score.name}, test", f"{score.name}, val", *beside, "parameters", "MACs", "size", "latency")
 
 
-def _network_rows(result: Mapping[str, Any], score: Score) -> list[tuple[str, ...]]:
+def _other_metrics(result: Mapping[str, Any], score: Score) -> list[str]:
+    """Return what the task measures of the test data beside its score and the loss."""
+    measured = [network.get("test", {}) for network in result.get("networks", {}).values()]
+    return [name for name in dict.fromkeys(name for of in measured for name in of) if name not in (score.name, "loss")]
+
+
+def _network_rows(result: Mapping[str, Any], score: Score, others: Sequence[str] = ()) -> list[tuple[str, ...]]:
     networks = {called(result, name): network for name, network in result.get("networks", {}).items()}
     return [
         (
             name,
             *(_number(score, network.get(split, {}).get(score.name)) for split in ("test", "val")),
+            *(f"{network['test'][name]:.4f}" if name in network.get("test", {}) else UNKNOWN for name in others),
             *(
                 show(network[cost]) if cost in network else UNKNOWN
                 for cost, show in zip(COSTS, (quantity, quantity, size, milliseconds), strict=True)
@@ -220,7 +230,8 @@ def run_html(result: Mapping[str, Any], rows: int, folder: Path | None = None) -
     title = " · ".join(str(result[name]) for name in ("method", "data") if result.get(name)) or "Training"
     foot = f"More: {folder / 'report.html'}" if folder else ""
     said = _sentences(result, score, [{}] * rows)
-    return as_html(title, said, _network_header(score), _network_rows(result, score), foot)
+    others = _other_metrics(result, score)
+    return as_html(title, said, _network_header(score, others), _network_rows(result, score, others), foot)
 
 
 def console_table(result: Mapping[str, Any], title: str = "") -> RichTable:
@@ -235,9 +246,10 @@ def console_table(result: Mapping[str, Any], title: str = "") -> RichTable:
     from rich.text import Text
 
     table = RichTable(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, heading in enumerate(_network_header(score := read_score(result))):
+    others = _other_metrics(result, score := read_score(result))
+    for index, heading in enumerate(_network_header(score, others)):
         table.add_column(heading, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
-    for cells in _network_rows(result, score):
+    for cells in _network_rows(result, score, others):
         table.add_row(*map(Text, cells))
     return table
 
