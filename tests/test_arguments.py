@@ -351,7 +351,7 @@ class Huge(nn.Linear):
 
 def test_a_loss_out_of_all_proportion_is_told_of(tmp_path):
     with pytest.warns(
-        limbeck.ChanceWarning, match=r"the student's loss on held-out samples is .*, where guessing has 1\.1"
+        limbeck.ChanceWarning, match=r"the network's loss on held-out samples is .*, where guessing has 1\.1"
     ):
         limbeck.fit(limbeck.plain(Huge(8, 3)), DATA, **BRIEF, run_dir=tmp_path)
     assert "out of all proportion" in (tmp_path / "result.json").read_text()

@@ -847,5 +847,5 @@ def test_an_ensemble_teaches():
 
 
 def test_a_student_that_is_no_better_than_chance_after_its_training_is_doubted():
-    with pytest.warns(limbeck.ChanceWarning, match="after the training the student is no better than chance: accuracy"):
+    with pytest.warns(limbeck.ChanceWarning, match="after the training the network is no better than chance: accuracy"):
         fit(limbeck.plain(net()), optimizer=lambda parameters: torch.optim.SGD(parameters, 0.0))

@@ -244,10 +244,12 @@ class Learner(LightningModule):
     def _doubts(self, values: Mapping[str, Mapping[str, float]]) -> list[str]:
         """Return what is to be said of networks that are no better than guessing, if training ends here."""
         score, found = self.method.task.score, self._measurements.items()
-        of = [(name, score, values[name][score.name], one.guess, one.samples) for name, one in found]
+        taught = any(isinstance(module, Frozen) for module in self.method.modules())
+        called = {name: name if taught or len(found) > 1 else "network" for name, _ in found}
+        of = [(called[name], score, values[name][score.name], one.guess, one.samples) for name, one in found]
         doubts = [learned_nothing(*each) for each in of]
         if self.method.task.one_class:  # whose loss is a cross-entropy, unless it is one of the user's own
-            doubts += [diverged(name, values[name].get("loss", 0.0), one.guess) for name, one in found]
+            doubts += [diverged(called[name], values[name].get("loss", 0.0), one.guess) for name, one in found]
         return [finding.message for finding in doubts if finding is not None]
 
     def on_train_epoch_end(self) -> None:
