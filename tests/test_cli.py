@@ -217,7 +217,7 @@ def test_a_second_ctrl_c_is_130_too(run, monkeypatch):
     def twice(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("limbeck.cli.train.fit", twice)
+    monkeypatch.setattr("limbeck.cli.fitting.fit", twice)
     assert run(f"train --network mlp-16 {TINY}").code == 130
 
 

@@ -80,6 +80,7 @@ def test_what_only_tells_needs_no_torch(line, parsing):
         "initialize --help",
         "report --help",
         "compare --help",
+        "train --help",
         "eval --help",
         "export --help",
         "layers --help",

@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
 def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Train as `limbeck.distill` does."""
     from limbeck.cli.case import case_of
-    from limbeck.cli.train import fit_and_tell
+    from limbeck.cli.fitting import fit_and_tell
     from limbeck.verbs.distill import goes_on, look_first
 
     case = case_of(leaf)

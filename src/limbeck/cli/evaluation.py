@@ -22,7 +22,6 @@ from torch.utils import _pytree as pytree
 
 from limbeck.cli.as_trained import as_trained
 from limbeck.cli.case import Case, Loader, case_of, samples_in, shape_of
-from limbeck.cli.console import show_metric
 from limbeck.cli.networks import taught_by, trained
 from limbeck.cli.options import several
 from limbeck.core.batches import tensors
@@ -90,6 +89,11 @@ def evaluated(leaf: Namespace) -> int:
         for table in _tables(record):
             Console(emoji=False).print(table)
     return 0
+
+
+def show_metric(score: Score, name: str, value: float) -> str:
+    """Return a metric as a table has it: the score in its unit."""
+    return score.show(value) if name == score.name else f"{value:.4f}"
 
 
 def _deviations(noise: list[float] | str | None) -> list[float]:
