@@ -7,7 +7,7 @@ def test_bibtex():
     paper = Paper("a2020b", "A Title", "Doe, Jane and Roe, Ann", "ICML", 2020, "outputs", "a peer", arxiv="2001.00001")
     assert paper.bibtex() == (
         "@inproceedings{a2020b,\n"
-        "  title = {{A Title}},\n"
+        '  title = "{A Title}",\n'
         "  author = {Doe, Jane and Roe, Ann},\n"
         "  booktitle = {ICML},\n"
         "  year = {2020},\n"

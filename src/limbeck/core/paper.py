@@ -31,8 +31,9 @@ class Paper:
 
     def bibtex(self) -> str:
         """Return the BibTeX entry."""
-        fields = {"title": f"{{{self.title}}}", "author": self.authors, "booktitle": self.venue, "year": str(self.year)}
+        fields = {"author": self.authors, "booktitle": self.venue, "year": str(self.year)}
         if self.arxiv:
             fields |= {"eprint": self.arxiv, "archivePrefix": "arXiv"}
         lines = ",\n".join(f"  {name} = {{{value}}}" for name, value in fields.items())
-        return f"@inproceedings{{{self.key},\n{lines}\n}}"
+        title = f'"{{{self.title}}}"'  # in braces, so that no style changes its letters
+        return f"@inproceedings{{{self.key},\n  title = {title},\n{lines}\n}}"
