@@ -36,6 +36,13 @@ def fit(**options: Any) -> limbeck.Result:
     return limbeck.fit(kd(), **{"data": DATA, **BRIEF, **options})
 
 
+def fit_without_adapters() -> limbeck.Result:
+    student = net()
+    adapted = limbeck.on(F.mse_loss, limbeck.S.via(nn.Linear(3, 3)), limbeck.T, name="adapted")
+    method = limbeck.Distill(student, net(), adapted)
+    return limbeck.fit(method, DATA, **BRIEF, optimizer=lambda own: torch.optim.SGD(student.parameters(), 0.01))
+
+
 def distill(student: Any, teacher: Any, data: Any = DATA, *words: Any, **options: Any) -> limbeck.Result:
     return limbeck.distill(student, teacher, data, *words, **{"check": False, **BRIEF, **options})
 
@@ -104,6 +111,27 @@ WORDS: dict[str, tuple[Wrong, str]] = {
     "an optimizer of one player": (lambda: fit(optimizer={"student": "adam"}), "optimizer=lambda parameters: .*'adam'"),
     "an optimizer of nothing": (lambda: fit(optimizer=lambda: None), "called with 1 argument, optimizer=lambda"),
     "no optimizer": (lambda: fit(optimizer=lambda parameters: None), "by a function that returns it, .*got None"),
+    "an optimizer of another network": (
+        lambda: fit(optimizer=lambda parameters: torch.optim.SGD(net().parameters(), 0.1)),
+        r"of 'student' leaves out \d of its \d parameters .*optimizer=lambda parameters: torch\.optim\.SGD\(parameters",
+    ),
+    "an optimizer without adapters": (
+        fit_without_adapters,
+        r"of 'student' leaves out 2 of its 6 parameters \(objective\..*requires_grad_",
+    ),
+    "a schedule of another optimizer": (
+        lambda: fit(schedule=lambda _, n: torch.optim.lr_scheduler.StepLR(torch.optim.SGD(net().parameters(), 0.1), n)),
+        "the schedule steps another optimizer",
+    ),
+    "a method for a student": (
+        lambda: limbeck.distill("kd", "mlp-8", net(), "digits"),
+        r"'kd' is a method, and stands in the place of the student: .*student, teacher, data, 'kd'\)",
+    ),
+    "a sum for a teacher": (
+        lambda: limbeck.distill(net(), "kd+at", DATA),
+        r"'kd\+at' is a method, and stands in the place of the teacher",
+    ),
+    "a method for data": (lambda: limbeck.distill(net(), net(), "at"), "'at' is a method, .* place of the data"),
     "an optimizer in a loop": (lambda: limbeck.optimizers(kd(), "adam"), "must be a function, optimizer=lambda"),
     "one optimizer for players": (
         lambda: limbeck.play(kd(), (X, Y), torch.optim.SGD(net().parameters())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from limbeck.cli.check import shares_of
 from limbeck.core.finding import learned_nothing
 from limbeck.data import Data
 from limbeck.losses import soft_target
-from limbeck.verbs.check import Checkup, Finding, check, console_table, vet
+from limbeck.verbs.check import Checkup, Finding, TermCheck, check, console_table, vet, vet_teacher
 
 
 @pytest.fixture(scope="module")
@@ -641,10 +642,77 @@ def test_a_run_that_goes_on_is_not_checked_again(student, teacher, data, tmp_pat
     assert equal(distilled(student, wrong, data, run_dir=tmp_path, resume=True), first)
 
 
-def test_what_cannot_be_checked_is_left_to_the_training(student, teacher, data):
+@pytest.mark.filterwarnings("error")
+def test_what_is_in_words_already_is_raised_once(teacher, data):
     objective = classification.hard + on(lambda s, t: (s - t).square().mean(), S["skipped"], T, name="pair")
-    with pytest.warns(UserWarning, match="not everything was checked .* without calling \\['skipped'\\]"):
+    with pytest.raises(RuntimeError, match=r"without calling \['skipped'\]"):
         vet(Distill(Skipping(), teacher, objective), data)
+
+
+def test_what_another_precision_mends_is_left_to_the_training(student, teacher, data):
+    wide = loaders(data, change=Tensor.double)
+    with pytest.warns(UserWarning, match="not everything was checked before the training"):
+        vet(limbeck.kd(student, teacher), wide)
+    with pytest.warns(UserWarning, match="not everything was checked"):
+        distilled(student, teacher, wide, epochs=1, precision="64-true")
+
+
+IMAGES, LABELS = torch.rand(40, 3, 8, 8), torch.arange(40) % 4
+MISFED = {
+    "the student's shape": (
+        100,
+        192,
+        IMAGES,
+        LABELS,
+        "the student cannot be fed .*float32 of shape .20, 3, 8, 8.: mat1",
+    ),
+    "the teacher's shape": (
+        192,
+        100,
+        IMAGES,
+        LABELS,
+        "the teacher cannot be fed .*Frozen.teacher, inputs=.* .--teacher-in",
+    ),
+    "bytes": (
+        192,
+        192,
+        (IMAGES * 255).byte(),
+        LABELS,
+        r"student cannot be fed .*uint8 of .* x.float\(\) / 255 in 0..1",
+    ),
+    "short labels": (192, 192, IMAGES, LABELS.int(), r"the labels, int32 of shape \(20,\): .*targets.long\(\)"),
+    "one-hot labels": (192, 192, IMAGES, F.one_hot(LABELS), r"int64 of shape \(20, 4\): .*targets.float.*argmax\(-1\)"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", MISFED)
+def test_what_cannot_be_fed_is_told_once_and_by_its_role(case):
+    *widths, inputs, targets, words = MISFED[case]
+    student, teacher = (nn.Sequential(nn.Flatten(), nn.Linear(width, 4)) for width in widths)
+    loader = DataLoader(TensorDataset(inputs, targets), 20)
+    with pytest.raises(ValueError, match=words) as caught:
+        limbeck.distill(student, teacher, (loader, loader), epochs=1, progress=False)
+    assert str(caught.value).endswith("Nothing was trained")
+    assert words.split(" ")[1] in message(check(limbeck.kd(student, teacher), (loader, loader)), "batch")
+
+
+def test_a_layer_that_refuses_a_shape_is_told_by_its_role():
+    student = nn.Sequential(nn.Flatten(), nn.BatchNorm2d(192), nn.Linear(192, 4))
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), 20)
+    with pytest.raises(ValueError, match=r"the student cannot be fed .*expected 4D input"):
+        limbeck.distill(student, None, (loader, loader), "plain", epochs=1, progress=False)
+
+
+def test_a_teacher_alone_is_vetted_once_for_all(student, teacher, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vet_teacher(teacher, student, data, classification)
+        vet_teacher(Frozen(teacher, classes=list(range(10))), student, data, data.task)
+    with pytest.raises(ValueError, match="classes are permuted"):
+        vet_teacher(Reordered(teacher, [1, 0, *range(2, 10)]), student, data, classification)
+    with pytest.raises(ValueError, match="the teacher is in train mode"):
+        vet_teacher(Frozen(teacher, mode="train"), student, data, classification)
 
 
 def test_the_short_form_neither_tries_nor_estimates(student, teacher, data, monkeypatch):
@@ -654,6 +722,16 @@ def test_the_short_form_neither_tries_nor_estimates(student, teacher, data, monk
 
 
 # what is shown -------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_terms_are_shown_whole_in_a_narrow_terminal():
+    names = ["attention.layer1", "attention.layer2", "a" * 60]
+    terms = tuple(TermCheck("student", name, 0.123, 1000.0, 0.123, 0.3, {}, suggested=123.4) for name in names)
+    console = Console(width=80, file=io.StringIO())
+    console.print(console_table(Checkup((), terms)))
+    shown = console.file.getvalue()
+    assert all(f"student/{name} " in shown for name in names[:2])
+    assert "…" not in shown
 
 
 def test_the_table_and_json_say_it_all(student, teacher, data):
@@ -912,9 +990,9 @@ def test_a_network_that_learned_nothing():
     accuracy, error = classification.score, limbeck.regression.score
     assert learned_nothing("student", accuracy, 0.5, 0.1, 400) is None
     assert learned_nothing("student", accuracy, 0.11, None, 400) is None
-    found = learned_nothing("student", accuracy, 0.11, 0.1, 400)
+    found = learned_nothing("student", accuracy, 0.09, 0.1, 400)
     assert found is not None
-    assert "after the training the student is no better than chance: accuracy 11.00 %" in found.message
+    assert "after the training the student is no better than chance: accuracy 9.00 %" in found.message
     assert learned_nothing("student", error, 2.0, 1.5, 400) is not None  # less is better
     assert learned_nothing("student", error, 1.0, 1.5, 400) is None
 

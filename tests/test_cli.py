@@ -175,9 +175,38 @@ def test_the_config_of_a_run_reproduces_it(run):
     again = run("--config a/config.yaml distill kd --run-dir b")
     assert again.code == 0, again.err
     assert same("a", "b")
-    other = run("--config a/config.yaml distill kd --run-dir c --seed 4")
+    other = run("--config a/config.yaml --run-dir c --seed 4")
     assert other.code == 0, other.err
     assert not same("a", "c")
+    there = run("distill --config=a/config.yaml")
+    assert there.code == 2
+    assert (
+        "a holds a run already: --resume goes on with it, and another folder, --run-dir NEW, begins anew" in there.err
+    )
+
+
+SMALL = """
+from torch import nn
+
+def small(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4, num_classes))
+"""
+
+
+def test_a_number_is_a_name_where_a_name_belongs(run):
+    Path("numbered.py").write_text(SMALL)
+    both = "--student numbered:small --teacher numbered:small@random"
+    trained = run(f"distill at {both} --layers [[1,0],[0,1]] --check false {TINY} --run-dir run")
+    assert trained.code == 0, trained.err
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["distill"]["at"]["layers"] == [["1", "0"], ["0", "1"]]
+    strange = run(f"distill byot {both.partition(' --teacher')[0]} --exits [1,7.10] {TINY}")
+    assert strange.code == 2
+    assert "no layer '7.10'" in strange.err
+
+
+def test_help_is_a_word_too(run):
+    assert run("help distill kd").out == run("distill kd --help").out
+    assert run("help").out == run("--help").out
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(run, monkeypatch):
@@ -379,6 +408,7 @@ def config(text: str) -> Callable[[], object]:
     return lambda: Path("a.yaml").write_text(text)
 
 
+ABSENT = "cuda" if sys.platform == "darwin" else "mps"
 FILE = "--teacher mlp-16@weights.safetensors"
 PAIR = "--student resnet8 --teacher resnet14@random"
 WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
@@ -464,7 +494,7 @@ WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     "list of what": (list, "list", ["`limbeck list` needs one more word", "methods, networks, data, tasks"]),
     "list of something else": (list, "list teachers", ["`limbeck list` has no 'teachers'", "methods, networks"]),
     "several things missing": (list, "tune kd", ["`limbeck tune` needs --student and --search", "limbeck tune --help"]),
-    "a word missing": (list, "table mlp-8@random", ["`limbeck table` needs STUDENTS..."]),
+    "a word missing": (list, "table mlp-8@random", ["needs STUDENTS..., as `limbeck table TEACHER@FILE STUDENT@FILE`"]),
     "a word too many": (list, "cite kd at", ["`limbeck cite` takes no further word, got 'at'"]),
     "no value": (list, "train --batch-size 3 --network", ["--network: expected a value after it, --network NAME"]),
     "misspelt command": (list, "distil kd", ["'distil'", "did you mean distill"]),
@@ -495,6 +525,42 @@ WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     "neither true nor false": (list, "train --network a --resume maybe", ["--resume: expected true or false, got"]),
     "no list": (list, "train --network a --mean 3", ["--mean: expected a list of numbers, as [0.5,0.1], got '3'"]),
     "a list of others": (list, "train --network a --mean [a,b]", ["expected a list of numbers", "got [a, b]"]),
+    "a method elsewhere": (
+        list,
+        "distill --student mlp-8 --teacher X kd",
+        ["the method comes first, as `limbeck distill kd --student NAME`", "`limbeck list methods`"],
+    ),
+    "a method alone": (list, "kd+at --student mlp-8", ["'kd+at': did you mean `limbeck distill kd+at`?"]),
+    "methods missing": (
+        list,
+        "compare --student mlp-8",
+        ["needs METHODS..., as `limbeck compare kd at --student NAME"],
+    ),
+    "a sum's option out of range": (
+        list,
+        f"distill kd+at {PAIR} --kd.temperature -1",
+        ["--kd.temperature must be in (0, 1000], got -1.0"],
+    ),
+    "an accelerator that is not there": (
+        list,
+        f"train --network mlp-8 --accelerator {ABSENT}",
+        [f"--accelerator {ABSENT}: torch finds none on this machine", "auto"],
+    ),
+    "a run's folder that is a file": (
+        teacher_of(8),
+        "train --network mlp-8 --run-dir weights.safetensors",
+        ["--run-dir: expected a folder, got the file weights.safetensors: name another, as runs/weights"],
+    ),
+    "a config of another method": (
+        config("distill: {kd: {student: mlp-8, teacher: mlp-16@random}}"),
+        "distill at --config a.yaml",
+        ["a.yaml is of `limbeck distill kd`, and not of `limbeck distill at`: leave the command out"],
+    ),
+    "a config of a comparison's seed": (
+        config("{method: kd, epochs: 1}"),
+        "--config a.yaml",
+        ["with 'method'. Comparisons, searches and calls from Python leave such files"],
+    ),
     "no pairs": (list, f"distill at {PAIR} --layers [[a]]", ["expected a list of pairs of words, as [[a,b],[a,b]]"]),
     "one of two kinds": (list, "train --network a --size x", ["a whole number or a list of whole numbers, as [1,2]"]),
     "no names": (list, f"initialize {PAIR} --to a.safetensors --blocks [3]", ["as {name: [1,2]}, got [3]"]),
@@ -503,11 +569,11 @@ WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
         "train --network mlp-8 --optimizer sdg",
         ["--optimizer: expected one of sgd, adam, adamw, got 'sdg': did you mean sgd?"],
     ),
-    "no epoch": (list, "train --network mlp-8 --epochs 0", ["epochs must be at least 1, got 0"]),
+    "no epoch": (list, "train --network mlp-8 --epochs 0", ["--epochs must be at least 1, got 0"]),
     "a value that makes no sense": (
         list,
         f"distill fitnets {PAIR} --hint-share 2",
-        ["hint_share must be in (0, 1), got 2.0"],
+        ["--hint-share must be in (0, 1), got 2.0"],
     ),
     "unknown logger": (list, f"train --network mlp-8 {TINY} --logger FooLogger", ["'FooLogger'", "TensorBoardLogger"]),
     "a strategy that is none": (list, f"train --network mlp-8 {TINY} --strategy foo", ["strategy='foo'"]),
@@ -557,7 +623,9 @@ def test_a_teacher_no_better_than_chance_is_a_warning(run):
     answer = run(f"distill kd --student mlp-16 --teacher mlp-64@random {TINY} --run-dir run")
     assert answer.code == 0
     told = json.loads(Path("run/result.json").read_text())
-    assert answer.err.startswith("limbeck: warning: the teacher is no better than chance: accuracy ")
+    assert re.match(
+        "limbeck: warning: the teacher (is no better than chance|cannot be told from guessing): ", answer.err
+    )
     assert f"accuracy {100 * told['teacher']['accuracy']:.2f} %, where guessing has 10.00 %" in answer.err
     assert "NAME@FILE" in answer.err
     assert "ChanceWarning" in Path("run/train.log").read_text()

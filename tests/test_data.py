@@ -24,6 +24,7 @@ from limbeck import data
 from limbeck.data import Data, Epochs, FileLoader, Loader, Rows
 from limbeck.data.augment import Cutout, Flip, PadCrop
 from limbeck.data.epochs import known
+from limbeck.data.repeatable import splits
 from limbeck.data.sets import statistics
 from limbeck.data.source import Encoded
 
@@ -808,6 +809,24 @@ def test_a_wrong_folder_is_described(tmp_path: Path, name: str):
         data.load(name, tmp_path / "letters.txt")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         data.load(name, tmp_path / "nowhere")
+
+
+def test_what_was_meant_by_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    with pytest.raises(ValueError, match=r"got 'digit': did you mean digits"):
+        data.load("digit")
+    with pytest.raises(
+        ValueError, match=r"a folder: of images by class it is limbeck.data.load\('imagefolder', root='photos'"
+    ):
+        data.load("photos")
+    with pytest.raises(
+        TypeError, match=r"got str: load data by their name, limbeck.data.load\('NAME'\), which is a folder"
+    ):
+        splits("photos", seed=0)
+    loader = data.load("digits").val
+    with pytest.raises(TypeError, match=r"got dict: pass a tuple of loaders, \(train, val\) or"):
+        splits({"train": loader, "val": loader}, seed=0)
 
 
 @pytest.mark.parametrize("option", ["samples", "labels"])

@@ -11,7 +11,8 @@ import limbeck
 from limbeck.cli import main
 from limbeck.cli.case import Case
 from limbeck.cli.networks import with_networks
-from limbeck.cli.words import entries_of
+from limbeck.cli.words import entries_of, search_of
+from limbeck.engine.assemble import parameters_of
 from limbeck.engine.learner import Learner
 from limbeck.verbs.compare import Entry, compare
 from limbeck.verbs.runs import Outcome, Runs
@@ -172,3 +173,11 @@ def test_all_trials_of_a_search_have_the_same_networks(tmp_path, monkeypatch):
     given = student, make_teacher(), DATA, search
     trials = tune("takd", *given, epochs=2, trials=2, options=entry.options, run_dir=tmp_path, progress=False)
     assert [dict(trial.options) for trial in trials] == [{"assistants": ["mlp-24"], "alpha": a} for a in (0.9, 0.5)]
+
+
+def test_a_number_is_a_name_where_a_name_belongs():
+    assert entries_of("at:layers=[[2,relu]]")[0].options == {"layers": [["2", "relu"]]}
+    (both,) = entries_of("kd:temperature=4+fitnets:hint=2.10:hint-share=0.5")
+    assert both.options == {"kd.temperature": 4, "fitnets.hint": "2.10", "fitnets.hint_share": 0.5}
+    assert search_of(["layers=[[1,2]],[[1,relu]]"], parameters_of("at")) == {"layers": [[["1", "2"]], [["1", "relu"]]]}
+    assert search_of(["temperature=1,4e0"], parameters_of("kd")) == {"temperature": [1, 4.0]}

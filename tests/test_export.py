@@ -785,3 +785,22 @@ def test_what_the_page_runs_runs_on_files_of_any_loader(task, shape, said, tmp_p
     expected = net((pixels - 0.5) / 0.2 if said else pixels).detach()
     assert np.allclose(names["answer"], expected, atol=1e-5)
     assert ("cat" in capsys.readouterr().out) == ("classes" in known)
+
+
+def test_a_name_is_no_network(data, tmp_path):
+    with pytest.raises(
+        TypeError, match=r"net must be a network .*got the string 'mlp-8': make it, limbeck.zoo.network"
+    ):
+        export("mlp-8", data, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_the_user_has_to_say_is_in_every_file(net, data, tmp_path):
+    said = "These weights are those of the second night."
+    exported = export(net, data, tmp_path, formats=["safetensors", "onnx"], notes=[said])
+    assert exported.notes == (said,)
+    assert json.loads((tmp_path / "export.json").read_text())["about"]["note"] == said
+    about = {prop.key: prop.value for prop in onnx.load(tmp_path / "student.onnx").metadata_props}
+    assert about["note"] == said
+    with pytest.raises(TypeError, match="notes must be a list of sentences"):
+        export(net, data, tmp_path, notes=said)

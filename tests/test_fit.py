@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -298,7 +299,8 @@ def test_ctrl_c_ends_after_the_batch_and_resume_is_exact(tmp_path, undisturbed, 
 
 def test_ctrl_c_in_the_last_batch_of_all_finishes(undisturbed):
     student = net(at=20)
-    assert fit(two_stages(student), epochs=4).finished
+    result = fit(two_stages(student), epochs=4)
+    assert (result.finished, result.interrupted) == (True, True)
     assert identical(tensors(student), undisturbed[0])
 
 
@@ -719,6 +721,57 @@ def test_a_teacher_no_better_than_chance_is_doubted():
     told = f"accuracy {100 * guessed:.2f} %, where guessing has 33.33 %, on 40 validation samples"
     with pytest.warns(limbeck.ChanceWarning, match=told):
         fit(limbeck.kd(net(), constant))
+
+
+def test_a_teacher_above_chance_on_too_few_samples_cannot_be_told_from_it():
+    labels = TARGETS[:4].clone()
+    labels[0] = (labels[0] + 1) % CLASSES
+    few, told = (INPUTS[:4], labels), "the teacher cannot be told from guessing: accuracy 75.00 %, .* on 4 .* too few"
+    with pytest.warns(limbeck.ChanceWarning, match=told):
+        limbeck.fit(limbeck.kd(net(), good_teacher()), (BATCHES, [few]), epochs=1, accelerator="cpu", progress=False)
+
+
+def test_a_teacher_of_several_stages_is_doubted_once(recwarn):
+    warnings.simplefilter("always")
+    student = net()
+    stages = [Stage(limbeck.kd(student, net(1)), 0.5, name=name) for name in ("first", "second")]
+    student_alone = [Stage(limbeck.kd(net(), net(1)))]
+    for method in (stages, student_alone):
+        recwarn.clear()
+        fit(method, (BATCHES, [(INPUTS, torch.randint(3, (40,), generator=torch.Generator().manual_seed(1)))]))
+        assert sum(str(one.message).startswith("the teacher") for one in recwarn.list) == 1
+
+
+def words(result: limbeck.Result) -> str:
+    """What a notebook shows, without markup."""
+    return re.sub("<.*?>", "", result._repr_html_())
+
+
+def test_the_teacher_is_measured_on_the_test_data_as_it_is_fed(tmp_path):
+    """Its classes are in another order, and it sees other inputs: the run's page has it beside its student."""
+    rolled = nn.Linear(FEATURES, CLASSES, bias=False)
+    rolled.weight.data = -3 * RULE.roll(1, 0)
+    teacher = limbeck.Frozen(rolled, inputs=torch.neg, classes=[1, 2, 0])
+    result = fit(limbeck.kd(net(), teacher), (BATCHES, HELD_OUT, [(INPUTS[:9], TARGETS[:9])]), run_dir=tmp_path)
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert told["teachers"]["teacher"]["test"]["accuracy"] == 1.0
+    assert not result.missing
+    assert "Its teacher has 100.00 % on the test data." in words(result)
+
+
+def test_a_teacher_that_fails_on_the_test_data_costs_no_run(tmp_path):
+    class Picky(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x) != 9
+            return super().forward(x)
+
+    teacher = Picky(FEATURES, CLASSES, bias=False)
+    teacher.weight.data = 3 * RULE
+    with pytest.warns(UserWarning, match="kept, but without the test metrics of teacher: AssertionError"):
+        result = fit(limbeck.kd(net(), teacher), (BATCHES, HELD_OUT, [(INPUTS[:9], TARGETS[:9])]), run_dir=tmp_path)
+    assert "test/student/accuracy" in result.metrics
+    assert list(result.missing) == ["the test metrics of teacher"]
+    assert "Its teacher has 100.00 % on the validation data." in words(result)
 
 
 def test_a_good_teacher_is_not_doubted(recwarn):

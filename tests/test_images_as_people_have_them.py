@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,41 @@ def test_folders_that_are_no_split_and_no_classes(tmp_path: Path) -> None:
     (tmp_path / "twice/valid").mkdir()
     with pytest.raises(ValueError, match=r"expected one of val, valid, validation, got val and valid"):
         load(tmp_path / "twice")
+
+
+def test_a_folder_that_lacks_a_split_says_which(tmp_path: Path) -> None:
+    photos(tmp_path)
+    for split in ("val", "test"):
+        shutil.rmtree(tmp_path / split)
+    with pytest.raises(
+        FileNotFoundError, match=r"in train/, and in neither val/ nor test/: move a share, .*/val/CLASS"
+    ):
+        load(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"holds folders of images itself, ant, bee: put them into .*/train/train/"
+    ):
+        load(tmp_path / "train")
+    for kind in ("images", "masks"):
+        (tmp_path / "pairs/train" / kind).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=r"masks: .* in train/, and in neither val/ nor test/"):
+        load(tmp_path / "pairs", "masks")
+    rows = {"image": [{"bytes": encoded(coloured()), "path": None}] * 4, "label": [0, 1, 0, 1]}
+    parquet.write_table(pa.table(rows), tmp_path / "train-0.parquet")
+    with pytest.raises(
+        FileNotFoundError, match=r"files of train, as train-0.parquet, and none whose name begins with val"
+    ):
+        load(tmp_path, "parquet")
+
+
+def test_a_split_of_empty_folders_says_what_is_read(tmp_path: Path) -> None:
+    photos(tmp_path)
+    for name in ("ant", "bee"):
+        shutil.rmtree(tmp_path / "val" / name)
+        (tmp_path / "val" / name).mkdir()
+    with pytest.raises(
+        ValueError, match=r"in the val split, got none: no folder of a class in .*/val has a .*\.bmp, \.gif"
+    ):
+        load(tmp_path)
 
 
 def test_names_and_links(tmp_path: Path) -> None:

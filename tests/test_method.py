@@ -290,6 +290,57 @@ def test_optimizer_holds_exactly_the_players_parameters_once():
     assert held == [id(student.weight), *(id(p) for p in adapter.parameters())]
 
 
+def groups(given):
+    return torch.optim.SGD([{"params": given[:1], "lr": 0.1}, {"params": (p for p in given[1:])}], 0.05)
+
+
+@pytest.mark.parametrize("make", [groups, lambda given: sgd(p for p in given), torch.optim.Adam])
+def test_an_optimizer_may_group_its_parameters_and_see_them_once(make):
+    net = linear(0)
+    before = net.weight.detach().clone()
+    play(plain(net), batch(), optimizers(plain(net), make))
+    assert not torch.equal(net.weight, before)
+
+
+def test_frozen_parameters_in_an_optimizer_do_no_harm():
+    net = nn.Sequential(linear(0), linear(1))
+    net[0].requires_grad_(False)
+    (made,) = optimizers(plain(net), lambda _: sgd(net.parameters())).values()
+    assert len(made.param_groups[0]["params"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda net, own: sgd(linear(1).parameters()), r"leaves out 2 of its 2 parameters \(.*bias\) and holds 2"),
+        (
+            lambda net, own: sgd(own[:1]),
+            r"of 'student' leaves out 1 of its 2 parameters \(.*bias\): make it of the param",
+        ),
+        (
+            lambda net, own: sgd([*own, nn.Parameter(torch.ones(1))]),
+            r"'student' holds 1 that it was not given: make it",
+        ),
+        (
+            lambda net, own: torch.optim.SGD([{"params": own[1:]}], 0.1),
+            r"leaves out 1 of its 2 parameters \(.*weight\)",
+        ),
+    ],
+    ids=["another network", "fewer", "more", "a group too few"],
+)
+def test_an_optimizer_of_other_parameters_is_refused(make, said):
+    net = linear(0)
+    with pytest.raises(ValueError, match=said):
+        optimizers(plain(net), lambda own: make(net, own))
+
+
+def test_each_players_optimizer_is_looked_at():
+    nets = {"a": linear(0), "b": linear(1)}
+    method = Script(nets, lambda *_: [])
+    with pytest.raises(ValueError, match=r"of 'b' leaves out 2 of its 2 param.* and holds 2 that it was not given \("):
+        optimizers(method, {"a": sgd, "b": lambda own: sgd(nets["a"].parameters())})
+
+
 def test_players_that_share_a_parameter():
     net = linear(0)
     method = Script({"a": net, "b": nn.Sequential(net, nn.Linear(3, 3))}, lambda *_: [])

@@ -21,6 +21,7 @@ from limbeck.report.comparison import (
     write_comparison,
 )
 from limbeck.report.figures import Line, curves
+from limbeck.report.page import Plot, Section, render
 from limbeck.report.run import console_table, run_report
 from limbeck.report.table import Candidate, header, markdown_table, milliseconds, points, quantity, rows
 from limbeck.report.verdict import verdict_of_all
@@ -281,7 +282,7 @@ DOUBT = Warned("ChanceWarning", "the teacher is no better than chance: accuracy 
 def test_a_run_says_what_was_warned_of_and_what_makes_it_worth_nothing_first(tmp_path):
     write_warned([Warned("NoEffectWarning", f"a term trains nothing {HOSTILE}"), DOUBT, DOUBT], folder(tmp_path))
     text, words = read(run_report(tmp_path))
-    assert re.findall("<p>(.*?)</p>", text)[0] == "The teacher is no better than chance: accuracy 25.00 %."
+    assert re.findall("<p>(.*?)</p>", text)[0] == "The teacher is no better than chance: accuracy 25.00\xa0%."
     assert words.count("no better than chance") == 1
     assert f"What was warned of A term trains nothing {HOSTILE}." in words
     assert words.index("What was warned of") < words.index("What came out")
@@ -392,6 +393,20 @@ def test_a_teacher_of_many_parameters_is_said_in_words():
     assert quantity(2.6e33) == "2.6 × 10³³"
 
 
+def test_a_teacher_as_large_as_its_student_is_said_in_words():
+    assert "with about as many parameters and MACs as the student" in findings(Comparison("", "", candidates()))[-1]
+
+
+def test_prose_has_code_and_numbers_that_stay_whole():
+    told = "ask `limbeck check <b>`: accuracy 23.96 % and 95 % of `a`"
+    drawn = render("`title`", [told], [Section("a", remarks=[told], plots=[Plot("<svg></svg>", "1,234 % of <i>")])])
+    assert (
+        drawn.count("ask <code>limbeck check &lt;b&gt;</code>: accuracy 23.96\xa0% and 95\xa0% of <code>a</code>") == 2
+    )
+    assert "<figcaption>1,234\xa0% of &lt;i&gt;</figcaption>" in drawn
+    assert "<h1>`title`</h1>" in drawn
+
+
 @pytest.mark.parametrize("largest", [1e-9, 3e-5, 0.25, 7, 1234, 120_400, 2.6e6, 2.6e12, 2.6e33])
 def test_axes_have_no_exponents_and_ticks_that_differ(largest):
     svg = curves([Line("loss", (1.0, 2.0, 3.0), (0.98 * largest, largest, 0.991 * largest))], "x")
@@ -417,7 +432,7 @@ def test_what_a_training_warns_of_stands_on_its_page_and_the_terminal_has_the_pa
     assert all(message in answer.err for message in messages)
     text, on_page = read(run / "report.html")
     assert "no better than chance" in re.findall("<p>(.*?)</p>", text)[0]
-    assert all(message[1:] in on_page for message in messages)
+    assert all(part.strip() in on_page for message in messages for part in message[1:].split("`"))
     for cost in (result["networks"]["student"], result["teachers"]["teacher"]):
         assert milliseconds(cost["latency_ms"]) in answer.out
         assert milliseconds(cost["latency_ms"]) in on_page

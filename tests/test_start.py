@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,25 @@ def test_help_needs_at_most_torch(line, torch_alone):
     assert len(modules) < torch_alone + 250
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --network mlp-8 --epochs 0",
+        "distill kd+at --student mlp-8 --teacher mlp-8@random --kd.temperature -1",
+        "compare kd --student mlp-8 --teacher mlp-8@nowhere.safetensors",
+        "eval --network nonet@random",
+        "train --network mlp-8 --data imagefolder --root nowhere",
+        f"train --network mlp-8 --run-dir {Path(__file__).as_posix()}",
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_heavy_is_loaded(line):
+    done = subprocess.run([sys.executable, "-c", TELLING, *line.split()], capture_output=True, text=True, check=True)
+    code, _, modules = json.loads(done.stdout)
+    assert code == 2, done.stderr
+    assert "limbeck: error: " in done.stderr
+    assert not set(modules) & {"lightning", "pytorch_lightning", "transformers", "timm"}
+
+
 def test_help_of_a_method_reads_that_one_alone():
     _, modules = told("distill kd --help")
     assert "limbeck.methods.kd" in modules
@@ -110,8 +130,10 @@ def test_every_public_name_is_found_and_known():
     assert set(limbeck.__all__) == set(dir(limbeck))
     for name in limbeck.__all__:
         assert getattr(limbeck, name) is not None
-    with pytest.raises(AttributeError, match="kdd"):
+    with pytest.raises(AttributeError, match=r"limbeck has no 'kdd': did you mean limbeck\.kd\?"):
         _ = limbeck.kdd  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="zzzz"):
+        _ = limbeck.zzzz  # type: ignore[attr-defined]
 
 
 def test_every_method_is_a_public_name():

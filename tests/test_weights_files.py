@@ -694,9 +694,13 @@ def test_commands_begin_with_a_fresh_last_layer_and_teachers_do_not(command) -> 
     code, said = command(f"train --network {NAME}@seven.pt {rest} --run-dir a")
     assert code == 2
     assert "trained for 7 classes" in said
+    assert "may begin with a fresh one, --new-head" in said
     code, said = command(f"train --network {NAME}@seven.pt --new-head {rest} --run-dir b")
     assert code == 0, said
     assert "the last layer, layers.fc3, is fresh" in said
     code, said = command(f"distill kd --student {NAME}@b --teacher {NAME}@seven.pt --new-head {rest} --run-dir c")
     assert code == 2
     assert "trained for 7 classes" in said
+    assert "a teacher, or a network that is measured or shipped, never has a fresh one" in said
+    assert f"`limbeck train --network {NAME}@seven.pt --new-head`" in said
+    assert "may begin" not in said

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -429,6 +430,33 @@ def test_nothing_is_downloaded_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     # its backbone comes pretrained by default
     net = zoo.network("torchvision:lraspp_mobilenet_v3_large", num_classes=3, shape=(3, 64, 64))
     assert net.eval()(torch.zeros(1, 3, 64, 64))["out"].shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("mlp-8", "10"), TypeError, "num_classes must be a whole number, as 10, got '10'"),
+        (("mlp-8", 2.0), TypeError, r"got 2\.0"),
+        (("mlp-8", True), TypeError, "got True"),
+        (("mlp-8", 0), ValueError, "num_classes must be at least 1, got 0"),
+        (("mlp-8", 10, "3x8x8"), TypeError, r"shape must be that of one sample, as \(3, 32, 32\), got '3x8x8'"),
+        (("mlp-8", 10, (3, 8.0, 8)), TypeError, r"got \(3, 8\.0, 8\)"),
+        ((nn.Linear(1, 1),), TypeError, "name must be a network's name, as 'resnet8', got Linear"),
+    ],
+)
+def test_arguments_of_another_type(arguments: tuple, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        zoo.network(*arguments)
+
+
+def test_a_file_is_no_name(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a\.pt is a file: write NAME@.*a\.pt, with the network's name before it"):
+        zoo.network(str(tmp_path / "a.pt"))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert zoo.network("mlp-8", np.int64(3), (np.int64(5),))(torch.zeros(1, 5)).shape == (1, 3)
 
 
 def test_no_two_names_make_the_same_network() -> None:

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ FILES = {"eval": "evaluate", "list": "listing"}
 MENDABLE = (ValueError, TypeError, OSError, ArithmeticError, RuntimeError, ImportError)
 """What is raised for input that cannot work: its message is all that the user needs."""
 
+NO_COMMAND = (
+    ". Comparisons, searches and calls from Python leave such files, which no command reads: take the config.yaml of a "
+    "`limbeck train` or `limbeck distill`, or write the command anew"
+)
+"""What is to be done with a configuration that is none of a command."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 2 for what the user can mend, or 130 after Ctrl-C."""
@@ -55,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = warn
     try:
         listen()
-        parser, commands = build([*words, *_named_in(_config_of(words))])
+        words = _with_config([*words[1:], "--help"] if words[:1] == ["help"] else words)
+        parser, commands = build(words)
         config = parser.parse_args(words)
         does, leaf = commands.find(config)
         with listening():
@@ -77,24 +85,45 @@ def _mendable() -> tuple[type[Exception], ...]:
     return (*MENDABLE, MisconfigurationException)
 
 
-def _config_of(words: Sequence[str]) -> str | None:
-    """Return what follows ``--config``."""
+def _with_config(words: Sequence[str]) -> list[str]:
+    """Put ``--config`` first, as the parser wants it, and after it its command, which nobody need write.
+
+    Raises:
+        ValueError: The configuration is none, or one of another command.
+    """
+    config, rest = _config_of(words)
+    if config is None:
+        return list(words)
+    named = _named_in(config)
+    typed = [*takewhile(lambda word: not word.startswith("-"), rest)][: len(named)]
+    if typed != named[: len(typed)]:
+        raise ValueError(
+            f"--config: {_called(config)} is of `limbeck {' '.join(named)}`, and not of `limbeck {' '.join(typed)}`: leave "
+            f"the command out, as `limbeck --config FILE --run-dir NEW`, or --config"
+        )
+    return ["--config", config, *named, *rest[len(typed) :]]
+
+
+def _config_of(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return what follows ``--config``, and the other words; None where there is nothing to be had."""
     for place, word in enumerate(words):
         if word.startswith("--config="):
-            return word.partition("=")[2]
-        if word == "--config":
-            return next(iter(words[place + 1 :]), None)
-    return None
+            return word.partition("=")[2], [*words[:place], *words[place + 1 :]]
+        if word == "--config" and place + 1 < len(words):
+            return words[place + 1], [*words[:place], *words[place + 2 :]]
+    return None, list(words)
 
 
-def _named_in(config: str | None) -> list[str]:
+def _called(config: str) -> str:
+    return "it" if config.lstrip().startswith("{") else config
+
+
+def _named_in(config: str) -> list[str]:
     """Return the words of the command in a configuration, which is a file or the text itself.
 
     Raises:
         ValueError: It is none.
     """
-    if config is None:
-        return []
     said = _read(config)
     if not isinstance(said, Mapping) or not all(isinstance(key, str) for key in said):
         raise ValueError(f"--config: expected a config.yaml of a run, got {config}, which has no options with values")
@@ -102,7 +131,7 @@ def _named_in(config: str | None) -> list[str]:
         meant = did_you_mean(unknown[0], COMMANDS)
         raise ValueError(
             f"--config: expected a config.yaml of a run, whose first word is a command, got {config} with "
-            f"{unknown[0]!r}{meant or ': `limbeck --help` shows the commands'}"
+            f"{unknown[0]!r}{meant or NO_COMMAND}"
         )
     words: list[str] = []
     while isinstance(said.get(word := said.get("subcommand") or next(iter(said), "")), Mapping):

@@ -10,6 +10,7 @@ from limbeck.cli import COMMANDS
 from limbeck.cli.options import (
     answers,
     call,
+    caution,
     fresh_folder,
     load_data,
     possible_teacher_of,
@@ -23,7 +24,7 @@ from limbeck.cli.terminal import STOPPED, plain
 
 def add(commands: Commands) -> None:
     """Add ``limbeck compare``."""
-    groups = student_of, possible_teacher_of, views, load_data, answers, contest, training
+    groups = student_of, possible_teacher_of, views, load_data, answers, contest, training, caution
     parser = commands.add("compare", _compare, COMMANDS["compare"], *groups)
     parser.add_argument(
         "methods",
@@ -37,7 +38,7 @@ def add(commands: Commands) -> None:
 def contest(
     seeds: int = 3,
     decide: bool = False,
-    most: int = 12,
+    most: int | None = None,
     smallest: float | None = None,
     match: Literal["epochs", "compute"] = "epochs",
     jobs: int = 1,
@@ -48,7 +49,7 @@ def contest(
         seeds: How many, from 0 on, the same for all methods; with --decide those before the first look.
         decide: Add seeds to the methods that are not told yet, and to them alone; all looks together are wrong as seldom as
             one.
-        most: How many seeds a method may have then.
+        most: How many seeds a method may have with --decide; 12 by default.
         smallest: The smallest difference that matters, as the table shows it: with 0.3, a method may also be told to make
             no difference larger than 0.3 points.
         match: What is equal: the epochs, or about the time of a run.
@@ -90,6 +91,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
             smallest=leaf.smallest,
             match=leaf.match,
             run_dir=run_dir,
+            check=leaf.check,
             **settings,
         )
     except KeyboardInterrupt:

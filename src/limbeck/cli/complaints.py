@@ -26,13 +26,22 @@ def in_words(parser: ArgumentParser, message: str) -> tuple[ArgumentParser, str]
 
 Answer = tuple[ArgumentParser, str]
 
+EXAMPLES = {
+    "methods": "kd at --student NAME --teacher NAME@FILE",
+    "method": "kd --search temperature=1:20:log --student NAME --teacher NAME@FILE",
+    "students": "TEACHER@FILE STUDENT@FILE",
+}
+"""What may follow a command where one of its words is missing."""
+
 
 def _needs(parser: ArgumentParser, found: re.Match[str]) -> Answer:
     """Say which options and words are missing."""
     keys = found[1].split(", ")
     leaf, _ = at(parser, keys[0])
     missing = [name_of(action) for action in (at(parser, key)[1] for key in keys) if action is not None]
-    return leaf, f"`{words_of(leaf.prog)}` needs {' and '.join(missing or keys)}"
+    said = f"`{words_of(leaf.prog)}` needs {' and '.join(missing or keys)}"
+    example = next((EXAMPLES[name] for key in keys if (name := key.rpartition(".")[2]) in EXAMPLES), None)
+    return leaf, said if example is None else f"{said}, as `{words_of(leaf.prog)} {example}`"
 
 
 def _needs_word(parser: ArgumentParser, found: re.Match[str]) -> Answer:
@@ -43,10 +52,21 @@ def _needs_word(parser: ArgumentParser, found: re.Match[str]) -> Answer:
 
 
 def _no_such_word(parser: ArgumentParser, found: re.Match[str]) -> Answer:
-    action = _family(parser)
+    word, action = found[1], _family(parser)
     words = words_of(parser.prog)
-    meant = did_you_mean(found[1], action.choices or ())
-    return parser, f"`{words}` has no {_kind(action)}{found[1]!r}{meant or f': {_which(words, action)}'}"
+    meant = did_you_mean(word, action.choices or ()) or _other_place(words, action, word)
+    return parser, f"`{words}` has no {_kind(action)}{word!r}{meant or f': {_which(words, action)}'}"
+
+
+def _other_place(words: str, action: argparse.Action, word: str) -> str:
+    """Say where a word belongs that stands in the place of another; nothing where nobody knows."""
+    if action.metavar == "METHOD":
+        return f": the method comes first, as `{words} kd --student NAME`, and {_which(words, action)}"
+    from limbeck import methods  # after all else: it needs torch
+
+    if set(word.split("+")) <= set(methods.__all__):
+        return f": did you mean `{words} distill {word}`?"
+    return ""
 
 
 def _unexpected(parser: ArgumentParser, found: re.Match[str]) -> Answer:

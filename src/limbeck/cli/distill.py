@@ -6,7 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from limbeck.cli.by_method import add_by_method, assembled
-from limbeck.cli.options import caution, training
+from limbeck.cli.options import caution, refuse_folder, training
 from limbeck.cli.parser import Commands
 from limbeck.cli.terminal import waiting
 
@@ -19,10 +19,13 @@ def add(commands: Commands) -> None:
 def _distill(method: str, leaf: Namespace, config: Mapping[str, Any]) -> int:
     """Train as `limbeck.distill` does."""
     from limbeck.cli.case import case_of
+
+    refuse_folder(leaf)
+    case = case_of(leaf)
+
     from limbeck.cli.fitting import fit_and_tell
     from limbeck.verbs.distill import goes_on, look_first
 
-    case = case_of(leaf)
     if leaf.check and not goes_on(leaf.run_dir, leaf.resume):
         with waiting("looking for mistakes before the training"):
             look_first(lambda: assembled(method, leaf, case), case.data, leaf.accelerator)

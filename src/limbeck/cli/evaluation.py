@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from limbeck.cli.as_trained import as_trained
 from limbeck.cli.case import Case, Loader, case_of, samples_in, shape_of
-from limbeck.cli.networks import taught_by, trained
+from limbeck.cli.networks import short_names, taught_by, trained
 from limbeck.cli.options import several
 from limbeck.core.batches import tensors
 from limbeck.core.files import write
@@ -56,6 +56,8 @@ SECONDS = 0.2
 """For each time that is taken: torch's own default, since nothing waits for it here."""
 POINTS = 11
 """Of accuracy over compute that a table shows."""
+NARROW = 76
+"""Characters that any terminal has in a line."""
 MOST = 20
 """Classes that a table shows; of more, those that changed most, or else are worst."""
 
@@ -286,7 +288,10 @@ _ROWS: dict[str, Callable[[Record], str]] = {
 
 def _tables(record: Record) -> Iterator[Table]:
     networks, score = [record[role] for role in ("network", "teacher") if role in record], Score(**record["score"])
-    table = _table(f"{record['title']}; times on one CPU thread", "", *(of["name"] for of in networks))
+    names = short_names(["+".join(several(of["name"])) for of in networks])
+    title = f"{record['title']}; times on one CPU thread"
+    table = _table(title, "", *names)
+    table.min_width = min(NARROW, len(title))  # which would be broken to the width of two columns
     for label, cell in _ROWS.items():
         table.add_row(label, *map(cell, networks))
     for name in record["metrics"]:

@@ -6,17 +6,18 @@ from typing import Any
 from jsonargparse import Namespace
 
 from limbeck.cli import COMMANDS
-from limbeck.cli.options import answers, load_data, network_of, several
+from limbeck.cli.options import answers, load_data, several
 from limbeck.cli.parser import Commands
 from limbeck.cli.terminal import plain
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck export``."""
-    commands.add("export", _export, COMMANDS["export"], network_of, destination, load_data, answers)
+    commands.add("export", _export, COMMANDS["export"], destination, load_data, answers)
 
 
 def destination(
+    network: str,
     to: str,
     formats: str = "safetensors,torch_export,onnx,int8",
     tolerance: float = 1e-4,
@@ -27,10 +28,13 @@ def destination(
     """Say what to write, and where.
 
     Args:
+        network: A network of `limbeck list networks` with its weights: NAME@FILE, NAME@FILE:KEY for one of several in a
+            file, NAME@RUN for the student in a run's folder, finished or not, or NAME@pretrained.
         to: The folder that the files go to.
         formats: Which of safetensors, torch_export, onnx and int8, with commas between them.
         tolerance: The largest absolute difference of an output that is allowed; int8 differs by design.
-        classes: The names of the classes, as [cat,dog], where the data do not say them.
+        classes: The names of the classes, as [cat,dog], where the data do not say them; or those of the data, where the
+            network's training had others and its outputs are these all the same.
         also: What else of that which the network returns becomes an output of the graphs, as embedding, or [embedding,aux].
         json: Print JSON.
     """
@@ -43,11 +47,13 @@ def _export(leaf: Namespace, config: Mapping[str, Any]) -> int:
     from limbeck.cli.case import case_of
     from limbeck.cli.networks import trained
     from limbeck.data import Data
+    from limbeck.engine.named import unnamed_weights
     from limbeck.verbs.export import ExportError, export
 
     said = as_trained(leaf, [leaf.network])
     case = case_of(said)
-    net = trained(leaf.network, "network", case)
+    renamed = leaf.classes is not None and tuple(leaf.classes) == case.classes
+    net = trained(leaf.network, "network", case, renamed=renamed)
     data = case.data if isinstance(case.data, Data) else case.held_out
     formats: Any = [word.strip() for word in leaf.formats.split(",") if word.strip()]
     name, _ = zoo.split_name(leaf.network)
@@ -65,6 +71,7 @@ def _export(leaf: Namespace, config: Mapping[str, Any]) -> int:
             std=std,
             classes=leaf.classes,
             also=several(leaf.also),
+            notes=[f"{doubt}."] if (doubt := unnamed_weights(leaf.network)) else [],
         )
     except ExportError as error:
         _show(error.exported, leaf.json)

@@ -37,11 +37,14 @@ def _layers(leaf: Namespace, config: Mapping[str, Any]) -> int:
     from rich.console import Console
 
     from limbeck.cli.case import case_or_shape
-    from limbeck.cli.networks import network
+    from limbeck.cli.networks import naming_its_data, network
 
     case = case_or_shape(leaf)
     names = [leaf.student] if leaf.teacher is None else [leaf.student, leaf.teacher]
-    nets = [network(name, case) for name in names]
+    nets = []
+    for name in names:
+        with naming_its_data(name):
+            nets.append(network(name, case))
     console = Console(emoji=False)
     for who, name, net in zip(("student", "teacher"), names, nets, strict=False):
         console.print(_layer_table(f"{who}: {name}", layers(net, case.example, case.task)))

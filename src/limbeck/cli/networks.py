@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +16,13 @@ from limbeck.cli.case import Case, shape_of
 from limbeck.cli.options import several
 from limbeck.core.frozen import Frozen
 from limbeck.core.task import logits
-from limbeck.engine.named import refuse_another_task, weighted
+from limbeck.engine.named import (
+    its_data,
+    refuse_another_task,
+    refuse_other_classes,
+    tell_of_other_classes,
+    weighted,
+)
 from limbeck.nets.ensemble import Ensemble
 
 if TYPE_CHECKING:
@@ -34,10 +44,54 @@ def network(name: str, case: Case) -> nn.Module:
     return zoo.network(name, case.outputs, case.shape, new_head=case.new_head or None)
 
 
-def trained(name: str, role: str, case: Case) -> nn.Module:
-    """Make a network that has learned: pretrained ones of other classes are refused, too, unless the user insists."""
+def trained(name: str, role: str, case: Case, *, renamed: bool = False) -> nn.Module:
+    """Make a network that has learned, to be measured or shipped: with all its weights, and for the classes it knows.
+
+    Args:
+        name: With its weights.
+        role: What it is called where it has none.
+        case: What it works on.
+        renamed: Whether the user says that its outputs are the data's classes, whatever they were called in its training.
+    """
+    weighted(name, role)
+    if case.new_head:
+        raise ValueError(
+            f"--new-head: a fresh last layer has learned nothing, and {name} is to be measured or shipped as it is. Train "
+            f"it first, `limbeck train --network {name} --new-head`"
+        )
+    if not renamed:
+        refuse_other_classes(name, case.classes)
     tell_of_other_inputs(name, case)
-    return zoo.network(weighted(name, role), case.outputs, case.shape, new_head=case.new_head)
+    with naming_its_data(name):
+        return zoo.network(name, case.outputs, case.shape, new_head=False)
+
+
+@contextmanager
+def naming_its_data(name: str) -> Iterator[None]:
+    """Say of a network that cannot be made what data its training had: without --data they are others."""
+    try:
+        yield
+    except ValueError as error:
+        if not (had := its_data(name)):
+            raise
+        raise ValueError(f"{error}{had}") from error
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Leave away of the files of weights what is not needed to tell networks apart: resnet8, or else resnet8 kd."""
+    split = [zoo.split_name(name) for name in names]
+    bases = [base for base, _ in split]
+    folders = [f"{base} {_folder(Path(weights or '')).name}" for base, weights in split]
+    counts = Counter(bases), Counter(folders)
+    return [
+        base if counts[0][base] == 1 else folder if counts[1][folder] == 1 else name
+        for base, folder, name in zip(bases, folders, names, strict=True)
+    ]
+
+
+def _folder(weights: Path) -> Path:
+    """Return the folder that weights lie in: a run's, or their file's."""
+    return weights if weights.is_dir() else weights.parent
 
 
 def taught_by(names: list[str] | str, case: Case) -> nn.Module:
@@ -55,6 +109,8 @@ def _teacher(name: str, case: Case) -> nn.Module:
         refuse_another_task(name, case.task)
     if "inputs" not in case.view:
         tell_of_other_inputs(name, case)
+    if "classes" not in case.view:
+        tell_of_other_classes(name, case.classes)
     fed = case.view.get("inputs", _as_it_is)(case.example)
     net = zoo.network(name, case.teacher_outputs or case.outputs, shape_of(fed), new_head=False)
     return Frozen(net, **case.view) if case.view else net

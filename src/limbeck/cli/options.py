@@ -9,17 +9,20 @@ import inspect
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
 
-from limbeck.cli.help import dashed
+from limbeck.cli.help import NETWORKS, dashed
 from limbeck.core.method import Make
-from limbeck.core.options import ranged
+from limbeck.core.options import ranged, ranges_of, refuse_outside
 from limbeck.engine.precision import Precision
+
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+"""Where a launcher of several processes says which of them this is."""
 
 
 def answers(task: str | None = None, output: str | None = None, num_outputs: int | None = None) -> None:
@@ -155,8 +158,9 @@ def training(
         progress: Show progress bars; by default in a terminal.
 
     Raises:
-        ValueError: An option out of its range, or more devices than there are.
+        ValueError: An option out of its range, a device that is not there, or more than there are.
     """
+    _refuse_device(accelerator)
     _refuse_more_than_there_are(devices, accelerator)
     return {
         "epochs": epochs,
@@ -293,12 +297,79 @@ def several(names: list[str] | str | None) -> list[str]:
     return [names] if isinstance(names, str) else names or []
 
 
+def look_ahead(groups: Iterable[Callable[..., Any]], leaf: Namespace, before: str = "") -> None:
+    """See that what was said can be, before what takes seconds is loaded.
+
+    Args:
+        groups: Of options.
+        leaf: What was said.
+        before: What stands before the options' names in a sum, as ``kd.``.
+
+    Raises:
+        ValueError: A number out of its range, an unknown network, a file of weights that is missing, or a device that is
+            not there.
+    """
+    for group in groups:
+        for name, allowed in ranges_of(group).items():
+            if (key := before + name) in leaf:
+                refuse_outside(dashed(f"--{key}"), leaf[key], allowed)
+        if group in (student_of, network_of, teacher_of, possible_teacher_of, peers_of, assistants_of):
+            for role in NETWORKS:
+                for name in several(leaf[role] if role in inspect.signature(group).parameters else None):
+                    _refuse_absent(name)
+        if group is training:
+            _refuse_device(leaf.accelerator)
+
+
+def refuse_folder(leaf: Namespace) -> None:
+    """See that a training's folder is free for it.
+
+    Raises:
+        ValueError: It is a file, or holds a run already, and nobody wants to go on with that.
+    """
+    if leaf.run_dir is None or any(
+        os.environ.get(rank, "0") != "0" for rank in RANKS
+    ):  # the first process writes there
+        return
+    folder = Path(leaf.run_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--run-dir: expected a folder, got the file {folder}: name another, as runs/{folder.stem}")
+    if not leaf.resume and (folder / "config.yaml").exists():
+        raise ValueError(
+            f"{folder} holds a run already: --resume goes on with it, and another folder, --run-dir NEW, begins anew"
+        )
+
+
+def _refuse_absent(name: str) -> None:
+    """Refuse a network that there is not, or whose weights are not there; factories are found when they are called."""
+    from limbeck import zoo
+    from limbeck.zoo._files import split_key
+
+    base, weights = zoo.split_name(name)
+    zoo.refuse_file(base)
+    if ":" not in base:
+        zoo._from_zoo(base, num_classes=2)
+    if weights not in (None, "random", "pretrained") and not split_key(weights)[0].exists():
+        zoo._found(base, weights)  # which says so
+
+
 def fresh_folder(*words: str) -> str:
     """Name a run's folder by what is run, and when."""
     from limbeck import zoo
 
     name = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", zoo.split_name(word)[0]) for word in words)
     return str(Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}")
+
+
+def _refuse_device(accelerator: str) -> None:
+    there = ["cpu"]
+    there += ["gpu", "cuda"] if torch.cuda.is_available() else []
+    there += ["gpu", "mps"] if torch.backends.mps.is_available() else []
+    if accelerator in ("gpu", "cuda", "mps") and accelerator not in there:
+        raise ValueError(
+            f"--accelerator {accelerator}: torch finds none on this machine, only {', '.join(there)}: leave it out, or say "
+            "auto, which takes what there is"
+        )
 
 
 def _refuse_more_than_there_are(devices: int, accelerator: str) -> None:

@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_loader
 
 from limbeck.cli.complaints import in_words
 from limbeck.cli.help import Help, words_of
@@ -14,12 +15,26 @@ from limbeck.cli.terminal import complain
 Command = Callable[[Namespace, Mapping[str, Any]], int]
 """What a command does with its options, and with the whole command as ``--config`` takes it; returns the exit code."""
 
+NUMBERS = ("int", "float", "timestamp")
+"""What YAML takes for a number."""
+
+
+class Words(yaml.SafeLoader):
+    """Leaves numbers as they were written: layers may be called so, [[2,relu]]; where a number is meant, it is made one."""
+
+
+Words.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag.rpartition(":")[2] not in NUMBERS]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+set_loader("words", lambda text: yaml.load(text, Words), exceptions=(yaml.YAMLError,))
+
 
 class Parser(ArgumentParser):
     """Says in one line what is wrong and what was meant, without the usage of fifty options."""
 
     def __init__(self, **said: Any) -> None:
-        super().__init__(formatter_class=Help, print_config=None, **said)
+        super().__init__(formatter_class=Help, print_config=None, parser_mode="words", **said)
         self._positionals.title = "arguments"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -43,6 +58,7 @@ class Commands:
         about = "`limbeck COMMAND --help` has the options of each."
         self._parents = {"": parser.add_subcommands(title="commands", description=about, metavar="COMMAND")}
         self._commands: dict[str, Command] = {}
+        self._groups: dict[str, dict[str, list[Callable[..., Any]]]] = {}
 
     @property
     def all(self) -> bool:
@@ -82,6 +98,7 @@ class Commands:
             if action.default is False:  # --resume alone says it
                 action.nargs, action.const = "?", True
         self._commands[path] = does
+        self._groups[path] = {"": list(groups), **{name: [group] for name, group in (parts or {}).items()}}
         return parser
 
     def name(self, path: str, about: str) -> Parser:
@@ -102,12 +119,18 @@ class Commands:
         return iter(self._commands)
 
     def find(self, config: Namespace) -> tuple[Command, Namespace]:
-        """Return what was asked for, with its options."""
+        """Return what was asked for, with its options, once what they say can be."""
         words, leaf = [], config
         while "subcommand" in leaf:
             words.append(leaf.subcommand)
             leaf = leaf[leaf.subcommand]
-        return self._commands[" ".join(words)], leaf
+        path = " ".join(words)
+        if any(self._groups[path].values()):
+            from limbeck.cli.options import look_ahead  # needs torch, as `limbeck --help` does not
+
+            for name, groups in self._groups[path].items():
+                look_ahead(groups, leaf, f"{name}." if name else "")
+        return self._commands[path], leaf
 
 
 def skipped(group: Callable[..., Any]) -> set[str | int]:

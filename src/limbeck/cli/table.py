@@ -2,13 +2,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import Namespace
 
-from limbeck import zoo
 from limbeck.cli import COMMANDS
 from limbeck.cli.options import answers, load_data
 from limbeck.cli.parser import Commands
@@ -41,18 +39,19 @@ def _table(leaf: Namespace, config: Mapping[str, Any]) -> int:
 
     from limbeck.cli.as_trained import as_trained
     from limbeck.cli.case import case_of
-    from limbeck.cli.networks import trained
+    from limbeck.cli.networks import short_names, trained
     from limbeck.data import Data
-    from limbeck.engine.named import weighted
     from limbeck.measure import accounts
     from limbeck.report.accounts import console_table, legend, markdown_table, records
 
     case = case_of(as_trained(leaf, [leaf.teacher, *leaf.students]))
     torch.manual_seed(leaf.seed)  # of NAME@random
-    names = [weighted(leaf.teacher, "teacher"), *(weighted(name, "student") for name in leaf.students)]
+    names = [leaf.teacher, *leaf.students]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{twice[0]} is named twice")
-    nets = dict(zip(_short(names), (trained(name, "network", case) for name in names), strict=True))
+    roles = ["teacher", *("student" for _ in leaf.students)]
+    made = (trained(name, role, case) for name, role in zip(names, roles, strict=True))
+    nets = dict(zip(short_names(names), made, strict=True))
     data = case.data if isinstance(case.data, Data) else (*case.data[:2], case.held_out)
     found = accounts(nets, data, seconds=SECONDS, task=case.task)
     if leaf.json:
@@ -64,19 +63,3 @@ def _table(leaf: Namespace, config: Mapping[str, Any]) -> int:
         console.print(console_table(found, case.title))
         console.print(plain(legend(found)), highlight=False)
     return 0
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Leave away of the files of weights what is not needed to tell networks apart: resnet8, or else resnet8 kd."""
-    split = [zoo.split_name(name) for name in names]
-    bases = [base for base, _ in split]
-    folders = [f"{base} {_folder(Path(weights or '')).name}" for base, weights in split]
-    return [
-        next((short for short, all_short in ((base, bases), (folder, folders)) if all_short.count(short) == 1), name)
-        for base, folder, name in zip(bases, folders, names, strict=True)
-    ]
-
-
-def _folder(weights: Path) -> Path:
-    """Return the folder that weights lie in: a run's, or their file's."""
-    return weights if weights.is_dir() else weights.parent

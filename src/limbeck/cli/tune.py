@@ -67,6 +67,7 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
     from limbeck.cli.case import case_of
     from limbeck.cli.networks import network, taught_by, with_networks
     from limbeck.cli.words import entries_of, search_of
+    from limbeck.engine.assemble import parameters_of
     from limbeck.report.tuning import console_table, tuning_findings
     from limbeck.verbs.tune import tune
 
@@ -92,7 +93,7 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
             lambda: network(leaf.student, case),
             teacher,
             case.data,
-            search_of(_with_pairs(words, network(leaf.student, case), teacher, case)),
+            search_of(_with_pairs(words, network(leaf.student, case), teacher, case), parameters_of(entry.method)),
             task=case.task,
             options=entry.options,
             trials=leaf.trials,

@@ -17,6 +17,8 @@ Status = Literal["ok", "warning", "failed"]
 
 BEYOND = 1000
 """Times the loss of who guesses, from which a network has diverged, whatever its losses in training."""
+LISTED = 30
+"""Classes whose order is written out."""
 LIFT = 0.1
 """Of the share that is right, from which another order of classes is suspected."""
 
@@ -84,6 +86,22 @@ def no_better(score: Score, value: float, guess: float, samples: int) -> bool:
     return score.gain(value, guess) <= 2 * error
 
 
+def beside_guessing(score: Score, value: float, guess: float, samples: int, of: str = "samples") -> str:
+    """Return in words how who is `no_better` stands beside guessing: a value above it, of a few samples, tells nothing.
+
+    Args:
+        score: What is measured.
+        value: What was reached.
+        guess: The score of who guesses.
+        samples: On how many it was measured.
+        of: What these are.
+    """
+    reached = f"{score.name} {score.show(value)}, where guessing has {score.show(guess)}, on {samples} {of}"
+    if score.gain(value, guess) > 0:
+        return f"cannot be told from guessing: {reached}, which are too few to tell"
+    return f"is no better than chance: {reached}"
+
+
 def learned_nothing(name: str, score: Score, value: float, guess: float | None, samples: int) -> Finding | None:
     """Return what to say of a network that is no better than guessing after its training; None where it learned something.
 
@@ -97,9 +115,9 @@ def learned_nothing(name: str, score: Score, value: float, guess: float | None, 
     if guess is None or not samples or not no_better(score, value, guess, samples):
         return None
     message = (
-        f"after the training the {name} is no better than chance: {score.name} {score.show(value)}, where guessing has "
-        f"{score.show(guess)}, on {samples} samples. Look at its losses in metrics.csv: where they do not fall, take "
-        "another learning rate, or ask `limbeck check`; where they do, held-out samples are prepared or labelled otherwise"
+        f"after the training the {name} {beside_guessing(score, value, guess, samples)}. Look at its losses in "
+        "metrics.csv: where they do not fall, take another learning rate, or ask `limbeck check`; where they do, held-out "
+        "samples are prepared or labelled otherwise"
     )
     return Finding(f"{name} {score.name}", "warning", message, {score.name: value, "chance": guess})
 
@@ -133,6 +151,20 @@ def best_order(confusion: Tensor) -> Tensor:
 
     _, columns = linear_sum_assignment((confusion + 1e-3 * torch.eye(len(confusion))).numpy(), maximize=True)
     return torch.from_numpy(columns)  # the rows are sorted, and all of them are there
+
+
+def in_order(order: Tensor) -> str:
+    """Say how a teacher's classes are put into the data's order.
+
+    Args:
+        order: Which class each of its outputs means, int64 (K), as `best_order` finds it.
+    """
+    classes = order.argsort().tolist()
+    listed = f"[{','.join(map(str, classes))}]" if len(classes) <= LISTED else "..."
+    return (
+        f"Put them into the data's order: --teacher-classes {listed}, or in Python limbeck.Frozen(teacher, "
+        f"classes={listed.replace(',', ', ')})"
+    )
 
 
 def fits_better(permuted: float, as_is: float) -> bool:

@@ -34,6 +34,8 @@ FULL = 1 - 1e-6
 """The stages' shares come to 1, but for rounding."""
 PATIENCE = 10
 """Batches of a loop of one's own in which a term may have a gradient of 0 before there is a warning."""
+NAMED = 3
+"""Parameters that a message names, of many."""
 
 
 class NoEffectWarning(UserWarning):
@@ -397,7 +399,12 @@ def optimizers(method: Method, make: Make | Mapping[str, Make]) -> dict[str, Opt
 
     Args:
         method: The method.
-        make: Makes an optimizer of a list of parameters; or one such function for each player.
+        make: Makes an optimizer of a list of parameters, all of them, in groups if that is wanted; or one such function for
+            each player. What is not to train is not in the list: ``parameter.requires_grad_(False)`` before.
+
+    Raises:
+        TypeError: It is made by what is no function of them, or returns no optimizer.
+        ValueError: A player has none, or its optimizer leaves out parameters or holds those of somebody else.
 
     Example:
         >>> from limbeck import kd
@@ -405,19 +412,30 @@ def optimizers(method: Method, make: Make | Mapping[str, Make]) -> dict[str, Opt
         >>> list(optimizers(method, lambda params: torch.optim.SGD(params, 0.05)))
         ['student']
     """
-    return assign(parameters(method), make)
+    return assign(parameters(method), make, method)
 
 
-def assign(players: Mapping[str, list[nn.Parameter]], make: Make | Mapping[str, Make]) -> dict[str, Optimizer]:
+def assign(
+    players: Mapping[str, list[nn.Parameter]], make: Make | Mapping[str, Make], method: nn.Module | None = None
+) -> dict[str, Optimizer]:
     """Make the optimizer of each player's parameters.
+
+    Args:
+        players: The parameters, by player.
+        make: Makes an optimizer of them; or one such function for each player.
+        method: Where the parameters have their names.
 
     Raises:
         TypeError: It is made by what is no function of them, or returns no optimizer.
-        ValueError: A player has none.
+        ValueError: A player has none, or one of other parameters than its own.
     """
     if isinstance(make, Mapping) and (missing := sorted(players.keys() - make.keys())):
         raise ValueError(f"no optimizer for the players {missing}: got {sorted(make)}")
-    return {name: _made(make[name] if isinstance(make, Mapping) else make, own) for name, own in players.items()}
+    names = {} if method is None else {id(p): name for name, p in method.named_parameters()}
+    made = {name: _made(make[name] if isinstance(make, Mapping) else make, own) for name, own in players.items()}
+    for player, optimizer in made.items():
+        _refuse_others(player, players[player], optimizer, names)
+    return made
 
 
 def _made(make: Make, own: list[nn.Parameter]) -> Optimizer:
@@ -427,6 +445,32 @@ def _made(make: Make, own: list[nn.Parameter]) -> Optimizer:
     if not isinstance(made, Optimizer):
         raise TypeError(f"the optimizer is made by a function that returns it, {like}, got {shown(made)}")
     return made
+
+
+def _refuse_others(player: str, own: list[nn.Parameter], optimizer: Optimizer, names: Mapping[int, str]) -> None:
+    """Find an optimizer that does not train what it was made for, or trains more; frozen parameters do no harm in it."""
+    held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
+    mine = {id(p) for p in own}
+    left_out = [p for p in own if id(p) not in held]
+    foreign = [p for key, p in held.items() if key not in mine and p.requires_grad]
+    if not left_out and not foreign:
+        return
+    said = []
+    if left_out:
+        said.append(f"leaves out {len(left_out)} of its {len(own)} parameters{_by_name(left_out, names)}")
+    if foreign:
+        said.append(f"holds {len(foreign)} that it was not given{_by_name(foreign, names)}")
+    raise ValueError(
+        f"the optimizer of {player!r} {' and '.join(said)}: make it of the parameters that the function is given, "
+        "optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05), in groups if that is wanted. What is not to "
+        "train is frozen before, by parameter.requires_grad_(False), and then not among them"
+    )
+
+
+def _by_name(some: Sequence[nn.Parameter], names: Mapping[int, str]) -> str:
+    """Return the first names in brackets, of those that have one."""
+    known = [names[id(p)] for p in some if id(p) in names]
+    return f" ({', '.join(known[:NAMED])}{', ...' if len(some) > NAMED else ''})" if known else ""
 
 
 def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], progress: float = 0.0) -> dict[str, float]:

@@ -167,15 +167,17 @@ def entry(value: Any, key: str) -> Any:
 
 def describe(value: Any) -> str:
     """Return what ``value`` is, in a few words for an error message."""
+    kind = type(value).__name__
+    name = f"{'an' if kind[:1].lower() in 'aeio' else 'a'} {kind}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with {list(value)}"
+        return f"{name} with {list(value)}"
     if fields := _fields(value):
-        return f"a {type(value).__name__} with {list(fields)}"
+        return f"{name} with {list(fields)}"
     if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+        return f"{name} of {len(value)}"
+    return name
 
 
 def tensors_in(value: Any) -> dict[str, Tensor]:

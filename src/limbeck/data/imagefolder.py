@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import unicodedata
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,14 +24,16 @@ def read(root: str | Path | None, download: bool) -> Source:
     class folders has no labels and is left alone.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: Two folders of one split, a class without images in train, one that train does not have.
+        FileNotFoundError: There is no such folder, or it lacks train, or both val and test.
+        ValueError: Two folders of one split, a split or a class without images in train, one that train does not have.
     """
     home = folder("imagefolder", root)
     homes = {
         split: place for split, names in SPLITS.items() if (place := split_folder(home, names)) and _classes(place)
     }
     if "train" not in homes or len(homes) < 2:
+        refuse_train_alone("imagefolder", home, homes, "CLASS/IMAGE")
+        _refuse_without_splits(home)
         wanted = ["train/CLASS/IMAGE", "val/CLASS/IMAGE or test/CLASS/IMAGE"]
         raise missing("imagefolder", wanted, [home], downloads=False)
     classes = tuple(_classes(homes["train"]))
@@ -49,6 +52,42 @@ def split_folder(home: Path, names: tuple[str, ...]) -> Path | None:
     if len(found) > 1:
         raise ValueError(f"{home}: expected one of {', '.join(names)}, got {' and '.join(path.name for path in found)}")
     return found[0] if found else None
+
+
+def refuse_train_alone(name: str, home: Path, found: Iterable[str], below: str) -> None:
+    """Say that a folder has nothing to judge by.
+
+    Args:
+        name: Of the data.
+        home: The folder.
+        found: The splits that are there.
+        below: What a split holds.
+
+    Raises:
+        FileNotFoundError: Train is there, and neither val nor test.
+    """
+    if set(found) == {"train"}:
+        raise FileNotFoundError(
+            f"{name}: {home} has {below} in train/, and in neither val/ nor test/: move a share, say a tenth, to "
+            f"{home / 'val'}/{below}, by which networks are chosen and judged"
+        )
+
+
+def _refuse_without_splits(home: Path) -> None:
+    """Say that the folders of classes lie one level too high."""
+    splits = {name for names in SPLITS.values() for name in names}
+    there = entries(home)
+    if any(path.name in splits for path in there):
+        return
+    classes = [
+        path for path in there if path.is_dir() and any(file.suffix.lower() in SUFFIXES for file in entries(path))
+    ]
+    if classes:
+        names = ", ".join(path.name for path in classes[:8])
+        raise FileNotFoundError(
+            f"imagefolder: {home} holds folders of images itself, {names}: put them into {home / 'train'}/, and a share of "
+            f"the images of each, say a tenth, into {home / 'val'}/ in folders of the same names"
+        )
 
 
 def _classes(split: Path) -> dict[str, Path]:
@@ -105,13 +144,18 @@ def _files(place: Path) -> list[Path]:
 
 def _tell(split: Path, which: str, empty: list[str], others: list[Path], classes: int) -> None:
     """Say which classes have no images, and which files are none; a class that cannot be learned is refused."""
-    if empty and which == "train" and len(empty) < classes:  # of a split without any, `checked` speaks
+    if len(empty) == classes:
+        raise ValueError(
+            f"imagefolder: expected at least one sample in the {which} split, got none: no folder of a class in {split} "
+            f"has a file that ends in {', '.join(sorted(SUFFIXES))}"
+        )
+    if empty and which == "train":
         hint = f"; {others[0].name} there is none by its name" if others else ""
         raise ValueError(
             f"{split / empty[0]}: expected images of class {empty[0]}, ending in {', '.join(sorted(SUFFIXES))}, found none"
             f"{hint}: add some, or delete the folder"
         )
-    if 0 < len(empty) < classes:
+    if empty:
         warnings.warn(
             f"{split} has no image of {len(empty)} of {classes} classes, {', '.join(empty[:8])}: they are not judged",
             stacklevel=CALLER,

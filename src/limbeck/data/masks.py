@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.core.task import UNLABELLED
 from limbeck.data.files import RECIPES
-from limbeck.data.imagefolder import SPLITS, SUFFIXES, split_folder
+from limbeck.data.imagefolder import SPLITS, SUFFIXES, refuse_train_alone, split_folder
 from limbeck.data.pictures import NUMBERS
 from limbeck.data.source import Encoded, Part, Source, assemble, entries, folder, missing, text, track, visible
 
@@ -203,6 +203,7 @@ def read_pairs(root: str | Path | None, download: bool, ignore: int) -> Source:
         if (place := split_folder(home, names)) and (place / "images").is_dir()
     }
     if "train" not in homes or len(homes) < 2:
+        refuse_train_alone("masks", home, homes, "images/ and masks/")
         wanted = ["train/images/", "train/masks/", "val/images/ or test/images/, with masks/ beside"]
         raise missing("masks", wanted, [home], downloads=False)
     pairs = {}

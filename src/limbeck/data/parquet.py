@@ -39,6 +39,11 @@ def read(root: str | Path | None, download: bool) -> Source:
     """
     home = folder("parquet", root)
     found = files(home)
+    if set(found) == {"train"}:
+        raise FileNotFoundError(
+            f"parquet: {home} has files of train, as {found['train'][0].name}, and none whose name begins with val or "
+            f"test: write a share of the rows, say a tenth, to {home / 'validation-0.parquet'}"
+        )
     if "train" not in found or len(found) < 2:
         wanted = ["train-*.parquet", "test-*.parquet or validation-*.parquet"]
         raise missing("parquet", wanted, [home, home / "data"], downloads=False)

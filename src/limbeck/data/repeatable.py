@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from limbeck.core.batches import count, take
-from limbeck.data import Data
+from limbeck.data import Data, names
 from limbeck.data.epochs import Epochs, generator, share
 from limbeck.data.randomness import Draws
+from limbeck.data.sets import meant
 
 _END = object()
 
@@ -184,7 +185,9 @@ def _is_no_loader(given: Any) -> bool:
 def _advice(given: Any) -> str:
     """Say what to do with what is no loader."""
     if isinstance(given, str):
-        return f"load data by their name, limbeck.data.load({given!r})"
+        return f"load data by their name, limbeck.data.load({given if given in names() else 'NAME'!r}){meant(given)}"
+    if isinstance(given, dict):
+        return "pass a tuple of loaders, (train, val) or (train, val, test)"
     if isinstance(given, nn.Module):
         return "the order is limbeck.fit(method, data) and limbeck.distill(student, teacher, data)"
     if hasattr(given, "__array__"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -264,7 +265,7 @@ def load(
         ModuleNotFoundError: ``limbeck[train]`` is not installed, and the set needs a package of it.
     """
     if name not in _SETS:
-        raise ValueError(f"expected a data set out of {', '.join(_SETS)}, got {name!r}")
+        raise ValueError(f"expected a data set out of {', '.join(_SETS)}, got {name!r}{meant(name)}")
     _whole(batch_size=batch_size, labels=labels, samples=samples, seed=seed, split_seed=split_seed, workers=workers)
     named = _SETS[name]
     with needing("train", f"the data {name!r}"):
@@ -319,6 +320,18 @@ def load(
         outputs=len(source.classes) or source.train.targets.shape[-1],
         pipeline=pipeline,
     )
+
+
+def meant(name: str) -> str:
+    """Ask for the data set of the closest name, or say how a folder is loaded; nothing where neither helps."""
+    if close := difflib.get_close_matches(name, _SETS, n=2, cutoff=0.7):
+        return f": did you mean {' or '.join(close)}?"
+    if Path(name).expanduser().is_dir():
+        return (
+            f", which is a folder: of images by class it is limbeck.data.load('imagefolder', root={name!r}) (--data "
+            f"imagefolder --root {name})"
+        )
+    return ""
 
 
 def _whole(**counts: int | None) -> None:

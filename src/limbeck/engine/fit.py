@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from limbeck.core.exhibits import Exhibit
 from limbeck.core.files import VERSION, keep
+from limbeck.core.heard import shown_once
 from limbeck.core.method import Make, Method, no_method
 from limbeck.core.options import ranged
 from limbeck.core.sound import refuse_unsound
@@ -75,6 +76,8 @@ class Result:
         run_dir: The run's folder, if there is one.
         missing: What could not be measured, drawn or written after the training, each with the reason.
         score: What it is judged by.
+        interrupted: Whether Ctrl-C came. A training that was over by then is finished all the same, and who makes several
+            is to make no more.
     """
 
     networks: dict[str, nn.Module]
@@ -85,6 +88,7 @@ class Result:
     run_dir: Path | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     score: Score = classification.score
+    interrupted: bool = False
 
     @property
     def student(self) -> nn.Module:
@@ -127,7 +131,8 @@ def fit(
     """Train a method.
 
     The networks are trained in place. Every epoch ends with a validation, a line in ``metrics.csv`` and a checkpoint. The
-    first Ctrl-C ends the training after the batch, with a checkpoint from which ``resume=True`` goes on exactly.
+    first Ctrl-C ends the training after the batch, with a checkpoint from which ``resume=True`` goes on exactly; where that
+    was the last batch, or it comes later, the training is finished, and `Result.interrupted` says that it came.
 
     The weights and the validation metrics are written first. What follows, the test metrics, costs and pictures, may fail
     without costing them: there is a warning, ``result.json`` says what is missing and why, and the same call with
@@ -220,6 +225,7 @@ def fit(
     )
     with ExitStack() as stack:
         stack.enter_context(_quiet())
+        stack.enter_context(shown_once())
         wants_stop = stack.enter_context(interruptible())
         if run is not None and _is_main():
             stack.enter_context(run.held())
@@ -240,7 +246,8 @@ def fit(
                 logger.info("%s", data.in_words())
         last, finished = training.run_all(stages, epochs, wants_stop)
         what = {"method": name, "data": getattr(data, "name", None), "seed": seed}
-        return _finish(training, last, finished, what, getattr(data, "classes", ()))
+        result = _finish(training, last, finished, what, getattr(data, "classes", ()))
+        return replace(result, interrupted=wants_stop())
 
 
 @dataclass
@@ -263,6 +270,7 @@ class _Training:
     doubts: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def kept(self) -> Run | None:
@@ -329,6 +337,7 @@ class _Training:
         except SystemExit as error:  # what Lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from error
         finally:
+            self.device = trainer.strategy.root_device
             self.teachers |= learner.teachers
             self.doubts = learner.doubts
             self.suspects += [told for told in learner.suspects if told not in self.suspects]
@@ -483,6 +492,12 @@ def _finish(
     taught: dict[str, Any] = {}
     for name, teacher in teachers_of(method):
         taught[name] = {"val": training.teachers.get(name, {})}
+        if (
+            finished and training.loaders.test is not None and taught[name]["val"]
+        ):  # else it has no answer to these targets
+            with training.may_miss(f"the test metrics of {name}"):
+                view = teacher.again("eval").to(training.device)  # which moves alone
+                taught[name]["test"] = evaluate(view, training.loaders.test, task)
         with training.may_miss(f"the cost of {name}"):
             taught[name] |= asdict(cost(teacher.again("eval"), task.inputs(training.loaders.few()), task))
     exits: dict[str, Any] = {}

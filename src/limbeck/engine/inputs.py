@@ -94,7 +94,7 @@ def describe_updates(
         updates: How many there will be.
     """
     owned = parameters(stage.method, stage.trains)
-    optimizers = assign(owned, stage.optimizer or make)
+    optimizers = assign(owned, stage.optimizer or make, stage.method)
     told: dict[str, Any] = {"optimizer": {player: _optimizer(each) for player, each in optimizers.items()}}
     if schedule is not None:
         told["schedule"] = {
@@ -160,9 +160,17 @@ def refuse_another(where: Path, was: Mapping[str, Any], now: Mapping[str, Any]) 
         )
     for path, before, after in _differences(was, now):
         raise ValueError(
-            f"the run in {where} has another {path}: {_shown(before)}, and not {_shown(after)}. Go on with the same "
-            "settings, or take another run_dir"
+            f"the run in {where} has another {path}: {_shown(before)}, and not {_shown(after)}{_meaning(path)}. Go on with "
+            "the same settings, or take another run_dir"
         )
+
+
+def _meaning(path: str) -> str:
+    """Say what has changed where a difference is one of digests, which tell nobody anything."""
+    split = next((word for word in path.split() if word in ("train", "val", "test")), None)
+    if split is None or not path.startswith(("data", "pipeline")):
+        return ""
+    return f": the {split} samples have changed since (files, labels, or how they are prepared)"
 
 
 def let_off(was: Mapping[str, Any], now: Mapping[str, Any], loaders: Splits) -> dict[str, Any]:

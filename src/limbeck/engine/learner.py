@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from limbeck.core.copied import copied
 from limbeck.core.distributed import sharing
-from limbeck.core.finding import diverged, learned_nothing, no_better
+from limbeck.core.finding import beside_guessing, diverged, learned_nothing, no_better
 from limbeck.core.frozen import Frozen, frozen
 from limbeck.core.method import (
     Distill,
@@ -124,7 +124,7 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer, and one schedule, for each player."""
-        optimizers = assign(self._owned, self.make)
+        optimizers = assign(self._owned, self.make, self.method)
         if self.schedule is None:
             return list(optimizers.values())
         updates = -(-self.batches // self.accumulate) * self.epochs
@@ -440,12 +440,12 @@ def _doubt(role: str, metrics: Mapping[str, float], measurement: Measurement, sc
     """Say so of a teacher whose score is within two standard errors of guessing."""
     if measurement.guess is None or not measurement.samples:
         return None
-    if no_better(score, metrics[score.name], measurement.guess, measurement.samples):
+    of = score, metrics[score.name], measurement.guess, measurement.samples
+    if no_better(*of):
+        told = beside_guessing(*of, "validation samples")
         return (
-            f"the {role} is no better than chance: {score.name} {score.show(metrics[score.name])}, where guessing has "
-            f"{score.show(measurement.guess)}, on {measurement.samples} validation samples. Load its weights (NAME@FILE), "
-            "and check that its outputs are in the data's order and its inputs are normalised alike; as a control, an "
-            "untrained teacher is right"
+            f"the {role} {told}. Load its weights (NAME@FILE), and check that its outputs are in the data's order and its "
+            "inputs are normalised alike; as a control, an untrained teacher is right"
         )
     return None
 

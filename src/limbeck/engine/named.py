@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import zoo
+from limbeck.core.frozen import matched
 from limbeck.core.options import refuse_call
 from limbeck.core.task import Task
 from limbeck.data import Data, load
@@ -53,6 +55,7 @@ class Namer:
         if not isinstance(net, str):
             return net
         refuse_another_task(weighted(net, "teacher"), self.task)
+        tell_of_other_classes(net, getattr(self.data, "classes", ()))
         return self._made(net, new_head=False)
 
     def _made(self, name: str, new_head: bool | None) -> nn.Module:
@@ -97,19 +100,94 @@ def refuse_no_maker(student: Any) -> None:
 
 
 def weighted(name: str, role: str) -> str:
-    """Insist on weights; a function of the user's own may bring its own.
+    """Insist on weights; a function of the user's own may bring its own, and a warning says that nobody knows.
 
     Raises:
-        ValueError: The name says none.
+        ValueError: The name says none, or is a file's.
     """
+    if (doubt := unnamed_weights(name)) is not None:
+        warnings.warn(doubt, stacklevel=3)
+        return name
     base, weights = zoo.split_name(name)
-    own = ":" in base and not base.startswith(("torchvision:", "timm:"))
-    if weights is None and not own:
+    zoo.refuse_file(base)
+    if weights is None:
         raise ValueError(
             f"the {role} {name} has no weights: name their file or a run's folder, {name}@FILE or {name}@RUN "
             f"(train one with `limbeck train --network {name}`), or take {name}@random for an untrained one"
         )
     return name
+
+
+def unnamed_weights(name: str) -> str | None:
+    """Say that the weights of a function of the user's own are its own matter; None of a name that names weights."""
+    base, weights = zoo.split_name(name)
+    if weights is not None or ":" not in base or base.startswith(("torchvision:", "timm:")):
+        return None
+    return (
+        f"{name} names no weights: if the function does not load them itself, these are random. {name}@FILE or {name}@RUN "
+        "names them"
+    )
+
+
+def refuse_other_classes(name: str, classes: Sequence[str]) -> None:
+    """Find data with other classes than those of the network's training, whose answers would bear wrong names.
+
+    Args:
+        name: Of the network, with its weights.
+        classes: The names of the classes here, in their order; empty where nobody knows.
+
+    Raises:
+        ValueError: They are others, or in another order, or of another number.
+    """
+    was = zoo.trained_on(name)
+    if not was.classes or not classes or was.classes == tuple(classes):
+        return
+    if len(was.classes) != len(classes):
+        differ = f"for {len(was.classes)} classes ({_few(was.classes)}), and here there are {len(classes)}"
+        raise ValueError(f"{name} was trained {differ} ({_few(classes)}){its_data(name)}")
+    raise ValueError(
+        f"{name} was trained on other classes: {_first_other(was.classes, classes)}{its_data(name)}. Are these the same by "
+        f"other names, name them alike; `limbeck export --classes [{','.join(classes)}]` ships it with the names here"
+    )
+
+
+def tell_of_other_classes(name: str, classes: Sequence[str]) -> None:
+    """Warn of a teacher whose outputs are other classes than the student's; where layers are compared, that is no matter.
+
+    Args:
+        name: Of the teacher, with its weights.
+        classes: The names of the classes here, in their order; empty where nobody knows.
+    """
+    was = zoo.trained_on(name).classes
+    if len(was) != len(classes) or was == tuple(classes):
+        return
+    how = (
+        "If it knows the classes here, --teacher-classes (limbeck.Frozen(teacher, classes=...)) says which of its outputs "
+        "each of them is"
+    )
+    if set(was) == set(classes):
+        order = list(matched(classes, was).values())
+        how = (
+            f"--teacher-classes [{','.join(map(str, order))}] (limbeck.Frozen(teacher, classes={order})) puts them into "
+            "the order here"
+        )
+    warnings.warn(f"the teacher {name} was trained on other classes: {_first_other(was, classes)}. {how}", stacklevel=3)
+
+
+def its_data(name: str) -> str:
+    """Say what data the run of a network had, as the end of a sentence; nothing where that is not known."""
+    words = zoo.trained_on(name).words
+    return f". Its training had {words}: say the same here" if words else ""
+
+
+def _first_other(was: Sequence[str], classes: Sequence[str]) -> str:
+    """Name the first output that means another class."""
+    at = next(at for at, pair in enumerate(zip(was, classes, strict=True)) if pair[0] != pair[1])
+    return f"its output {at} is {was[at]!r}, and here class {at} is {classes[at]!r}"
+
+
+def _few(words: Sequence[str]) -> str:
+    return ", ".join(words[:3]) + ", ..." * (len(words) > 3)
 
 
 def refuse_another_task(name: str, task: Task) -> None:

@@ -27,12 +27,16 @@ def scheduled(schedule: Schedule, optimizer: Optimizer, updates: int, measured: 
 
     Raises:
         TypeError: It is no function of these two, or returns no schedule.
-        ValueError: It looks at a validation that there is not.
+        ValueError: It looks at a validation that there is not, or steps another optimizer.
     """
     refuse_call("the schedule", schedule, LIKE, optimizer, updates)
     made = schedule(optimizer, updates)
     if not isinstance(made, LRScheduler):
         raise TypeError(f"the schedule is made by a function that returns it, {LIKE}, got {shown(made)}")
+    if getattr(made, "optimizer", optimizer) is not optimizer:
+        raise ValueError(
+            f"the schedule steps another optimizer than the one that trains: make it of the one that is given, {LIKE}"
+        )
     if isinstance(made, ReduceLROnPlateau) and not measured:
         raise ValueError(
             "ReduceLROnPlateau looks at the validation after each epoch, and there are no validation data: pass (train, "

@@ -452,5 +452,8 @@ def _sizes(teacher: Candidate, student: Candidate) -> str:
     parameters = teacher.cost.parameters / max(1, student.cost.parameters)
     macs = teacher.cost.macs / max(1, student.cost.macs)
     reached = f"{mean_sd(teacher)} {teacher.score.unit or teacher.score.name}"
-    more = f"{digits(parameters)} times the student's parameters and {digits(macs)} times its MACs"
+    times = digits(parameters), digits(macs)
+    more = f"{times[0]} times the student's parameters and {times[1]} times its MACs"
+    if times == ("1", "1"):
+        more = "about as many parameters and MACs as the student"
     return f"The teacher reaches {reached} with {more}."

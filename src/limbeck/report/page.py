@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +15,7 @@ from limbeck.report.palette import DARK, LIGHT
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from markupsafe import Markup
 
 
 LONG = 48
@@ -111,7 +113,16 @@ def _template() -> Template:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["looks_of"] = _looks_of
+    environment.filters["prose"] = _prose
     return environment.get_template("page.html.j2")
+
+
+def _prose(text: str) -> Markup:
+    """Return a sentence as HTML: what stands between backticks is code, and no line ends before "%"."""
+    from markupsafe import Markup, escape
+
+    whole = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(whole))))
 
 
 def _looks_of(column: str, cell: str) -> str:

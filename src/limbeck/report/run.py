@@ -138,9 +138,11 @@ def _sentences(result: Mapping[str, Any], score: Score, rows: Sequence[Row]) -> 
                 reached = told(score, network[split][score.name])
                 sentences.append(f"The {called(result, name)} reaches {reached} on the {data} data.")
                 break
-    teacher = result.get("teacher") or {}
-    if score.name in teacher:
-        sentences.append(f"Its teacher has {told(score, teacher[score.name])} on the validation data.")
+    for split, data in (("test", "test"), ("val", "validation")):
+        taught = [of[split][score.name] for of in _teachers(result).values() if score.name in of.get(split, {})]
+        if taught:
+            sentences.append(f"Its teacher has {told(score, taught[0])} on the {data} data.")
+            break
     sentences += [f"Without {what}: {reason}." for what, reason in result.get("missing", {}).items()]
     if result.get("missing"):
         sentences.append("The call that trained it tries what is missing again, with resume=True (--resume).")

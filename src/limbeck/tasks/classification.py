@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from limbeck.core.batches import part
 from limbeck.core.distributed import of_update
 from limbeck.core.exhibits import Bars, Exhibit, Matrix, Note, Shown, names
-from limbeck.core.finding import Examined, Finding, Status, best_order, fits_better
+from limbeck.core.finding import Examined, Finding, Status, best_order, fits_better, in_order
 from limbeck.core.numerics import full_precision
 from limbeck.core.task import UNLABELLED, Score, Task, logits
 
@@ -161,6 +161,11 @@ def _labels(setup: Examined, widths: Mapping[str, int]) -> Finding:
         return Finding("labels", "warning", message, values)
     if low >= 0 and high < known:
         return Finding("labels", "ok", message, values)
+    if low == 1 and high == known and known > 1:
+        message += (
+            f": labels begin at 1, and classes are counted from 0. Subtract 1, targets - 1; {UNLABELLED} is no label"
+        )
+        return Finding("labels", "failed", message, values)
     if low >= 0 and setup.outputs is None:
         message = (
             f"labels lie between {low} and {high}: the {name} has {known} classes, but the data has {high + 1}. Make it "
@@ -173,8 +178,11 @@ def _labels(setup: Examined, widths: Mapping[str, int]) -> Finding:
 
 def _outputs(name: str, width: int, known: int) -> Finding:
     status: Status = "failed" if width < known else "warning" if width > known else "ok"
-    advice = "" if width == known else f": make it with num_classes={known}"
-    message = f"the {name} has {width} classes, but the data has {known}{advice}"
+    message = (
+        f"the {name} has {width} classes, as the data has"
+        if width == known
+        else f"the {name} has {width} classes, but the data has {known}: make it with num_classes={known}"
+    )
     return Finding(f"{name} outputs", status, message, {"outputs": float(width), "classes": float(known)})
 
 
@@ -195,8 +203,7 @@ def _order(role: str, teacher: nn.Module, setup: Examined, width: int) -> Iterat
         which = ", ".join(f"{index} is {int(order[index])}" for index in moved[:4])
         message = (
             f"the {role}'s classes are permuted: with its output {which}{', …' if len(moved) > 4 else ''} its accuracy "
-            f"rises from {as_is:.1%} to {permuted:.1%}. Put them into the data's order, as limbeck.Frozen(teacher, "
-            "classes=...) does"
+            f"rises from {as_is:.1%} to {permuted:.1%}. {in_order(order)}"
         )
         yield Finding(f"{role} classes", "failed", message, values)
     else:

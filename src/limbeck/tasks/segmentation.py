@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from limbeck.core.batches import part, tensors
 from limbeck.core.distributed import of_update
 from limbeck.core.exhibits import Bars, Exhibit, Gallery, Matrix, Note, Shown, Table
-from limbeck.core.finding import Examined, Finding, Status, best_order, fits_better
+from limbeck.core.finding import Examined, Finding, Status, best_order, fits_better, in_order
 from limbeck.core.numerics import full_precision
 from limbeck.core.task import UNLABELLED, Batch, Score, Task, logits, target_of
 from limbeck.core.trace import describe
@@ -272,8 +272,7 @@ def _order(role: str, teacher: nn.Module, setup: Examined, classes: int) -> Iter
         which = ", ".join(f"{index} is {int(order[index])}" for index in moved[:4])
         message = (
             f"the {role}'s classes are permuted: with its output {which}{', …' if len(moved) > 4 else ''} it names "
-            f"{permuted:.1%} of the pixels right, and {as_is:.1%} as it is. Put them into the data's order, as "
-            "limbeck.Frozen(teacher, classes=...) does"
+            f"{permuted:.1%} of the pixels right, and {as_is:.1%} as it is. {in_order(order)}"
         )
         yield Finding(f"{role} classes", "failed", message, values)
     elif as_is <= one:

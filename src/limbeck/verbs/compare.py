@@ -21,23 +21,29 @@ from torch import nn
 
 from limbeck import measure
 from limbeck.core.files import hold, keep, read
+from limbeck.core.heard import shown_once
 from limbeck.core.method import Make
 from limbeck.core.options import ranged, shown
 from limbeck.core.task import Task
 from limbeck.data import Data
+from limbeck.data.randomness import random_state, set_random_state
 from limbeck.engine.assemble import parts_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
 from limbeck.engine.named import data_of, made_by_name
+from limbeck.engine.run import Run
 from limbeck.measure import Plan
 from limbeck.report.comparison import Comparison, write_comparison
 from limbeck.report.warned import keeping_warnings
+from limbeck.verbs.check import vet_teacher
 from limbeck.verbs.runs import BASELINE, LOCK, Outcome, Runs
 from limbeck.verbs.runs import Entry as Entry
 
 Match = Literal["epochs", "compute"]
 
 PLAN = "plan.json"
+MOST = 12
+"""Seeds that a row may have where they are added row by row; ours."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at the runs that other processes are at."""
 
@@ -58,6 +64,7 @@ def grid(method: str, **options: Sequence[Any]) -> list[Entry]:
 
 
 @ranged
+@shown_once()
 def compare(
     entries: Iterable[str | Entry],
     student: Callable[[], nn.Module] | str,
@@ -68,7 +75,7 @@ def compare(
     epochs: int,
     seeds: int = 3,
     decide: bool = False,
-    most: int = 12,
+    most: int | None = None,
     smallest: float | None = None,
     match: Match = "epochs",
     run_dir: str | os.PathLike[str] | None = None,
@@ -81,6 +88,7 @@ def compare(
     accumulate: int = 1,
     clip: float | None = None,
     progress: bool | None = None,
+    check: bool = True,
 ) -> Comparison:
     """Train a student by several methods, and by none, over the same seeds; say what that shows.
 
@@ -127,7 +135,8 @@ def compare(
         epochs: Of each run, all its stages together, at least 1.
         seeds: How many, from 0 on, at least 1; with ``decide`` those before the first look, at least 2.
         decide: Add seeds to the methods that are not told yet, and to them alone.
-        most: How many seeds a method may have then, more than ``seeds``; 12 is ours.
+        most: How many seeds a method may have then, more than ``seeds``; 12 by default, which is ours. Without ``decide``
+            there is nothing that it could limit, and it is refused.
         smallest: The smallest difference that matters, above 0, as the table shows differences: 0.3 points of an accuracy,
             0.05 of an RMSE. By default "no difference" is no verdict.
         match: What is equal: ``"epochs"``, so that every run has as many steps as plain; or ``"compute"``, so that every
@@ -143,15 +152,17 @@ def compare(
         accumulate: As for `fit`, at least 1.
         clip: As for `fit`, above 0.
         progress: Show a progress bar; by default where standard error is a terminal.
+        check: Look at the teachers before the first training, as `distill` does: are their classes permuted?
 
     Returns:
         The teacher, the plain student and every entry, with the score on the test data by seed.
 
     Raises:
-        ValueError, TypeError: An entry that cannot be assembled, before anything is trained; a baseline that is no entry; a
-            student that is not made anew, or not of the seed; runs in ``run_dir`` that are not of this comparison, or are
-            damaged (the message names the file and what to remove); another plan of looks than that which was begun; a
-            method with more stages than epochs; runs on several devices each while another process makes them.
+        ValueError, TypeError: An entry that cannot be assembled, before anything is trained; a baseline that is no entry;
+            ``most`` without ``decide``; a student that is not made anew, or not of the seed; runs in ``run_dir`` that are
+            not of this comparison, or are damaged (the message names the file and what to remove); another plan of looks
+            than that which was begun; a method with more stages than epochs; runs on several devices each while another
+            process makes them.
         FloatingPointError: The plain student diverged, or another baseline, or every method.
         KeyboardInterrupt: Ctrl-C, after a checkpoint: the same call goes on.
 
@@ -170,6 +181,7 @@ def compare(
         raise ValueError(f"match must be 'epochs' or 'compute', got {match!r}")
     if match == "compute" and (devices > 1 or not isinstance(data, Data)):
         raise ValueError("match='compute' needs one device, and a limbeck.data.Data, whose epochs can be cut short")
+    most = _most(most, seeds, decide)
     listed = _line_up(entries)
     data = data_of(data, seed=0)
     task = task or task_of(data)
@@ -193,7 +205,7 @@ def compare(
     listed = runs.with_baselines(listed)
     plan = Plan(
         seeds,
-        most if decide else None,
+        most,
         None if smallest is None else smallest / runs.score.scale,
         len(listed) - 1 if decide else None,
     )
@@ -201,6 +213,8 @@ def compare(
     if decide and run_dir is not None:
         planned = {"rows": [entry.name for entry in listed], "seeds": seeds, "most": most, "smallest": smallest}
         _keep_to(planned, Path(run_dir))
+    if check and not any((place := runs.place(entry, 0)) is not None and Run(place).begun for entry in listed):
+        _look_at_teachers(runs, listed, accelerator)
     budget = {entry.name: epochs for entry in listed}
     with _together(run_dir, devices), _warnings_kept(run_dir), progress_bar(progress) as bar:
         shown = bar.add_task("timing", total=None)
@@ -210,7 +224,7 @@ def compare(
         gathered = _Gathered(runs, listed, budget, bar, shown)
         at_first = [(entry, seed) for seed in range(seeds) for entry in listed]  # what fails fails in the first seed
         gathered.train(at_first)
-        for seed in range(seeds, most if decide else seeds):
+        for seed in range(seeds, most or seeds):
             gathered.train([(entry, seed) for entry in gathered.undecided(plan)])
     outcomes, diverged = gathered.outcomes(), gathered.diverged
     listed = [entry for entry in listed if entry.name in outcomes]
@@ -242,6 +256,15 @@ def compare(
                 },
             )
     return comparison
+
+
+def _look_at_teachers(runs: Runs, entries: Sequence[Entry], accelerator: str) -> None:
+    """Refuse a teacher of whom nothing could be learned, before all seeds are trained; a control may be anybody."""
+    taught = [runs.teacher, *(entry.teacher for entry in entries if not entry.control)]
+    before = random_state()
+    for teacher in {id(one): one for one in taught if one is not None}.values():
+        rank_zero_only(vet_teacher)(teacher, runs.student(), runs.data, runs.task, accelerator)
+    set_random_state(before)
 
 
 @dataclass
@@ -345,7 +368,9 @@ def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
         parts_of(entry.method)
     folders = [entry.folder for entry in listed]
     if twice := [entry.name for entry in listed if folders.count(entry.folder) > 1]:
-        raise ValueError(f"two entries have the same name, {twice[0]!r}: give one another, Entry(..., name=...)")
+        raise ValueError(
+            f"two entries have the same name, {twice[0]!r}: leave one out, or give it another, Entry(name=)"
+        )
     names = [entry.name for entry in listed]
     if lost := [entry for entry in listed if entry.baseline and entry.baseline not in set(names) - {entry.name}]:
         raise ValueError(
@@ -354,6 +379,18 @@ def _line_up(entries: Iterable[str | Entry]) -> list[Entry]:
     if len(listed) == 1:
         raise ValueError("there is nothing to compare with the plain student: name a method")
     return listed
+
+
+def _most(most: int | None, seeds: int, decide: bool) -> int | None:
+    """Return how many seeds a row may have, where they are added row by row; else None."""
+    if decide:
+        return MOST if most is None else most
+    if most is not None:
+        raise ValueError(
+            f"most={most} limits the seeds that decide=True (--decide) adds, and every row has seeds={seeds} of them: add "
+            "decide, or leave most out"
+        )
+    return None
 
 
 def _with_test(data: Any) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from limbeck import methods
 from limbeck.core.heard import listening
 from limbeck.core.options import ranged
 from limbeck.core.task import Task
@@ -72,6 +73,7 @@ def distill(
         >>> limbeck.distill("mlp-16", teacher, "digits", epochs=2).finished
         True
     """
+    _refuse_order(student, teacher, data)
     of_method = parameters_of(method)
     of_fit = set(signature(fit).parameters) - set(of_method)
     training = {name: value for name, value in options.items() if name in of_fit}
@@ -95,6 +97,16 @@ def distill(
     if check and not goes_on(training.get("run_dir"), training.get("resume", False)):
         look_first(make, data, training.get("accelerator", "auto"))
     return fit(make(), data, epochs=epochs, **{"name": method, **training})
+
+
+def _refuse_order(student: Any, teacher: Any, data: Any) -> None:
+    """Find a method's name where something else belongs, before that is looked for among networks and data."""
+    for place, given in (("student", student), ("teacher", teacher), ("data", data)):
+        if isinstance(given, str) and set(given.split("+")) <= set(methods.__all__):
+            raise ValueError(
+                f"{given!r} is a method, and stands in the place of the {place}: the order is limbeck.distill(student, "
+                f"teacher, data, {given!r})"
+            )
 
 
 def _refuse_unknown(method: str, options: Iterable[str], of_method: Sequence[str], of_fit: Collection[str]) -> None:

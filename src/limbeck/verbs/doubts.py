@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.core.finding import no_better
+from limbeck.core.finding import beside_guessing, no_better
 from limbeck.core.frozen import frozen
 from limbeck.core.task import Task
 from limbeck.measure.evaluate import Measurement, batches
@@ -50,12 +50,9 @@ def of_teacher(measurement: Measurement | None, task: Task, whose: str, learned:
     """
     if measurement is None or measurement.guess is None or not measurement.samples:
         return
-    score, value = task.score, measurement.compute()[task.score.name]
-    if no_better(score, value, measurement.guess, measurement.samples):
-        yield (
-            f"{whose} is no better than guessing: {score.name} {score.show(value)} on the test data, where guessing has "
-            f"{score.show(measurement.guess)}. What {learned} learned from it is no knowledge. {LOAD}"
-        )
+    of = task.score, measurement.compute()[task.score.name], measurement.guess, measurement.samples
+    if no_better(*of):
+        yield f"{whose} {beside_guessing(*of, 'test samples')}. What {learned} learned from it is no knowledge. {LOAD}"
 
 
 def of_students(reached: Mapping[str, Sequence[float]], task: Task, measurement: Measurement | None) -> Iterator[str]:
@@ -74,6 +71,7 @@ def of_students(reached: Mapping[str, Sequence[float]], task: Task, measurement:
     if lost:
         named = ", ".join(f"{name} ({score.show(means[name])})" for name in lost)
         yield (
-            f"No better than guessing after the training, where guessing has {score.show(guess)}: {named}. A row of such a "
-            "student shows nothing about its method: train longer, or look at the data and the learning rate."
+            f"After the training these cannot be told from guessing, which has {score.show(guess)}, on "
+            f"{measurement.samples} test samples: {named}. A row of such a student shows nothing about its method: train "
+            "longer, or look at the data and the learning rate."
         )

@@ -35,7 +35,7 @@ from limbeck.core.digits import digits
 from limbeck.core.extras import install
 from limbeck.core.files import hold, write
 from limbeck.core.frozen import Frozen, bare
-from limbeck.core.sound import FLOATS, flaw, quantised
+from limbeck.core.sound import FLOATS, flaw, no_network, quantised
 from limbeck.core.task import Score, Task, answer_at
 from limbeck.core.trace import describe, tensors_in
 from limbeck.core.wrapped import shipped
@@ -167,6 +167,7 @@ def export(
     std: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
     also: Sequence[str] = (),
+    notes: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Exported:
     """Write a network as files that ship, and prove that they answer as it does.
@@ -218,13 +219,14 @@ def export(
         classes: The names of the classes, in the order of the outputs, where the data do not say them.
         also: What else of that which the network returns becomes an output of the graphs: keys, fields or places, as
             ``"embedding"``, ``"1"`` or ``"heads:rotation"``. It is compared too.
+        notes: What else the files and the result are to say in words, a sentence each: where the weights come from, say.
         progress: Show a progress bar; by default where standard error is a terminal.
 
     Raises:
         ValueError: An unknown format, a negative tolerance, or no test data; a network without weights or with broken ones,
             a quantised one, or one of another floating-point type than the data; mean, std or classes that do not fit, or
             that the data say otherwise; no output where ``also`` says.
-        TypeError: Inputs that the network does not take, or outputs in which no answer is found.
+        TypeError: What is no network; inputs that the network does not take, or outputs in which no answer is found.
         ModuleNotFoundError: ``limbeck[export]`` is not installed.
         ExportError: Some formats failed: a graph that cannot be traced, with the line of the network where, or one that
             differs. The others are written.
@@ -238,6 +240,10 @@ def export(
         >>> [(one.file, one.difference) for one in exported.artefacts]
         [('student.safetensors', 0.0)]
     """
+    if not isinstance(net, nn.Module):
+        raise TypeError(no_network("net", net))
+    if isinstance(notes, str):
+        raise TypeError(f"notes must be a list of sentences, got the string {notes!r}")
     wanted = _checked(formats, tolerance)
     loader = _held_out(data)
     task = task or (data.task if isinstance(data, Data) else classification)
@@ -255,7 +261,7 @@ def export(
         **_said_of_inputs(data, example, mean, std),
         **_said_of_classes(data, answer, task, classes),
     }
-    notes = tuple(_notes(about, example, answer, task, left_out))
+    notes = (*notes, *_notes(about, example, answer, task, left_out))
     if notes:
         about["note"] = " ".join(notes)
     with _scratch(folder) as scratch, _bar(progress) as bar:

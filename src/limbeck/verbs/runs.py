@@ -22,6 +22,7 @@ from torch import nn
 from limbeck.core.copied import copied
 from limbeck.core.files import Damaged, hold, keep, read, sha256_of
 from limbeck.core.frozen import Frozen, bare, frozen
+from limbeck.core.heard import placed
 from limbeck.core.method import Method
 from limbeck.core.task import Score, Task
 from limbeck.data import Data
@@ -245,7 +246,8 @@ class Runs:
         outcome = None if folder is None else self.kept(entry, seed, epochs)
         if outcome is None:
             try:
-                outcome = self._outcome(folder, entry, seed, epochs, tell)
+                with placed(f"{entry.name}, seed {seed}"):
+                    outcome = self._outcome(folder, entry, seed, epochs, tell)
             except Occupied:
                 return None
         if not math.isfinite(outcome.value):
@@ -308,7 +310,7 @@ class Runs:
             settings=self.settings(entry, seed, epochs),
             **self.training,
         )
-        if not result.finished:
+        if result.interrupted:  # one that is finished is read by the call that goes on
             raise KeyboardInterrupt(f"stopped in {entry.name}, seed {seed}: the same call goes on from there")
         score = f"{self.split}/{next(iter(result.networks))}/{self.score.name}"
         if score not in result.metrics:
@@ -447,7 +449,10 @@ class Runs:
         """Return the seconds of a step of `fit` itself, over all stages of a method."""
         train = self._data(entry, 0).train
         train.batches = TIMED_BATCHES
-        result = fit(self._assemble(entry, 0), train, epochs=TIMED_EPOCHS, progress=False, **self.training)
+        with placed(f"{entry.name}, timed"):
+            result = fit(self._assemble(entry, 0), train, epochs=TIMED_EPOCHS, progress=False, **self.training)
+        if result.interrupted:  # times of half a training are none
+            raise KeyboardInterrupt(f"stopped while {entry.name} was timed: the same call goes on")
         return _typical(result.history) / TIMED_BATCHES
 
     def settings(self, entry: Entry, seed: int, epochs: int) -> dict[str, Any]:

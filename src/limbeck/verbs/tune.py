@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from limbeck.core.batches import samples as samples_of
 from limbeck.core.extras import needing
 from limbeck.core.files import hold
+from limbeck.core.heard import shown_once
 from limbeck.core.method import Make
 from limbeck.core.options import ranged
 from limbeck.core.task import Task
@@ -83,6 +84,7 @@ Search = Mapping[str, Range | Sequence[Any]]
 
 
 @ranged
+@shown_once()
 def tune(
     method: str,
     student: Callable[[], nn.Module] | str,

@@ -5,10 +5,13 @@ function that makes them, torchvision's, timm's or the user's own from a name.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from numbers import Integral
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -27,7 +30,7 @@ from limbeck.zoo.shufflenet import ShuffleNetV1, ShuffleNetV2
 from limbeck.zoo.vgg import VGG
 from limbeck.zoo.wrn import WideResNet
 
-__all__ = ["describe", "names", "network", "split_name", "trained_for", "trained_on"]
+__all__ = ["describe", "names", "network", "refuse_file", "split_name", "trained_for", "trained_on"]
 
 
 class _Entry(NamedTuple):
@@ -133,7 +136,7 @@ def network(
             functions of yours.
         new_head: Whether the last layer begins anew where the weights are for another number of outputs, drawn by torch's
             generator as in a fresh network; all else must fit. By default it does of ``@pretrained``, and is an error of
-            files. What was begun anew is said in a warning.
+            files. What was begun anew is said in a warning. False: never, as of a teacher.
 
     Returns:
         The network, in training mode, on torch's default device.
@@ -141,14 +144,16 @@ def network(
     Raises:
         ValueError: An unknown name, a shape that the network cannot take, weights that do not fit or are not finite, a file
             that is damaged or holds no weights, or a factory that fails.
-        TypeError: The factory is none, or returns something else than a module.
+        TypeError: An argument of another type; the factory is none, or returns something else than a module.
 
     Example:
         >>> net = network("mlp-32", num_classes=10, shape=(1, 8, 8))
         >>> net(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
+    _refuse_types(name, num_classes, shape)
     base, weights = split_name(name)
+    refuse_file(base)
     source, colon, model = base.partition(":")
     library = _LIBRARIES.get(source) if colon else None
     pretrained = weights == "pretrained"
@@ -166,10 +171,38 @@ def network(
     if found is None:
         return net
     net = prepared(net, found, base, shape)
-    load_weights(net, found, base, num_classes, bool(new_head))
+    load_weights(net, found, base, num_classes, new_head)
     if found.news:
         tell(found.news)
     return net
+
+
+def _refuse_types(name: Any, num_classes: Any, shape: Any) -> None:
+    """Find arguments of another type, which would be found deep in torch."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a network's name, as 'resnet8', got {type(name).__name__} {name!r:.60}")
+    if num_classes is not None and not _is_whole(num_classes):
+        raise TypeError(f"num_classes must be a whole number, as 10, got {num_classes!r:.60}")
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if shape is not None and not (isinstance(shape, (tuple, list)) and all(map(_is_whole, shape))):
+        raise TypeError(f"shape must be that of one sample, as (3, 32, 32), got {shape!r:.60}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def refuse_file(base: str) -> None:
+    """Refuse the path of weights where a network's name belongs: weights alone do not say what they are the weights of.
+
+    Raises:
+        ValueError: There is such a file, or folder.
+    """
+    path = Path(os.path.expanduser(base))
+    if (path.suffix or path.name != base) and path.exists():
+        what = "folder" if path.is_dir() else "file"
+        raise ValueError(f"{base} is a {what}: write NAME@{base}, with the network's name before it, as resnet8@{base}")
 
 
 def _found(name: str, weights: str) -> Weights:

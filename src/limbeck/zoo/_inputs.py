@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ OPTIONS = ("size", "in_memory", "mean", "std")
 
 
 class Inputs(NamedTuple):
-    """How the inputs of a training were prepared; empty where that is not known.
+    """What the data of a training were, and how its inputs were prepared; empty where that is not known.
 
     Args:
         data: The name of the data.
@@ -26,6 +27,8 @@ class Inputs(NamedTuple):
         shape: Of one input.
         mean: By which they were normalised.
         std: Likewise.
+        classes: The names of the classes or labels, in the order of the outputs.
+        words: How a command names the data: ``--data imagefolder --root photos``.
     """
 
     data: str = ""
@@ -33,6 +36,8 @@ class Inputs(NamedTuple):
     shape: tuple[int, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    classes: tuple[str, ...] = ()
+    words: str = ""
 
 
 def inputs_of(words: str) -> Inputs:
@@ -49,8 +54,9 @@ def inputs_of(words: str) -> Inputs:
     if not (folder / "inputs.json").exists():
         return _of_file(words)
     pipeline = read(folder / "inputs.json", REMEDY).get("run", {}).get("pipeline")
-    seen = _of_pipeline(pipeline) if pipeline else Inputs()
     command = _command(folder / "config.yaml")
+    seen = _of_pipeline(pipeline) if pipeline else Inputs()
+    seen = seen._replace(words=_words(command) or seen.words)
     if ":" not in command.get("data", ""):
         return seen
     own = {name: command[name] for name in OPTIONS if command.get(name) is not None}  # of a function of the user's
@@ -64,7 +70,8 @@ def _of_pipeline(pipeline: Mapping[str, Any]) -> Inputs:
     if len(shape) == 3 and not pipeline["in_memory"]:
         height, width = shape[1:]
         options |= {"size": height if height == width else [height, width], "in_memory": False}
-    return Inputs(pipeline["data"], options, shape, mean, std)
+    classes = tuple(map(str, pipeline.get("classes", ())))
+    return Inputs(pipeline["data"], options, shape, mean, std, classes, _words(pipeline))
 
 
 def _command(config: Path) -> Mapping[str, Any]:
@@ -75,11 +82,19 @@ def _command(config: Path) -> Mapping[str, Any]:
     return said if isinstance(said, Mapping) else {}
 
 
+def _words(command: Mapping[str, Any]) -> str:
+    """Write the options that name data as they are typed."""
+    said = {name: command.get(name) for name in ("data", "root")}
+    return " ".join(f"--{name} {shlex.quote(value)}" for name, value in said.items() if isinstance(value, str))
+
+
 def _of_file(words: str) -> Inputs:
     """Read what an exported file says of itself."""
     facts = facts_in(words)
-    shape, mean, std = (json.loads(facts.get(key, "[]")) for key in ("input_shape", "mean", "std"))
+    shape, mean, std, classes = (json.loads(facts.get(key, "[]")) for key in ("input_shape", "mean", "std", "classes"))
     if not isinstance(shape, list):  # of inputs by name
         return Inputs()
     options = {"mean": mean, "std": std} if mean else {}
-    return Inputs(facts.get("data", ""), options, tuple(shape), tuple(mean), tuple(std))
+    return Inputs(
+        facts.get("data", ""), options, tuple(shape), tuple(mean), tuple(std), tuple(map(str, classes)), _words(facts)
+    )

@@ -55,7 +55,7 @@ class Fit(NamedTuple):
         return len(self.missing) + len(self.unexpected) + len(self.misshapen) + len(self.unlike)
 
 
-def load_weights(net: nn.Module, weights: Weights, name: str, outputs: int | None, new_head: bool) -> None:
+def load_weights(net: nn.Module, weights: Weights, name: str, outputs: int | None, new_head: bool | None) -> None:
     """Put a file's weights into a network.
 
     Of several dictionaries of tensors in the file the one that fits is taken, without a prefix that all its names have.
@@ -66,7 +66,8 @@ def load_weights(net: nn.Module, weights: Weights, name: str, outputs: int | Non
         weights: Of the file.
         name: What the user called the network, for errors.
         outputs: How many the data ask for.
-        new_head: Leave the last layers as they are where their number of outputs differs.
+        new_head: Leave the last layers as they are where their number of outputs differs. None: no, but it could be asked
+            for.
 
     Raises:
         ValueError: They do not fit, several do, or some are not finite; the text lists what is wrong.
@@ -79,7 +80,7 @@ def load_weights(net: nn.Module, weights: Weights, name: str, outputs: int | Non
     good = [fit for fit in fits if not fit.problems]
     heads = [(fit, head) for fit in fits if new_head and not good and (head := _head(fit, expected, outputs))]
     if not good and not heads:
-        hint = "" if new_head else _hint(_head(fits[0], expected, outputs))
+        hint = "" if new_head else _hint(_head(fits[0], expected, outputs), f"{name}@{weights.file}", new_head)
         where = f", under {fits[0].key!r}," if fits[0].key else ""
         raise ValueError(
             f"{name}: the weights in {weights.file}{where} do not fit the network: {_mismatch(fits[0], expected)}{hint}"
@@ -340,12 +341,15 @@ def _instead(key: str, fit: Fit) -> str:
     return f" (closest there: {close[0]})" if close else ""
 
 
-def _hint(head: Head | None) -> str:
+def _hint(head: Head | None, words: str, new_head: bool | None) -> str:
     if head is None:
         return ""
-    return (
-        f". All but the last layer, {head.layers}, fits: a network that is to be trained may begin with a fresh one, "
-        "--new-head (new_head=True)"
+    fits = f". All but the last layer, {head.layers}, fits: "
+    if new_head is None:
+        return fits + "a network that is to be trained may begin with a fresh one, --new-head (new_head=True)"
+    return fits + (
+        "a teacher, or a network that is measured or shipped, never has a fresh one; train it first, "
+        f"`limbeck train --network {words} --new-head`"
     )
 
 

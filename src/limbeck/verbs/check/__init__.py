@@ -2,6 +2,7 @@
 
 from limbeck.verbs.check.examine import check as check
 from limbeck.verbs.check.examine import vet as vet
+from limbeck.verbs.check.examine import vet_teacher as vet_teacher
 from limbeck.verbs.check.findings import Checkup as Checkup
 from limbeck.verbs.check.findings import Finding as Finding
 from limbeck.verbs.check.findings import Status as Status

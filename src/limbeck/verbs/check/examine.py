@@ -6,12 +6,18 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
 from limbeck.core.finding import Finding
-from limbeck.core.method import Method
+from limbeck.core.method import Distill, Method
 from limbeck.core.stage import Stage
+from limbeck.core.task import Task
+from limbeck.data import Data
 from limbeck.verbs.check.answers import constant, finite
 from limbeck.verbs.check.cost import cost
 from limbeck.verbs.check.data import inputs, left_over, unlabelled
+from limbeck.verbs.check.fed import another_precision, why_not
 from limbeck.verbs.check.findings import Checkup, TermCheck, failed
 from limbeck.verbs.check.identity import identity
 from limbeck.verbs.check.leaks import leaks
@@ -85,7 +91,7 @@ def check(
                     terms = setup.terms
                     found += _further_looks(setup, epochs)
         except BROKEN as error:
-            found.append(Finding("batch", "failed", f"a batch cannot be played: {error}"))
+            found.append(Finding("batch", "failed", why_not(setup) or f"a batch cannot be played: {error}"))
     if shares and terms:
         terms = suggested(terms, shares)
     return Checkup(tuple(found), tuple(terms))
@@ -105,37 +111,64 @@ def vet(method: Method | Iterable[Stage], data: Any, accelerator: str = "auto") 
 
     Raises:
         ValueError: The mistakes that were found. What is but probably one is a warning; so is what cannot be checked.
+        Exception: What a batch raises that cannot be played, where no words of ours say why.
     """
     with opened(method, data, FEWER, SHORTER, accelerator) as setup:
-        found = _vetted(setup)
+        found = _vetted(setup, data)
     for finding in found:
         if finding.status == "warning":
             warnings.warn(finding.message, stacklevel=3)
     if wrong := failed(found):
-        raise ValueError(
-            "\n".join(
-                [
-                    *(finding.message for finding in wrong),
-                    "Nothing was trained. `limbeck check` shows more; check=False (--check false) trains nevertheless",
-                ]
-            )
-        )
+        more = "`limbeck check` shows more; check=False (--check false) trains nevertheless"
+        last = "Nothing was trained" if wrong[-1].name == "batch" else f"Nothing was trained. {more}"
+        raise ValueError("\n".join([*(finding.message for finding in wrong), last]))
 
 
-def _vetted(setup: Setup) -> list[Finding]:
+def vet_teacher(teacher: nn.Module, student: nn.Module, data: Any, task: Task, accelerator: str = "auto") -> None:
+    """Stop several trainings by a teacher of whom nothing could be learned: what `vet` finds of it, whatever the method.
+
+    Args:
+        teacher: Who teaches.
+        student: One of those who learn; it is looked at too, as the labels are.
+        data: As for `fit`.
+        task: What they are made to do.
+        accelerator: As for `fit`.
+
+    Raises:
+        ValueError: The mistakes that were found; `vet` says more.
+    """
+    vet(Distill(student, teacher, task.hard, task), data, accelerator)
+
+
+def _vetted(setup: Setup, data: Any) -> list[Finding]:
     found: list[Finding] = []
     try:
         if _sound(found, setup):
             found += setup.task.examine(setup)
             if _playable(found, setup):
                 found += _first_looks(setup)
-    except BROKEN as error:  # `fit` fails likewise, and better; or not at all, at another precision
+    except BROKEN as error:
+        if isinstance(data, Data) and data.task.name != setup.task.name:
+            return found  # `fit` says why
+        if not another_precision(setup) and not _plays(setup):
+            if (why := why_not(setup)) is None:
+                raise
+            return [*found, Finding("batch", "failed", why)]
         found.append(Finding("batch", "warning", f"not everything was checked before the training: {error}"))
     if setup.loaders.val is None:
         return found
     score = setup.task.score.name
     # `fit` measures the teachers on all of the validation data, and warns of those that guess
     return [one for one in found if not (one.status == "warning" and one.name.endswith(f" {score}"))]
+
+
+def _plays(setup: Setup) -> bool:
+    """Whether the method itself can do with a batch what it does in training; memory may be too little for a copy."""
+    try:
+        setup.played  # noqa: B018  # it is kept
+    except BROKEN as error:
+        return isinstance(error, torch.OutOfMemoryError)
+    return True
 
 
 def _sound(found: list[Finding], setup: Setup) -> bool:

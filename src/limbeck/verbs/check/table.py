@@ -43,11 +43,12 @@ def console_table(checkup: Checkup) -> Group:
     if not checkup.terms:
         return Group(findings)
     asked = any(term.suggested is not None for term in checkup.terms)
-    terms = Table("term", box=box.SIMPLE_HEAD)
-    for heading in ("value", "weight", "gradient", "share", *(["weight for that share"] if asked else [])):
+    terms, names = Table(box=box.SIMPLE_HEAD), [f"{term.player}/{term.name}" for term in checkup.terms]
+    terms.add_column("term", overflow="fold")
+    for heading in ("value", "weight", "gradient", "share", *(["weight for\nthat share"] if asked else [])):
         terms.add_column(heading, justify="right")
-    for term in checkup.terms:
+    for name, term in zip(names, checkup.terms, strict=True):
         cells = [digits(number) for number in (term.value, term.weight, term.gradient)]
         last = ["–" if term.suggested is None else digits(term.suggested)] if asked else []
-        terms.add_row(Text(f"{term.player}/{term.name}"), *cells, f"{term.share:.1%}", *last)
+        terms.add_row(Text(name), *cells, f"{term.share:.1%}", *last)
     return Group(findings, terms)
