@@ -932,7 +932,7 @@ def test_tables_say_the_same_in_every_format():
     assert row["verdict"] == "helps"
     printed = str(Comparison("four seeds", "", candidates))
     assert printed.startswith("four seeds\n\n“kd_50% | a” helps: +2.12 points")
-    assert printed.endswith(markdown_table(candidates).partition("\n\n")[0] + "\n")
+    assert printed.endswith(markdown_table(candidates).partition("\n\n")[0])
     said = findings(Comparison("", "", candidates))
     assert said[0].startswith("kd_50% | a: helps. +2.12 points against the plain student over 4 seeds")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ import limbeck
 from limbeck.engine.fit import Result
 from limbeck.measure import Cost, paired
 from limbeck.report.comparison import Comparison
-from limbeck.report.notebook import as_html
-from limbeck.report.run import run_html
+from limbeck.report.notebook import Told
+from limbeck.report.run import run_told
 from limbeck.report.table import Candidate
 from limbeck.report.tuning import Trial, Tuning
 from limbeck.verbs.check.findings import Checkup, Finding
-from limbeck.verbs.check.table import checkup_html
+from limbeck.verbs.check.table import checkup_told
 from limbeck.verbs.export import Artefact, Exported
 
 HOSTILE = "<script>alert('x')</script>"
@@ -87,21 +88,29 @@ def test_a_notebook_shows_the_first_sentence_and_a_table_and_no_markup_of_a_name
     assert not re.search(r"color:\s*(#|black|white)|url\(|https?:", shown)  # the notebook's own colours, dark or light
 
 
+@pytest.mark.parametrize("make", [comparison, tuning, checkup, exported, result])
+def test_print_shows_the_same_words_and_cells_and_no_object(make):
+    shown, printed = unescape(re.sub(r"<[^>]*>", " ", html(make()))), str(make())
+    assert sorted(re.findall(r"\w+", shown)) == sorted(re.findall(r"\w+", printed))
+    assert "\n| " in printed
+    assert "Linear(" not in printed
+
+
 def test_what_is_wrong_is_the_first_row_of_a_checkup():
-    shown = checkup_html(checkup())
+    shown = checkup_told(checkup()).html()
     assert shown.index("failed</td>") < shown.index("ok</td>")
-    assert "Nothing is wrong: 1 ok." in checkup_html(Checkup((Finding("data", "ok", "fine"),)))
+    assert "Nothing is wrong: 1 ok." in checkup_told(Checkup((Finding("data", "ok", "fine"),))).html()
 
 
 def test_a_training_says_where_its_page_is_and_what_is_not_finished(tmp_path):
     done = {"finished": True, "networks": {"student": {"val": {"accuracy": 0.5}}}}
-    shown = run_html(done, 2, tmp_path)
+    shown = run_told(done, 2, tmp_path).html()
     assert str(tmp_path / "report.html") in shown
     assert "The network reaches 50.00 % on the validation data." in shown
-    assert "2 epochs are done" in run_html({**done, "finished": False}, 2)
+    assert "2 epochs are done" in run_told({**done, "finished": False}, 2).html()
 
 
 def test_a_piece_without_a_table():
-    assert as_html("t", ["a & b"]) == (
+    assert Told("t", ["a & b"]).html() == (
         '<div><p style="margin:.3em 0"><b>t</b></p><p style="margin:.3em 0;max-width:50em">a &amp; b</p></div>'
     )

@@ -52,7 +52,8 @@ from limbeck.measure.early_exit import exit_profile
 from limbeck.measure.evaluate import evaluate
 from limbeck.nets.exits import EarlyExit
 from limbeck.report.examples import FILE, write_exhibits
-from limbeck.report.run import run_html, run_report
+from limbeck.report.notebook import Told
+from limbeck.report.run import run_report, run_told
 from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")
@@ -95,14 +96,21 @@ class Result:
         """The network to ship."""
         return next(iter(self.networks.values()))
 
+    def __str__(self) -> str:
+        """Return what `print` shows: what came out, as the run's page says it."""
+        return self._told().text()
+
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: what came out, as the run's page says it."""
+        """Return what a notebook shows: likewise."""
+        return self._told().html()
+
+    def _told(self) -> Told:
         known = {} if self.run_dir is None else Run(self.run_dir).result()
         networks = {
             name: {split: _of(self.metrics, f"{split}/{name}/") for split in ("val", "test")} for name in self.networks
         }
         mine = {"networks": networks, "finished": self.finished, "missing": self.missing, "score": asdict(self.score)}
-        return run_html({**mine, **known}, len(self.history), self.run_dir)
+        return run_told({**mine, **known}, len(self.history), self.run_dir)
 
 
 @ranged

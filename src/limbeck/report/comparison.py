@@ -16,7 +16,7 @@ from limbeck.measure import Cost, Judgement, Plan, paired_over_shared
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, strip, tradeoff
 from limbeck.report.history import Row, over_seeds, players, read_rows, score_columns, terms
-from limbeck.report.notebook import as_html
+from limbeck.report.notebook import Told
 from limbeck.report.page import File, Plot, Section, Table, linked, render
 from limbeck.report.palette import Look, looks
 from limbeck.report.run import read_result, read_score
@@ -31,7 +31,6 @@ from limbeck.report.table import (
     judgements,
     latex_table,
     legend,
-    markdown_rows,
     markdown_table,
     mean_sd,
     records,
@@ -90,11 +89,14 @@ class Comparison:
 
     def __str__(self) -> str:
         """Return what `print` shows: the verdict in a sentence, and the table."""
-        return "\n\n".join([self.title, *opening(self), markdown_rows(self.candidates)])
+        return self._told().text()
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the verdict in a sentence, and the table."""
-        return as_html(self.title, opening(self), header(self.candidates), rows(self.candidates), self.note)
+        """Return what a notebook shows: likewise."""
+        return self._told().html()
+
+    def _told(self) -> Told:
+        return Told(self.title, opening(self), header(self.candidates), rows(self.candidates), self.note)
 
 
 def comparison_report(

@@ -1,17 +1,17 @@
-"""What a notebook shows of a result: a sentence or two and a table, in the notebook's own colours, without a script."""
+"""What a notebook and `print` show of a result: a sentence or two and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 LINE = "border-bottom:1px solid rgba(127,127,127,.4);padding:.25em .8em .25em 0"
 
 
-def as_html(
-    title: str, sentences: Sequence[str], header: Sequence[str] = (), rows: Sequence[Sequence[str]] = (), foot: str = ""
-) -> str:
-    """Return a compact piece of HTML; every text is escaped.
+@dataclass(frozen=True)
+class Told:
+    """What is told of a result.
 
     Args:
         title: What it is of.
@@ -20,13 +20,33 @@ def as_html(
         rows: Their cells.
         foot: Where more is to be seen.
     """
-    said = "".join(f'<p style="margin:.3em 0;max-width:50em">{escape(sentence)}</p>' for sentence in sentences)
-    parts = [f'<p style="margin:.3em 0"><b>{escape(title)}</b></p>', said]
-    if header:
-        parts.append(f'<div style="overflow-x:auto">{_table(header, rows)}</div>')
-    if foot:
-        parts.append(f'<p style="margin:.3em 0;opacity:.75">{escape(foot)}</p>')
-    return f"<div>{''.join(parts)}</div>"
+
+    title: str
+    sentences: Sequence[str]
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    foot: str = ""
+
+    def html(self) -> str:
+        """Return a compact piece of HTML in the notebook's own colours, without a script; every text is escaped."""
+        said = "".join(f'<p style="margin:.3em 0;max-width:50em">{escape(one)}</p>' for one in self.sentences)
+        parts = [f'<p style="margin:.3em 0"><b>{escape(self.title)}</b></p>', said]
+        if self.header:
+            parts.append(f'<div style="overflow-x:auto">{_table(self.header, self.rows)}</div>')
+        if self.foot:
+            parts.append(f'<p style="margin:.3em 0;opacity:.75">{escape(self.foot)}</p>')
+        return f"<div>{''.join(parts)}</div>"
+
+    def text(self) -> str:
+        """Return it as Markdown."""
+        table = markdown(self.header, self.rows) if self.header else ""
+        return "\n\n".join(part for part in (self.title, *self.sentences, table.rstrip(), self.foot) if part)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, whose first two columns are words."""
+    lines = [header, ("---", "---", *["---:"] * (len(header) - 2)), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -15,7 +15,7 @@ from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, shares, tradeoff
 from limbeck.report.history import REMEDY, Row, check_sum, line, players, read_rows, score_columns, stages, terms
 from limbeck.report.mimic import compression_section, read_compression
-from limbeck.report.notebook import as_html
+from limbeck.report.notebook import Told
 from limbeck.report.page import Plot, Section, Table, linked, render
 from limbeck.report.palette import BASELINE, TEACHER, Look, another
 from limbeck.report.sections import exhibit_sections
@@ -220,8 +220,8 @@ def _teachers(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return dict(result.get("teachers") or alone) if result.get("networks") else {}
 
 
-def run_html(result: Mapping[str, Any], rows: int, folder: Path | None = None) -> str:
-    """Return what a notebook shows of a training: what came out in a sentence, and the table.
+def run_told(result: Mapping[str, Any], rows: int, folder: Path | None = None) -> Told:
+    """Return what is told of a training: what came out in a sentence, and the table.
 
     Args:
         result: What ``result.json`` holds, of a run without a folder too.
@@ -233,7 +233,7 @@ def run_html(result: Mapping[str, Any], rows: int, folder: Path | None = None) -
     foot = f"More: {folder / 'report.html'}" if folder else ""
     said = _sentences(result, score, [{}] * rows)
     others = _other_metrics(result, score)
-    return as_html(title, said, _network_header(score, others), _network_rows(result, score, others), foot)
+    return Told(title, said, _network_header(score, others), _network_rows(result, score, others), foot)
 
 
 def console_table(result: Mapping[str, Any], title: str = "") -> RichTable:

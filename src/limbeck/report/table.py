@@ -11,6 +11,7 @@ from limbeck.core.digits import digits
 from limbeck.core.task import Score
 from limbeck.measure import Cost, Judgement, Paired, Plan, decide, judge, summary
 from limbeck.measure.evidence import LEVEL, MOST
+from limbeck.report.notebook import markdown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -142,14 +143,7 @@ def console_table(candidates: Sequence[Candidate], title: str = "") -> Table:
 def markdown_table(candidates: Sequence[Candidate], sentences: Sequence[str] = ()) -> str:
     """Return the comparison as a Markdown table with its legend, after what is to be said before it."""
     said = "".join(f"{sentence}\n\n" for sentence in sentences)
-    return f"{said}{markdown_rows(candidates)}\n{legend(candidates)}\n"
-
-
-def markdown_rows(candidates: Sequence[Candidate]) -> str:
-    """Return the Markdown table alone."""
-    head = header(candidates)
-    lines = [head, ("---", "---", *["---:"] * (len(head) - 2)), *rows(candidates)]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return f"{said}{markdown(header(candidates), rows(candidates))}\n{legend(candidates)}\n"
 
 
 def latex_table(candidates: Sequence[Candidate], doubts: Sequence[str] = ()) -> str:

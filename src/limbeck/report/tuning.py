@@ -15,7 +15,7 @@ from limbeck.core.task import Score
 from limbeck.measure import judge, paired
 from limbeck.report.comparison import Comparison, evidence, read_comparison
 from limbeck.report.figures import Line, curves
-from limbeck.report.notebook import as_html
+from limbeck.report.notebook import Told
 from limbeck.report.page import Plot, Section, render
 from limbeck.report.page import Table as PageTable
 from limbeck.report.table import Candidate, amount, header, legend, records, rows, told, verdict_in_words
@@ -99,11 +99,18 @@ class Tuning:
         """The trials that have a score."""
         return [trial for trial in self.trials if trial.state == "complete"]
 
+    def __str__(self) -> str:
+        """Return what `print` shows: whether tuning helped, the best options, and the table on the test data."""
+        return self._told().text()
+
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: whether tuning helped, the best options, and the table on the test data."""
+        """Return what a notebook shows: likewise."""
+        return self._told().html()
+
+    def _told(self) -> Told:
         compared, best = self.comparison.candidates, words(self.options)
         said = [*tuning_opening(self), f"The best options: {best}."]
-        return as_html(f"Tuning {self.method}", said, header(compared), rows(compared))
+        return Told(f"Tuning {self.method}", said, header(compared), rows(compared))
 
     def seeds_sd(self) -> tuple[float, int]:
         """Return the standard deviation among trainings that differ in their seed alone, and its degrees of freedom."""

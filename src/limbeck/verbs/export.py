@@ -46,7 +46,7 @@ from limbeck.measure.cost import latency_ms
 from limbeck.measure.evaluate import Measurement, batches
 from limbeck.nets.ensemble import Ensemble
 from limbeck.nets.exits import AllExits, EarlyExit
-from limbeck.report.notebook import as_html
+from limbeck.report.notebook import Told
 from limbeck.report.table import milliseconds, size
 from limbeck.tasks.classification import classification
 
@@ -126,10 +126,17 @@ class Exported:
     failures: Mapping[Format, str]
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """Return what `print` shows: each file beside the network that it was made of."""
+        return self._told().text()
+
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: each file beside the network that it was made of."""
+        """Return what a notebook shows: likewise."""
+        return self._told().html()
+
+    def _told(self) -> Told:
         failed = [f"{format}: {reason}" for format, reason in self.failures.items()]
-        return as_html(_title(self), [*failed, *self.notes], _header(self), _rows(self), f"Files: {self.folder}")
+        return Told(_title(self), [*failed, *self.notes], _header(self), _rows(self), f"Files: {self.folder}")
 
     def json(self) -> str:
         """Return all of it as JSON, where values have the score's name."""

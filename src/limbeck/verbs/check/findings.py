@@ -57,11 +57,17 @@ class Checkup:
         """Whether no check failed; warnings may be left."""
         return not failed(self.findings)
 
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: what is wrong first, then all findings."""
-        from limbeck.verbs.check.table import checkup_html
+    def __str__(self) -> str:
+        """Return what `print` shows: what is wrong first, then all findings."""
+        from limbeck.verbs.check.table import checkup_told
 
-        return checkup_html(self)
+        return checkup_told(self).text()
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: likewise."""
+        from limbeck.verbs.check.table import checkup_told
+
+        return checkup_told(self).html()
 
     def json(self) -> str:
         """Return everything as JSON; numbers that are not finite are null."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.core.digits import digits
-from limbeck.report.notebook import as_html
+from limbeck.report.notebook import Told
 from limbeck.verbs.check.findings import Checkup, Status
 
 if TYPE_CHECKING:
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
-def checkup_html(checkup: Checkup) -> str:
-    """Return what a notebook shows of a checkup: what is wrong first, then all findings."""
+def checkup_told(checkup: Checkup) -> Told:
+    """Return what is told of a checkup: what is wrong first, then all findings."""
     counts = {status: sum(one.status == status for one in checkup.findings) for status in COLOURS}
     found = ", ".join(f"{count} {_counted(status, count)}" for status, count in counts.items() if count)
     verdict = "Nothing is wrong" if checkup.ok else "Something is wrong"
     rank = list(reversed(COLOURS))
     listed = sorted(checkup.findings, key=lambda one: rank.index(one.status))
     cells = [(one.name, one.status, one.message) for one in listed]
-    return as_html("Checkup", [f"{verdict}: {found}." if found else f"{verdict}."], ("check", "", "finding"), cells)
+    return Told("Checkup", [f"{verdict}: {found}." if found else f"{verdict}."], ("check", "", "finding"), cells)
 
 
 def _counted(status: Status, count: int) -> str:
