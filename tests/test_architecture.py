@@ -286,6 +286,7 @@ def test_import_is_light():
 OF_CLASSES = {
     "cli/evaluate.py": "the option of exits",
     "cli/evaluation.py": "classification's own measures: exits, each class",
+    "cli/options.py": "a network is looked for by making it, of any number of classes",
     "cli/parser.py": "adversarial's option",
     "core/finding.py": "what is said of a teacher",
     "core/sound.py": "how a network is made, for who gave its name",

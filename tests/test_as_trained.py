@@ -227,11 +227,9 @@ def test_other_counts_of_classes_are_told_with_their_names(command: Command) -> 
 
 
 def test_what_has_learned_gets_no_fresh_last_layer(command: Command) -> None:
-    code, said = command(f"eval --network {TRAINED} --data imagefolder --workers 0 --root photos --new-head")
-    assert code == 2
-    assert "--new-head" in said
-    with pytest.raises(SystemExit):
-        command(f"export --network {TRAINED} --to x --new-head")
+    for line in (f"eval --network {TRAINED} --data imagefolder --root photos", f"export --network {TRAINED} --to x"):
+        with pytest.raises(SystemExit):
+            command(f"{line} --new-head")
 
 
 def test_a_function_that_names_no_weights_is_told_and_noted(command: Command, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_folders_that_are_none(tmp_path, capsys):
     assert main(["demo", "--run-dir", str(tmp_path / "file" / "demo")]) == 2
     assert "which cannot be written to (" in capsys.readouterr().err
     assert main(["demo", "--run-dir", str(tmp_path / "file")]) == 2
-    assert "take another folder, run_dir= (--run-dir)" in capsys.readouterr().err
+    assert "run_dir: expected a folder, got the file" in capsys.readouterr().err
     (tmp_path / "config.yaml").write_text("epochs: 1")
     with pytest.raises(ValueError, match="holds a run that is no demo, whose files this one would replace"):
         demo(run_dir=str(tmp_path))

@@ -318,7 +318,7 @@ def test_fields_of_a_dataclass():
     assert trace["0:scores"] is out.scores
     assert trace["0:pair:1"] is out.pair[1]
     with (
-        pytest.raises(ValueError, match=r"'0:score' asks for 'score' of a Answer with .'scores', 'pair'."),
+        pytest.raises(ValueError, match=r"'0:score' asks for 'score' of an Answer with .'scores', 'pair'."),
         record(net, ["0:score"]),
     ):
         net(torch.ones(2))

@@ -6,17 +6,16 @@ from typing import Any
 from jsonargparse import Namespace
 
 from limbeck.cli import COMMANDS
-from limbeck.cli.options import answers, load_data, views
+from limbeck.cli.options import answers, load_data, trained_of, views
 from limbeck.cli.parser import Commands
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck eval``."""
-    commands.add("eval", _eval, COMMANDS["eval"], measures, views, load_data, answers)
+    commands.add("eval", _eval, COMMANDS["eval"], trained_of, measures, views, load_data, answers)
 
 
 def measures(
-    network: str,
     teacher: str | None = None,
     noise: list[float] | str | None = None,
     macs: str | None = None,
@@ -27,8 +26,6 @@ def measures(
     """Say what to measure.
 
     Args:
-        network: A network of `limbeck list networks` with its weights: NAME@FILE, NAME@FILE:KEY for one of several in a
-            file, NAME@RUN for the student in a run's folder, finished or not, or NAME@pretrained.
         teacher: Another network with its weights, to compare with: agreement, likeness of layers, change of each class.
         noise: Standard deviations of Gaussian noise on the normalised inputs, as 0.1,0.5, to measure the score with too.
         macs: Of a network with exits: set its thresholds on the validation data to the most accurate within so many

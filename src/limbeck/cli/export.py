@@ -6,18 +6,17 @@ from typing import Any
 from jsonargparse import Namespace
 
 from limbeck.cli import COMMANDS
-from limbeck.cli.options import answers, load_data, several
+from limbeck.cli.options import answers, load_data, several, trained_of
 from limbeck.cli.parser import Commands
 from limbeck.cli.terminal import plain
 
 
 def add(commands: Commands) -> None:
     """Add ``limbeck export``."""
-    commands.add("export", _export, COMMANDS["export"], destination, load_data, answers)
+    commands.add("export", _export, COMMANDS["export"], trained_of, destination, load_data, answers)
 
 
 def destination(
-    network: str,
     to: str,
     formats: str = "safetensors,torch_export,onnx,int8",
     tolerance: float = 1e-4,
@@ -28,8 +27,6 @@ def destination(
     """Say what to write, and where.
 
     Args:
-        network: A network of `limbeck list networks` with its weights: NAME@FILE, NAME@FILE:KEY for one of several in a
-            file, NAME@RUN for the student in a run's folder, finished or not, or NAME@pretrained.
         to: The folder that the files go to.
         formats: Which of safetensors, torch_export, onnx and int8, with commas between them.
         tolerance: The largest absolute difference of an output that is allowed; int8 differs by design.

@@ -210,6 +210,16 @@ def network_of(network: str, new_head: bool = False) -> str:
     return network
 
 
+def trained_of(network: str) -> str:
+    """Name the network.
+
+    Args:
+        network: A network of `limbeck list networks` with its weights: NAME@FILE, NAME@FILE:KEY for one of several in a
+            file, NAME@RUN for the student in a run's folder, finished or not, or NAME@pretrained.
+    """
+    return network
+
+
 def teacher_of(teacher: list[str] | str) -> list[str] | str:
     """Name the teacher.
 
@@ -313,7 +323,7 @@ def look_ahead(groups: Iterable[Callable[..., Any]], leaf: Namespace, before: st
         for name, allowed in ranges_of(group).items():
             if (key := before + name) in leaf:
                 refuse_outside(dashed(f"--{key}"), leaf[key], allowed)
-        if group in (student_of, network_of, teacher_of, possible_teacher_of, peers_of, assistants_of):
+        if group in (student_of, network_of, trained_of, teacher_of, possible_teacher_of, peers_of, assistants_of):
             for role in NETWORKS:
                 for name in several(leaf[role] if role in inspect.signature(group).parameters else None):
                     _refuse_absent(name)

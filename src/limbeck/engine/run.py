@@ -97,7 +97,7 @@ class Run:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"run_dir: expected a folder, got the file {self.folder}: name another")
+            raise ValueError(f"run_dir: expected a folder, got the file {self.folder}: take another folder")
 
     @property
     def exists(self) -> bool:

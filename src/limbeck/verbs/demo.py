@@ -82,7 +82,7 @@ def demo(seeds: int = 5, epochs: int = 40, run_dir: str = "runs/demo") -> list[C
     def trained(name: str, method: Method, data: Data) -> None:
         """Train what the comparisons do not, or read what is trained."""
         result = fit(method, data, epochs=epochs, clip=CLIP, progress=False, run_dir=folder / name, resume=True)
-        if result.interrupted:  # a teacher that was half trained must not pass for one that was
+        if not result.finished or result.interrupted:  # a teacher that was half trained must not pass for one that was
             raise KeyboardInterrupt("stopped by the user")
 
     with warnings.catch_warnings():

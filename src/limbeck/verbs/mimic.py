@@ -473,7 +473,7 @@ def _stopped(
             name="mimic",
             **said,
         )
-        if result.interrupted:  # a network that was half trained must not pass for one that was
+        if not result.finished or result.interrupted:  # a network that was half trained must not pass for one that was
             raise KeyboardInterrupt("stopped by the user")
         return result
 

@@ -420,6 +420,7 @@ def _conclude(
         task=runs.task,
         epochs=under_way.epochs,
         seeds=final_seeds,
+        check=False,
         run_dir=place,
         progress=progress,
         **training,

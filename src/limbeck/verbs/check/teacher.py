@@ -150,8 +150,8 @@ def _knows(role: str, teacher: Frozen, setup: Setup, expect: float | None) -> Fi
             message = f"{measured}, expected {_shown(score, expect)}: {advice}"
             return Finding(f"{role} {score.name}", "failed", message, values)
     if guess is not None and no_better(score, value, guess, n):
-        above = score.gain(value, guess) > 0  # on too few samples to say so
-        chance = "which cannot be told from guessing" if above else "no better than chance"
+        above = score.gain(value, guess) > 0
+        chance = "no better than chance" + " as far as so few samples tell" * above
         message = f"{measured}, {chance}: {advice}; as a control, an untrained teacher is right"
         return Finding(f"{role} {score.name}", "warning", message, values)
     return Finding(f"{role} {score.name}", "ok", measured, values)
