@@ -3,7 +3,7 @@
 from limbeck.core import quiet as quiet  # before what takes seconds
 
 # isort: split
-import difflib
+import sys
 from typing import Any
 
 import lazy_loader
@@ -15,7 +15,7 @@ _imported, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__ and not name.startswith("_") and (close := difflib.get_close_matches(name, __all__, n=1)):
-        raise AttributeError(f"limbeck has no {name!r}: did you mean limbeck.{close[0]}?", name=name)
+    if name not in __all__:  # with obj, Python asks "Did you mean" where nobody catches it
+        raise AttributeError(f"module 'limbeck' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     with needing("train", f"limbeck.{name}"):
         return _imported(name)
