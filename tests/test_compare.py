@@ -244,6 +244,12 @@ def test_a_run_is_what_fit_gives_with_its_seed(unbroken):
         assert result.metrics["test/student/accuracy"] == found[name]
 
 
+def test_the_shared_teacher_is_measured_on_the_test_data_once(unbroken):
+    run_of_kd = json.loads((unbroken[0] / "kd-temperature=2.0/seed-0/result.json").read_text())
+    assert "test" not in run_of_kd["teachers"]["teacher"]
+    assert unbroken[1].candidates[0].values
+
+
 def test_the_folder_holds_every_form_of_the_table(unbroken):
     folder, comparison = unbroken
     results = json.loads((folder / "results.json").read_text())

@@ -29,7 +29,7 @@ from limbeck.data import Data
 from limbeck.data.identity import described, identity
 from limbeck.data.repeatable import splits
 from limbeck.engine.assemble import assemble, parameters_of, parts_of
-from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned, refuse_unremembered
+from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned, refuse_unremembered, teachers_known
 from limbeck.engine.inputs import (
     architecture_of,
     describe_optimizer,
@@ -297,19 +297,20 @@ class Runs:
         refuse_another(run.folder, was, settings)
 
     def _outcome(self, folder: Path | None, entry: Entry, seed: int, epochs: int, tell: Tell) -> Outcome:
-        result = fit(
-            self._assemble(entry, seed),
-            self._data(entry, seed),
-            epochs=epochs,
-            seed=seed,
-            run_dir=folder,
-            resume=folder is not None,
-            loggers=[_Teller(tell)],
-            progress=False,
-            name=entry.name,
-            settings=self.settings(entry, seed, epochs),
-            **self.training,
-        )
+        with teachers_known():
+            result = fit(
+                self._assemble(entry, seed),
+                self._data(entry, seed),
+                epochs=epochs,
+                seed=seed,
+                run_dir=folder,
+                resume=folder is not None,
+                loggers=[_Teller(tell)],
+                progress=False,
+                name=entry.name,
+                settings=self.settings(entry, seed, epochs),
+                **self.training,
+            )
         if result.interrupted:  # one that is finished is read by the call that goes on
             raise KeyboardInterrupt(f"stopped in {entry.name}, seed {seed}: the same call goes on from there")
         score = f"{self.split}/{next(iter(result.networks))}/{self.score.name}"
