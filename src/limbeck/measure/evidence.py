@@ -107,11 +107,16 @@ class Judgement:
     decided: bool = False
 
     @property
+    def is_small(self) -> bool:
+        """Whether it is shown that the difference is smaller than what matters, whatever else is shown of it."""
+        return self.p_smaller < LEVEL
+
+    @property
     def verdict(self) -> Verdict:
         """What is shown at the 5 % level: "helps", "hurts", "no difference" that matters, or nothing."""
         if self.p < LEVEL:
             return "helps" if (self.pair.difference > 0) == (self.best == "highest") else "hurts"
-        return "no difference" if self.p_smaller < LEVEL else "cannot tell"
+        return "no difference" if self.is_small else "cannot tell"
 
     @cached_property
     def more(self) -> int | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from limbeck.core.digits import digits
 from limbeck.core.task import Score
 from limbeck.measure import Cost, Judgement, Paired, Plan, decide, judge, summary
-from limbeck.measure.evidence import LEVEL, MOST
+from limbeck.measure.evidence import MOST
 from limbeck.report.notebook import markdown
 
 if TYPE_CHECKING:
@@ -109,9 +109,10 @@ def _rule(plan: Plan, score: Score) -> str:
         "interval without 0 need not be enough."
     )
     if plan.smallest is not None:
+        smallest = unsigned(score.difference(plan.smallest))
         rule += (
-            f" No difference > {_unsigned(score, plan.smallest)}: two one-sided t-tests, corrected likewise, show that the "
-            "true difference is smaller than that."
+            f" No difference > {smallest}: two one-sided t-tests, corrected likewise, show that the true difference is "
+            "smaller than that."
         )
     if plan.most is None:
         return (
@@ -229,7 +230,7 @@ def verdict(judgement: Judgement, score: Score) -> str:
     """Return the verdict as a table has it, with the seeds that it took or would take."""
     what = str(judgement.verdict)
     if judgement.verdict == "no difference" and judgement.smallest is not None:
-        what = f"no difference > {_unsigned(score, judgement.smallest)}"
+        what = f"no difference > {unsigned(score.difference(judgement.smallest))}"
     if judgement.decided:
         return f"{what} ({judgement.pair.n} seeds)"
     return what + (f" (+{judgement.more} {'seed' if judgement.more == 1 else 'seeds'})" if judgement.more else "")
@@ -239,9 +240,9 @@ def verdict_in_words(judgement: Judgement, score: Score) -> str:
     """Return the verdict as a sentence has it, with the seeds that it would take."""
     if judgement.verdict == "cannot tell":
         return _unable(judgement)
-    if judgement.smallest is None or judgement.p_smaller >= LEVEL:
+    if judgement.smallest is None or not judgement.is_small:
         return judgement.verdict
-    smallest = amount(score, judgement.smallest).lstrip("+")
+    smallest = unsigned(amount(score, judgement.smallest))
     small = (
         "no difference larger than" if judgement.verdict == "no difference" else f"{judgement.verdict}, by less than"
     )
@@ -256,8 +257,9 @@ def _unable(judgement: Judgement) -> str:
     return unable if judgement.decided or math.isnan(judgement.pair.low) else f"{unable}; nor would {MOST:,}"
 
 
-def _unsigned(score: Score, difference: float) -> str:
-    return score.difference(difference).lstrip("+")
+def unsigned(difference: str) -> str:
+    """Return a difference that only has a size: "0.30 points"."""
+    return difference.lstrip("+")
 
 
 def _evidence(candidate: Candidate, judgement: Judgement) -> tuple[str, str]:

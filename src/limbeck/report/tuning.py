@@ -18,7 +18,7 @@ from limbeck.report.figures import Line, curves
 from limbeck.report.notebook import Told
 from limbeck.report.page import Plot, Section, render
 from limbeck.report.page import Table as PageTable
-from limbeck.report.table import Candidate, amount, header, legend, records, rows, told, verdict_in_words
+from limbeck.report.table import Candidate, amount, header, legend, records, rows, told, unsigned, verdict_in_words
 from limbeck.report.verdict import verdict_of_all
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _of_search(tuning: Tuning) -> list[str]:
     sd, _ = tuning.seeds_sd()
     spread = statistics.stdev(scores) if len(scores := [trial.score or 0.0 for trial in tuning.complete]) > 1 else 0.0
     if not tuning.chance() < LEVEL:  # nan too
-        seeds = score.difference(sd).lstrip("+")
+        seeds = unsigned(score.difference(sd))
         known = (
             f": their scores vary by {_spread(score, spread)} (standard deviation), and trainings that differ in their "
             f"seed alone by {seeds}"
@@ -378,7 +378,7 @@ def _history(tuning: Tuning) -> Plot:
 
 
 def _spread(score: Score, deviation: float) -> str:
-    return amount(score, deviation).lstrip("+")
+    return unsigned(amount(score, deviation))
 
 
 def _count(number: int, what: str) -> str:

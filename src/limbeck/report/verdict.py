@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from limbeck.measure import Judgement
-from limbeck.measure.evidence import LEVEL, Verdict
-from limbeck.report.table import Candidate, amount, judgements
+from limbeck.measure.evidence import Verdict
+from limbeck.report.table import Candidate, amount, judgements, unsigned
 
 ORDER: tuple[Verdict, ...] = ("helps", "no difference", "hurts", "cannot tell")
 NAMED = 8
@@ -30,17 +30,12 @@ class _Row(NamedTuple):
         return self.candidate.role == "control"
 
     @property
-    def is_small(self) -> bool:
-        """Whether it helps or hurts by less than what matters."""
-        return self.judgement.smallest is not None and self.judgement.p_smaller < LEVEL
-
-    @property
     def kind(self) -> tuple[int, str, bool]:
         """Which rows are told together, in their order: those of one verdict against one baseline."""
         verdict = self.judgement.verdict
         if verdict == "cannot tell":
             return ORDER.index(verdict), "", False
-        return ORDER.index(verdict), self.candidate.against, verdict != "no difference" and self.is_small
+        return ORDER.index(verdict), self.candidate.against, verdict != "no difference" and self.judgement.is_small
 
 
 def verdict_of_all(candidates: Sequence[Candidate]) -> str:
@@ -76,11 +71,11 @@ def _clauses(rows: Sequence[_Row]) -> Iterator[str]:
 
 def _told(rows: Sequence[_Row], verdict: Verdict, whom: str) -> str:
     names, score, smallest = _names(rows, NAMED), rows[0].candidate.score, rows[0].judgement.smallest or 0.0
-    one, limit = len(rows) == 1, amount(score, smallest).lstrip("+")
+    one, limit = len(rows) == 1, unsigned(amount(score, smallest))
     if verdict == "no difference":
         return f"{names} {'makes' if one else 'make'} no difference{whom and f' to{whom}'} that is larger than {limit}"
     does = verdict if one else verdict.removesuffix("s")
-    though = f", though by less than {limit}" if rows[0].is_small else ""
+    though = f", though by less than {limit}" if rows[0].judgement.is_small else ""
     return f"{names} {does}{though}: {_amounts(rows)}{whom and f' against{whom}'}"
 
 
