@@ -69,6 +69,8 @@ def load_data(
     mean: list[float] | None = None,
     std: list[float] | None = None,
     in_memory: bool | None = None,
+    views: int | None = None,
+    view_seed: int = 0,
     seed: int = 0,
 ) -> Any:
     """Load the data.
@@ -93,6 +95,9 @@ def load_data(
         std: Likewise.
         in_memory: Keep images in memory as they are, or decode them one by one; by default those of one size of at most 96
             pixels a side are kept.
+        views: In how many ways each training image looks, at least 1, epoch by epoch in turn; by default each epoch draws
+            anew.
+        view_seed: Of how they look then, in [0, 4294967295].
         seed: Of everything random, in [0, 4294967295]: weights, order of batches, augmentation.
     """
     said: dict[str, Any] = {
@@ -111,6 +116,8 @@ def load_data(
         "mean": mean,
         "std": std,
         "in_memory": in_memory,
+        "views": views,
+        "view_seed": view_seed,
     }
     from limbeck import data as datasets
 

@@ -30,7 +30,7 @@ UNLABELLED = -100
 
 TARGETS = ("labels", "label", "targets", "target")
 """What the column of the targets may be called in a batch that is a dict."""
-BESIDE = ("ids", "traces")
+BESIDE = ("ids", "view_numbers", "traces")
 """Columns of a batch that is a dict which are no inputs of a network."""
 
 
@@ -192,7 +192,24 @@ def traces_of(batch: Batch) -> Mapping[str, Trace]:
     if isinstance(batch, Mapping):
         brought: Mapping[str, Trace] = batch.get("traces", {})
         return brought
-    return batch[3] if len(batch) > 3 else {}
+    return batch[3] if len(batch) > 3 and isinstance(batch[3], Mapping) else {}
+
+
+def views_of(batch: Batch) -> Tensor | None:
+    """Return the numbers of the views that a batch shows of its samples: its fourth entry, or ``view_numbers`` of a dict, or None.
+
+    A loader of one's own serves them where it augments by (id, number) alone, so that what teachers say can be kept.
+    """
+    if isinstance(batch, Mapping):
+        return batch.get("view_numbers")
+    return batch[3] if len(batch) > 3 and isinstance(batch[3], Tensor) else None
+
+
+def beside(batch: Batch, ids: Tensor, traces: Mapping[str, Trace]) -> Batch:
+    """Return a batch that brings along what teachers said of it, where `traces_of` finds it."""
+    if isinstance(batch, Mapping):
+        return {**batch, "traces": traces}
+    return (*batch[:2], batch[2] if len(batch) > 2 else ids, traces)
 
 
 def no_mask(batch: Batch) -> None:

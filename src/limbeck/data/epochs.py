@@ -2,21 +2,39 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from limbeck.core.task import UNLABELLED, Batch, inputs_of
+from limbeck.core.task import UNLABELLED, Batch, beside, inputs_of
+from limbeck.core.trace import Trace
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-Piece = tuple[int, Tensor]
-"""A lap and the ids that a batch takes from it."""
+Look = tuple[int, int, int]
+"""What an augmentation is drawn by: seed, view, lap."""
+Piece = tuple[Look, Tensor]
+"""How samples look, and the ids of those that a batch has of them."""
+Answers = Callable[[Tensor, Tensor], Mapping[str, Trace]]
+"""What teachers said of samples, by role: of their ids and the numbers of their views, int64 (N,) each."""
+
+
+class Views(NamedTuple):
+    """A fixed number of ways in which each sample looks, one after the other: view v is as view v mod count.
+
+    Args:
+        count: How many there are, at least 1.
+        seed: They are drawn by it, whatever the order's seed.
+    """
+
+    count: int
+    seed: int = 0
 
 
 def seed_of(*key: int | str) -> int:
@@ -80,7 +98,7 @@ def share() -> tuple[int, int]:
 class Epochs(ABC):
     """Batches of one view after another, in an order that depends on nothing but (seed, view).
 
-    A *view* is one epoch: each ``iter()`` serves the next one. A view is a stream of positions, cut into batches. The
+    A *view* is one epoch: each ``iter()`` serves the next one, as it looks; see ``cycling`` for those that come again. A view is a stream of positions, cut into batches. The
     stream is one lap over ``ids`` (a permutation seeded by (seed, view, lap) where ``shuffle``), or as many laps as
     ``batches`` asks for (see ``labelled``). An iterator takes its place when its first batch is
     asked for, so iterators that are made and never used (Lightning makes some) skip nothing.
@@ -123,6 +141,8 @@ class Epochs(ABC):
         self.seed = seed
         self.batches: int | None = None
         self.augmented = True
+        self.views: Views | None = None
+        self._answers: Answers | None = None
         self._view: int
         self._batch: int
         self._fresh: bool
@@ -130,7 +150,7 @@ class Epochs(ABC):
         self._move(0, 0)
 
     @abstractmethod
-    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+    def _serve(self, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
         """Yield the batches that ``plan`` lists, augmented where ``augmented`` says so."""
 
     @abstractmethod
@@ -144,10 +164,11 @@ class Epochs(ABC):
         view, first = self._view, self._batch
         self._fresh = False
         self._turn = turn = object()  # an abandoned iterator that goes on later must not move the loader
-        for done, batch in enumerate(self._serve(view, self._plan(view, first)), start=first + 1):
+        plan, served = itertools.tee(self._plan(view, first))
+        for done, (batch, pieces) in enumerate(zip(self._serve(plan), served, strict=True), start=first + 1):
             if self._turn is turn:
                 self._batch = done
-            yield batch
+            yield batch if self._answers is None else self._taught(batch, pieces, self._answers)
 
     def __len__(self) -> int:
         """Batches in a view; the same for every process."""
@@ -179,7 +200,7 @@ class Epochs(ABC):
         self._move(int(state["view"]), int(state["batch"]))
 
     def with_seed(self, seed: int) -> Self:
-        """Return a loader of the same samples (memory is shared) at view 0 of another seed."""
+        """Return a loader of the same samples (memory is shared) at view 0 of another seed; views that cycle stay."""
         other = self._copy()
         other.seed = seed
         return other
@@ -205,8 +226,41 @@ class Epochs(ABC):
     def plain(self) -> Self:
         """Return a loader of the same samples once, in order and without augmentation."""
         other = self._copy()
-        other.augmented, other.shuffle, other.batches = False, False, None
+        other.augmented, other.shuffle, other.batches, other._answers = False, False, None, None
         return other
+
+    def cycling(self, count: int, seed: int = 0) -> Self:
+        """Return a loader of the same samples in which each looks as one of ``count`` views, drawn by ``seed``.
+
+        Only their order then depends on the loader's own seed.
+
+        Raises:
+            ValueError: No view.
+        """
+        if count < 1:
+            raise ValueError(f"expected at least one view of each sample, got {count}")
+        other = self._copy()
+        other.views = Views(count, seed)
+        return other
+
+    def answered(self, answers: Answers | None) -> Self:
+        """Return a loader whose batches bring along what teachers said of their samples, as `limbeck.Task.traces` reads it.
+
+        Raises:
+            ValueError: Its views do not cycle, so that nobody can have been asked of all of them.
+        """
+        if answers is not None and self.views is None:
+            raise ValueError("answers are of views that come again: ask for them, loader.cycling(count).answered(...)")
+        other = self._copy()
+        other._answers = answers
+        return other
+
+    def seen(self, number: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield batches of these ids as they look in one of the views that cycle."""
+        if self.views is None:
+            raise ValueError("a view has a number where views cycle: loader.cycling(count).seen(number, batches)")
+        look = (self.views.seed, number, 0)
+        return self._serve([(look, ids)] for ids in batches)
 
     def fingerprint(self) -> str:
         """Return what tells these samples from others: their ids and targets, or a few of them where targets are read."""
@@ -220,7 +274,7 @@ class Epochs(ABC):
     def few(self, count: int = 8) -> Batch:
         """Return a batch of samples spread over the set, not augmented; the same in every process."""
         spread = torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids)), dtype=torch.float64).long()
-        return next(self.plain()._serve(0, [[(0, self.ids[spread])]]))
+        return next(self.plain()._serve([[((self.seed, 0, 0), self.ids[spread])]]))
 
     def _move(self, view: int, batch: int) -> None:
         self._view, self._batch = view, batch
@@ -244,7 +298,7 @@ class Epochs(ABC):
         return start, count if index == len(self) - 1 else stop
 
     def _plan(self, view: int, first: int) -> Iterator[list[Piece]]:
-        """Yield, batch by batch from ``first`` on, this process's ids, grouped by the lap they belong to."""
+        """Yield, batch by batch from ``first`` on, this process's ids, grouped by how they look."""
         rank, world = share()
         count = len(self.ids)
         if (self.shuffle and self.batch_size % world) or min(count, self.batch_size) < world:
@@ -258,8 +312,19 @@ class Epochs(ABC):
             laps = range(start // count, (stop - 1) // count + 1)
             orders = {lap: orders[lap] if lap in orders else self._order(view, lap) for lap in laps}
             at = torch.arange(start + rank, stop, world)
-            pieces = [(lap, orders[lap][at[at // count == lap] % count]) for lap in laps]
+            pieces = [(self._look(view, lap), orders[lap][at[at // count == lap] % count]) for lap in laps]
             yield [piece for piece in pieces if len(piece[1])]
+
+    def _look(self, view: int, lap: int) -> Look:
+        if self.views is None:
+            return self.seed, view, lap
+        laps = 1 if self.batches is None else -(-self.batches * self.batch_size // len(self.ids))
+        return self.views.seed, (view * laps + lap) % self.views.count, 0
+
+    def _taught(self, batch: Batch, pieces: list[Piece], answers: Answers) -> Batch:
+        ids = torch.cat([ids for _, ids in pieces])
+        numbers = torch.cat([torch.full_like(own, number) for (_, number, _), own in pieces])
+        return beside(batch, ids, answers(ids, numbers))
 
     def _order(self, view: int, lap: int) -> Tensor:
         if not self.shuffle:

@@ -82,9 +82,9 @@ class FileLoader(Epochs):
         self.normalise = self.normalise.to(device)
         return self
 
-    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+    def _serve(self, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
         augment = self.augment if self.augmented else "none"
-        pictures = Drawn(_Pictures(self.images), _Pixels(transform(augment, self.size)), self.seed, view)
+        pictures = Drawn(_Pictures(self.images), _Pixels(transform(augment, self.size)))
         for pixels, _, rows in drawn(pictures, stacked, plan, self.workers, self.device):
             yield self.normalise(pixels), self.targets[rows], rows
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from limbeck.core.task import Batch
 from limbeck.core.trace import describe
 from limbeck.data.augment import Normalise
-from limbeck.data.epochs import Epochs, Piece, generator, seed_of
+from limbeck.data.epochs import Epochs, Look, Piece, generator, seed_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -106,42 +106,40 @@ class Items(Epochs):
         self.normalise = self.normalise and self.normalise.to(device)
         return self
 
-    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+    def _serve(self, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
         transform, plain = self._transforms
         change = transform if self.augmented and transform is not None else plain
-        pieces = Drawn(self.samples, change, self.seed, view)
+        pieces = Drawn(self.samples, change)
         for batch in drawn(pieces, self.collate, plan, self.workers, self.device):
             yield batch if self.normalise is None else (self.normalise(batch[0]), *batch[1:])
 
 
 @dataclass(frozen=True)
 class Drawn(Dataset[tuple[Sample, int]]):
-    """The samples of one view, changed, of (lap, id) with the id."""
+    """Samples with their ids, changed as a look says."""
 
     samples: Samples
     change: Transform | None
-    seed: int
-    view: int
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, int]:
-        lap, row = key
+    def __getitem__(self, key: tuple[Look, int]) -> tuple[Sample, int]:
+        look, row = key
         # torchvision draws from the global generator of the CPU, which is put back: it is the user's.
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of("augment", self.seed, self.view, lap, row))
+            torch.default_generator.manual_seed(seed_of("augment", *look, row))
             sample = _pair(self.samples[row], "expected a sample to be")
             changed = sample if self.change is None else self.change(*sample)
         return _pair(changed, "expected a transform to return"), row
 
 
 def drawn(
-    view: Drawn, collate: Collate, plan: Iterable[list[Piece]], workers: int, device: torch.device
+    samples: Drawn, collate: Collate, plan: Iterable[list[Piece]], workers: int, device: torch.device
 ) -> Iterator[Batch]:
-    """Yield the batches that ``plan`` lists of a view, on ``device``."""
+    """Yield the batches that ``plan`` lists, on ``device``."""
     from lightning.fabric.utilities import move_data_to_device
 
     batches = DataLoader(
-        view,
-        batch_sampler=([(lap, row) for lap, ids in pieces for row in ids.tolist()] for pieces in plan),
+        samples,
+        batch_sampler=([(look, row) for look, ids in pieces for row in ids.tolist()] for pieces in plan),
         num_workers=workers,
         collate_fn=_Collated(collate),
         pin_memory=device.type == "cuda",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from limbeck.core.task import Batch
 from limbeck.data.augment import Augment, Normalise
-from limbeck.data.epochs import Epochs, Piece, classes_in, generator
+from limbeck.data.epochs import Epochs, Look, Piece, classes_in, generator
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -75,22 +75,22 @@ class Loader(Epochs):
         self.normalise = self.normalise.to(device)
         return self
 
-    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
-        drawn: dict[int, list[Drawn]] = {}
+    def _serve(self, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+        drawn: dict[Look, list[Drawn]] = {}
         for pieces in plan:
-            drawn = {lap: drawn[lap] if lap in drawn else self._draw(view, lap) for lap, _ in pieces}
-            inputs = torch.cat([self._look(ids, drawn[lap]) for lap, ids in pieces])
+            drawn = {look: drawn[look] if look in drawn else self._draw(look) for look, _ in pieces}
+            inputs = torch.cat([self._inputs(ids, drawn[look]) for look, ids in pieces])
             ids = torch.cat([ids for _, ids in pieces]).to(self.images.device)
             yield inputs, self.targets[ids], ids
 
-    def _draw(self, view: int, lap: int) -> list[Drawn]:
+    def _draw(self, look: Look) -> list[Drawn]:
         """Every augmentation with its parameters for all samples, those not served too, so that ids index them."""
         return [
-            (step, step.draw(len(self.images), generator("augment", self.seed, view, lap, position)))
+            (step, step.draw(len(self.images), generator("augment", *look, position)))
             for position, step in enumerate(self.augment if self.augmented else ())
         ]
 
-    def _look(self, ids: Tensor, drawn: list[Drawn]) -> Tensor:
+    def _inputs(self, ids: Tensor, drawn: list[Drawn]) -> Tensor:
         """Inputs of the samples ``ids``, augmented and normalised."""
         device = self.images.device
         images = self.images[ids.to(device)]

@@ -45,7 +45,7 @@ class Rows(Epochs):
         self.rows, self.targets = self.rows.to(device), self.targets.to(device)
         return self
 
-    def _serve(self, view: int, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+    def _serve(self, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
         for pieces in plan:
             ids = torch.cat([ids for _, ids in pieces]).to(self.rows.device)
             yield self.rows[ids], self.targets[ids], ids

@@ -229,6 +229,8 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     in_memory: bool | None = None,
+    views: int | None = None,
+    view_seed: int = 0,
 ) -> Data:
     """Load a data set by name; nothing is downloaded unless asked for.
 
@@ -257,6 +259,9 @@ def load(
         std: likewise.
         in_memory: keep images in memory as they are, or decode and crop them one by one. By default those of one size of at
             most 96 pixels a side are kept; small images of several sizes are refused, unless a ``size`` is given.
+        views: in how many ways each training image looks, at least 1, one after the other: epoch e shows view e mod
+            ``views``, so that what a teacher says of them can be kept. By default every epoch draws anew.
+        view_seed: those views are drawn by it, in [0, 4294967295], whatever ``seed`` is.
 
     Raises:
         FileNotFoundError: The folder does not hold the set.
@@ -267,6 +272,7 @@ def load(
     if name not in _SETS:
         raise ValueError(f"expected a data set out of {', '.join(_SETS)}, got {name!r}{meant(name)}")
     _whole(batch_size=batch_size, labels=labels, samples=samples, seed=seed, split_seed=split_seed, workers=workers)
+    _whole(views=views, view_seed=view_seed)
     named = _SETS[name]
     with needing("train", f"the data {name!r}"):
         source, looks = settled(name, checked(name, _read(name, named, root, download, ignore)), size, in_memory)
@@ -291,7 +297,9 @@ def load(
         size=SIDE if size is None else size,
     )
     augment = named.augment if augment == "default" else augment
-    loaders = {"train": make(train, augment=augment, shuffle=True), "val": make(val), "test": make(source.test)}
+    shown = make(train, augment=augment, shuffle=True)
+    shown = shown if views is None else shown.cycling(views, view_seed)
+    loaders = {"train": shown, "val": make(val), "test": make(source.test)}
     pipeline = {
         "data": name,
         "samples": {split: len(loader.ids) for split, loader in loaders.items()},
@@ -302,6 +310,7 @@ def load(
         "in_memory": isinstance(train.images, Tensor),
         "resize": resizing(train, size, augment),
         "augment": augment,
+        **({} if views is None else {"views": views}),
         "mean": list(means),
         "std": list(stds),
         "note": source.note,
