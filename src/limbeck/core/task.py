@@ -196,7 +196,7 @@ def traces_of(batch: Batch) -> Mapping[str, Trace]:
 
 
 def views_of(batch: Batch) -> Tensor | None:
-    """Return the numbers of the views that a batch shows of its samples: its fourth entry, or ``view_numbers`` of a dict, or None.
+    """Return which view of each sample a batch shows: its fourth entry, a tensor, or ``view_numbers`` of a dict; else None.
 
     A loader of one's own serves them where it augments by (id, number) alone, so that what teachers say can be kept.
     """

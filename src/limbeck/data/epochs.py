@@ -98,10 +98,11 @@ def share() -> tuple[int, int]:
 class Epochs(ABC):
     """Batches of one view after another, in an order that depends on nothing but (seed, view).
 
-    A *view* is one epoch: each ``iter()`` serves the next one, as it looks; see ``cycling`` for those that come again. A view is a stream of positions, cut into batches. The
+    A *view* is one epoch: each ``iter()`` serves the next one. A view is a stream of positions, cut into batches. The
     stream is one lap over ``ids`` (a permutation seeded by (seed, view, lap) where ``shuffle``), or as many laps as
     ``batches`` asks for (see ``labelled``). An iterator takes its place when its first batch is
-    asked for, so iterators that are made and never used (Lightning makes some) skip nothing.
+    asked for, so iterators that are made and never used (Lightning makes some) skip nothing. What samples look like in
+    a view is drawn by (seed, view, lap), or comes again where views cycle (see ``cycling``).
 
     ``batch_size`` is the global batch. Where ``torch.distributed`` is initialised, rank r of w takes the positions
     r::w of every batch, so that w processes see what one would. Then
