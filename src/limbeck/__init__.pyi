@@ -34,6 +34,8 @@ from .core.task import Score as Score
 from .core.task import Task as Task
 from .core.trace import Trace as Trace
 from .core.trace import record as record
+from .data.cache import Cache as Cache
+from .data.cached import cached as cached
 from .engine.fit import Result as Result
 from .engine.fit import fit as fit
 from .engine.learner import ChanceWarning as ChanceWarning
@@ -81,6 +83,7 @@ from .methods import tfkd_self as tfkd_self
 from .methods import vid as vid
 from .methods import weights as weights
 from .methods import weights_outputs as weights_outputs
+from .nets.elsewhere import Elsewhere as Elsewhere
 from .nets.ensemble import Ensemble as Ensemble
 from .nets.estimator import SklearnTeacher as SklearnTeacher
 from .nets.exits import EarlyExit as EarlyExit
@@ -90,6 +93,8 @@ from .tasks import classification as classification
 from .tasks import multilabel as multilabel
 from .tasks import regression as regression
 from .tasks import segmentation as segmentation
+from .verbs.cache import build_cache as build_cache
+from .verbs.cache import verify_cache as verify_cache
 from .verbs.check import Checkup as Checkup
 from .verbs.check import check as check
 from .verbs.compare import Entry as Entry

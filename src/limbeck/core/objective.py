@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from numbers import Real
 from typing import Any, NamedTuple
@@ -63,14 +64,34 @@ class Source:
         """
         if self.role not in scene:
             raise KeyError(f"nothing plays the role {self.role!r} here: there are {sorted(scene)}")
-        value = scene[self.role]
+        value, steps = scene[self.role], self.steps
         if isinstance(value, dict):
-            value = value[self.path]
+            value, steps = self._shown(value)
         elif self.path:
             raise KeyError(f"{self.role!r} is a plain value and has no layer {self.path!r}")
-        for step in self.steps:
+        for step in steps:
             value = step(value)
         return value
+
+    def after(self, done: int) -> str:
+        """Return the name of this place after its first steps: ``layer3``, and after one ``layer3 > attention_map``.
+
+        A trace that is kept may hold the place as it is after steps that are plain functions, which have names.
+        """
+        return " > ".join([self.path, *map(_spoken, self.steps[:done])])
+
+    @property
+    def plain_steps(self) -> int:
+        """How many of its steps, from the first on, are functions alone, which nobody trains."""
+        return next((i for i, step in enumerate(self.steps) if isinstance(step, nn.Module)), len(self.steps))
+
+    def _shown(self, trace: Mapping[str, Any]) -> tuple[Any, tuple[Callable[[Tensor], Tensor], ...]]:
+        """Return what a trace shows here, and the steps that are left."""
+        if self.path not in trace:
+            for done in range(self.plain_steps, 0, -1):
+                if (name := self.after(done)) in trace:
+                    return trace[name], self.steps[done:]
+        return trace[self.path], self.steps
 
 
 S = Source("student")
@@ -324,7 +345,17 @@ def _at(weight: Weight, progress: float) -> float:
 
 def _kind(function: Any) -> Any:
     """A function is what it is; of modules, each with weights of its own, the type says what they do."""
+    if isinstance(function, partial):
+        return function.func, function.args, tuple(sorted(function.keywords.items()))
     return type(function) if isinstance(function, nn.Module) else function
+
+
+def _spoken(function: Any) -> str:
+    """A function's name, with what it was given."""
+    if isinstance(function, partial):
+        given = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+        return f"{_spoken(function.func)}({', '.join(given)})"
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _distinct(names: list[str]) -> list[str]:

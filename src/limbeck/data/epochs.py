@@ -5,7 +5,8 @@ import hashlib
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ Answers = Callable[[Tensor, Tensor], Mapping[str, Trace]]
 """What teachers said of samples, by role: of their ids and the numbers of their views, int64 (N,) each."""
 
 
-class Views(NamedTuple):
+@dataclass(frozen=True)
+class Views:
     """A fixed number of ways in which each sample looks, one after the other: view v is as view v mod count.
 
     Args:
@@ -123,6 +125,8 @@ class Epochs(ABC):
 
     targets: Tensor | None = None
     """What is served as targets, (N, ...), where all of it is in memory."""
+    answers: Answers | None
+    """What teachers said of its samples, which batches then bring along, as `limbeck.Task.traces` reads it."""
 
     def __init__(
         self, samples: int, labels: Tensor | None = None, *, batch_size: int, shuffle: bool, seed: int
@@ -143,7 +147,7 @@ class Epochs(ABC):
         self.batches: int | None = None
         self.augmented = True
         self.views: Views | None = None
-        self._answers: Answers | None = None
+        self.answers = None
         self._view: int
         self._batch: int
         self._fresh: bool
@@ -169,7 +173,7 @@ class Epochs(ABC):
         for done, (batch, pieces) in enumerate(zip(self._serve(plan), served, strict=True), start=first + 1):
             if self._turn is turn:
                 self._batch = done
-            yield batch if self._answers is None else self._taught(batch, pieces, self._answers)
+            yield batch if self.answers is None else self._taught(batch, pieces, self.answers)
 
     def __len__(self) -> int:
         """Batches in a view; the same for every process."""
@@ -227,7 +231,7 @@ class Epochs(ABC):
     def plain(self) -> Self:
         """Return a loader of the same samples once, in order and without augmentation."""
         other = self._copy()
-        other.augmented, other.shuffle, other.batches, other._answers = False, False, None, None
+        other.augmented, other.shuffle, other.batches, other.answers = False, False, None, None
         return other
 
     def cycling(self, count: int, seed: int = 0) -> Self:
@@ -244,20 +248,12 @@ class Epochs(ABC):
         other.views = Views(count, seed)
         return other
 
-    def answered(self, answers: Answers | None) -> Self:
-        """Return a loader whose batches bring along what teachers said of their samples, as `limbeck.Task.traces` reads it.
+    def seen(self, number: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield batches of these ids as they look in one of the views that cycle.
 
         Raises:
-            ValueError: Its views do not cycle, so that nobody can have been asked of all of them.
+            ValueError: They do not, so that a view has no number.
         """
-        if answers is not None and self.views is None:
-            raise ValueError("answers are of views that come again: ask for them, loader.cycling(count).answered(...)")
-        other = self._copy()
-        other._answers = answers
-        return other
-
-    def seen(self, number: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
-        """Yield batches of these ids as they look in one of the views that cycle."""
         if self.views is None:
             raise ValueError("a view has a number where views cycle: loader.cycling(count).seen(number, batches)")
         look = (self.views.seed, number, 0)

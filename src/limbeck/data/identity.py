@@ -34,8 +34,10 @@ WHOLE, ENDS = 2**31, 2**16
 DEEP, LONG, PRINTED = 6, 16, 200
 """How far described values lie in each other at most; entries of a list, and characters of how a module prints, beyond
 which a digest stands for them."""
-STANDING = {"workers", "device", "labels"}
+STANDING = {"workers", "device", "labels", "answers"}
 """Attributes of our loaders that say where they serve, or again what their targets say."""
+ORDER = {"ids", "targets", "batch_size", "shuffle", "seed", "batches", "views"}
+"""Attributes of our loaders that say which samples they serve, and in which order, but not how these look."""
 HELD = ("tensors", "targets", "labels", "data", "samples", "imgs", "images", "indices", "dataset", "datasets")
 """Where data sets of torch, torchvision and most users keep what they serve."""
 READ = ("LOAD_CONST", "LOAD_SMALL_INT", "LOAD_GLOBAL", "LOAD_ATTR", "LOAD_METHOD", "RETURN_CONST")
@@ -62,9 +64,14 @@ def identity(data: Any) -> dict[str, Any]:
     """
     loaders = data if isinstance(data, Splits) else splits(data, seed=0)
     return {
-        name: None if loader is None else _of_epochs(loader) if isinstance(loader, Epochs) else _of_loader(loader)
+        name: None if loader is None else of_loader(loader)
         for name, loader in zip(("train", "val", "test"), loaders[:3], strict=True)
     }
+
+
+def of_loader(loader: Epochs | Repeatable) -> dict[str, Any]:
+    """Return what tells the data of one loader from others, see `identity`."""
+    return _of_epochs(loader) if isinstance(loader, Epochs) else _of_given(loader)
 
 
 def described(value: Any, deep: int = 0) -> Any:
@@ -111,6 +118,35 @@ def described(value: Any, deep: int = 0) -> Any:
     return _object(value, deep)
 
 
+def looks_of(loader: Epochs | Repeatable) -> dict[str, Any]:
+    """Return what decides how the samples of a loader look, whichever are served, and in which order: see `identity`.
+
+    Labels and the batch's size do not; nor the seed, where views cycle.
+
+    Args:
+        loader: Of training data.
+    """
+    if isinstance(loader, Repeatable):
+        told = _of_given(loader)
+        return {name: told[name] for name in ("samples", "form", "content") if name in told}
+    told = {name: value for name, value in _of_epochs(loader).items() if name not in ORDER}
+    if "a few" in told:
+        told["a few"] = _twice(loader.example)
+    return told
+
+
+def differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield where two descriptions differ: the path of each difference, and both values."""
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys([*was, *now]):
+            yield from differences(was.get(name), now.get(name), f"{path} {name}".strip())
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        for index, pair in enumerate(zip(was, now, strict=True)):
+            yield from differences(*pair, f"{path} {index}")
+    elif was != now:
+        yield path, was, now
+
+
 def _of_epochs(loader: Epochs) -> dict[str, Any]:
     """What one of our loaders serves, and in which order: everything it was made of, but for where it serves it."""
     made = {name: value for name, value in vars(loader).items() if name not in STANDING and not name.startswith("_")}
@@ -128,7 +164,7 @@ def _of_epochs(loader: Epochs) -> dict[str, Any]:
     return {**told, "a few": _twice(loader.few)}
 
 
-def _of_loader(given: Repeatable) -> dict[str, Any]:
+def _of_given(given: Repeatable) -> dict[str, Any]:
     """What a loader of the user's own serves, as far as that is told without reading more than `fit` does."""
     loader: Any = given.loader
     told: dict[str, Any] = {"loader": type(loader).__name__, "batches": len(given)}

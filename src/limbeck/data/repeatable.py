@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from limbeck.core.batches import count, take
+from limbeck.core.task import beside, ids_of, views_of
 from limbeck.data import Data, names
-from limbeck.data.epochs import Epochs, generator, share
+from limbeck.data.epochs import Answers, Epochs, generator, share
 from limbeck.data.randomness import Draws
 from limbeck.data.sets import meant
 
@@ -46,7 +47,7 @@ def splits(data: Any, seed: int) -> Splits:
     if not 1 <= len(loaders) <= 3:
         raise TypeError(f"data must be train, (train, val) or (train, val, test), got a tuple of {len(loaders)}")
     ready = [
-        None if loader is None else _repeatable(loader, name, seed)
+        None if loader is None else repeatable(loader, name, seed)
         for name, loader in zip(("train", "val", "test"), loaders, strict=False)
     ]
     train, val, test = [*ready, None, None][:3]
@@ -70,11 +71,13 @@ class Repeatable:
 
     def __init__(self, loader: Iterable[Any], seed: int, train: bool) -> None:
         self.loader, self.seed, self.train = loader, seed, train
+        self.answers: Answers | None = None  # what teachers said of its samples, which batches then bring along
+        self.ids: Callable[[Any], Tensor] = ids_of  # finds these in a batch
         self._view, self._batch, self._fresh = 0, 0, True
         self._own: list[Tensor] | None = None  # states of the loader's own generators when the view began
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]  # `_repeatable` saw to it
+        return len(self.loader)  # type: ignore[arg-type]  # `repeatable` saw to it
 
     def __iter__(self) -> Iterator[Any]:
         if self._fresh and self._own is not None:  # loaded: the generators go back to where they were
@@ -99,7 +102,8 @@ class Repeatable:
             done += 1
             if done > seen:
                 self._batch = done
-                yield self._share(batch)
+                own = self._share(batch)
+                yield own if self.answers is None else taught(own, self.answers, self.ids)
 
     @cached_property
     def first(self) -> Any:
@@ -147,6 +151,32 @@ class Repeatable:
         if world == 1 or isinstance(getattr(self.loader, "sampler", None), DistributedSampler):
             return batch
         return shared(batch, rank, world, self.train)
+
+
+class Cached:
+    """A loader of the user's own whose batches bring along what teachers said of their samples, see `limbeck.cached`.
+
+    Args:
+        loader: It serves ids, and where it augments the number of the view, see `limbeck.core.task.views_of`.
+        answers: What teachers said.
+        ids: Finds the ids in a batch.
+    """
+
+    def __init__(self, loader: Iterable[Any], answers: Answers, ids: Callable[[Any], Tensor] = ids_of) -> None:
+        self.loader, self.answers, self.ids = loader, answers, ids
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]  # as the user's own
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            yield taught(batch, self.answers, self.ids)
+
+
+def taught(batch: Any, answers: Answers, ids: Callable[[Any], Tensor] = ids_of) -> Any:
+    """Return a batch with what teachers said of its samples."""
+    own, numbers = ids(batch), views_of(batch)
+    return beside(batch, own, answers(own, torch.zeros_like(own) if numbers is None else numbers))
 
 
 def samples_in(loader: Epochs | Repeatable) -> int:
@@ -198,9 +228,24 @@ def _advice(given: Any) -> str:
     return "wrap it in torch.utils.data.DataLoader"
 
 
-def _repeatable(loader: Any, name: str, seed: int) -> Epochs | Repeatable:
+def repeatable(loader: Any, name: str, seed: int) -> Epochs | Repeatable:
+    """Return a loader at its beginning, made repeatable.
+
+    Args:
+        loader: One of ours, or anything with a length that yields batches.
+        name: Of the split, for messages; "train" is shared out evenly.
+        seed: Of what it draws, unless it is ours.
+
+    Raises:
+        TypeError: No loader, or one without a length.
+        ValueError: An empty one.
+    """
     if isinstance(loader, Epochs):
         return loader.with_seed(loader.seed)  # at its beginning, whatever it served before
+    if isinstance(loader, Cached):
+        own = repeatable(loader.loader, name, seed)
+        own.answers, own.ids = loader.answers, loader.ids
+        return own
     if isinstance(loader, list) and any(isinstance(each, (DataLoader, Epochs)) for each in loader):
         raise TypeError("got a list of loaders: pass a tuple, (train, val) or (train, val, test)")
     if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__") or _is_no_loader(loader):

@@ -36,6 +36,8 @@ from limbeck.core.sound import refuse_unsound
 from limbeck.core.stage import Stage
 from limbeck.core.task import Batch, Score, Task
 from limbeck.data import Data, Epochs
+from limbeck.data.cache import Brought
+from limbeck.data.epochs import Answers
 from limbeck.data.randomness import random_state, set_random_state
 from limbeck.data.repeatable import Repeatable, Splits, samples_in, splits
 from limbeck.engine.assemble import find
@@ -48,6 +50,7 @@ from limbeck.engine.observe import exhibits_of
 from limbeck.engine.precision import Precision as Precision
 from limbeck.engine.progress import bars
 from limbeck.engine.run import Run, about, kept
+from limbeck.engine.taught import described_cache, known_of, refuse_what_is_not_said, told_to
 from limbeck.measure.cost import cost
 from limbeck.measure.early_exit import exit_profile
 from limbeck.measure.evaluate import evaluate
@@ -215,6 +218,7 @@ def fit(
     refuse_callbacks(callbacks, None if run is None else run.last.parent)
     training = _Training(
         loaders,
+        loaders.train.answers,
         task_of(data),
         run,
         optimizer or _sgd,
@@ -243,6 +247,7 @@ def fit(
             inputs = {
                 "pipeline": dict(known),
                 "callbacks": describe_callbacks(callbacks),
+                "cache": described_cache(loaders.train.answers),
                 **inputs_of(loaders, training.task, own, settings),
             }
             if run.begun:
@@ -277,6 +282,7 @@ class _Training:
     """A `fit` under way: what stays the same from stage to stage, and what has been done."""
 
     loaders: Splits
+    answers: Answers | None
     task: Task
     run: Run | None
     make: Make | Mapping[str, Make]
@@ -320,6 +326,7 @@ class _Training:
         refuse_unfit(stage.method, self.loaders, self.trainer["precision"])
         if self.run is not None:
             refuse_what_cannot_be_kept(stage.method)
+        known = self._bring(stage.method, index)
         learner = Learner(
             stage,
             self.make,
@@ -335,6 +342,7 @@ class _Training:
             save=self._save,
             measured=self.loaders.val is not None,
         )
+        learner.teachers |= known
         learner.set_modes()
         shown, own = bars(self.progress), self.callbacks if self.copies is None else copy.deepcopy(self.copies)
         trainer = Trainer(
@@ -345,7 +353,7 @@ class _Training:
             enable_progress_bar=bool(shown),
             enable_checkpointing=keeps_checkpoints(own),
             enable_model_summary=False,
-            num_sanity_val_steps=-1 if any(teachers_of(stage.method)) else 0,  # the teachers, before the training
+            num_sanity_val_steps=-1 if {*dict(teachers_of(stage.method))} - {*known} else 0,  # the teachers, before it
             use_distributed_sampler=False,  # loaders share each batch out themselves
         )
         logger.info("stage %s: %d epochs of %d batches", learner.name, epochs, learner.batches)
@@ -369,6 +377,17 @@ class _Training:
                     part.float()
         self._keep(stage, index, epochs)
         return True
+
+    def _bring(self, method: Method, index: int) -> dict[str, dict[str, float]]:
+        """Let batches bring along what a cache has of a stage's teacher; return what else is known of it, by role."""
+        train, all_of_it = self.loaders.train, self.answers
+        if not isinstance(all_of_it, Brought):
+            return {}
+        train.answers = read = told_to(method, all_of_it, first=index == 0)
+        if read is None:
+            return {}
+        refuse_what_is_not_said(read, method, train)
+        return known_of(read.cache, "val", self.loaders.val)
 
     def _save(self, learner: Learner) -> None:
         """Keep the rows and the state of a stage that is under way."""

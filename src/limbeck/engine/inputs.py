@@ -29,7 +29,7 @@ from limbeck.core.objective import Objective, Source, Term, Weight
 from limbeck.core.stage import Stage
 from limbeck.core.task import Task
 from limbeck.core.wrapped import unwrapped
-from limbeck.data.identity import comes_again, described, identity, made_of
+from limbeck.data.identity import comes_again, described, differences, identity, made_of
 from limbeck.data.repeatable import Repeatable, Splits
 from limbeck.engine.schedule import Schedule, scheduled
 
@@ -158,7 +158,7 @@ def refuse_another(where: Path, was: Mapping[str, Any], now: Mapping[str, Any]) 
             f"the run in {where} was begun by limbeck {was.get('limbeck')}, and this is {now.get('limbeck')}, which may "
             f"train otherwise: go on with that version, or take another run_dir"
         )
-    for path, before, after in _differences(was, now):
+    for path, before, after in differences(was, now):
         raise ValueError(
             f"the run in {where} has another {path}: {_shown(before)}, and not {_shown(after)}{_meaning(path)}. Go on with "
             "the same settings, or take another run_dir"
@@ -288,18 +288,6 @@ def _files(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 path = Path(str(word).rpartition("@")[2]).expanduser()
                 if "@" in str(word) and path.is_file():
                     yield f"{name} {word}", sha256_of(path)[:16]
-
-
-def _differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two descriptions differ: the path of each difference, and both values."""
-    if isinstance(was, Mapping) and isinstance(now, Mapping):
-        for name in dict.fromkeys([*was, *now]):
-            yield from _differences(was.get(name), now.get(name), f"{path} {name}".strip())
-    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        for index, pair in enumerate(zip(was, now, strict=True)):
-            yield from _differences(*pair, f"{path} {index}")
-    elif was != now:
-        yield path, was, now
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ instead of the norm; the default weight belongs to that reduction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +51,6 @@ def attention_map(features: Tensor, power: float = 2) -> Tensor:
     return strength.mean(1)
 
 
-@full_precision
 def attention_distance(student: Tensor, teacher: Tensor, power: float = 2) -> Tensor:
     """Squared difference of the attention maps, each normalised to length 1 per sample; mean over positions and samples.
 
@@ -61,9 +61,14 @@ def attention_distance(student: Tensor, teacher: Tensor, power: float = 2) -> Te
         teacher: Features, (N, C_t, H_t, W_t).
         power: p of `attention_map`.
     """
-    if len(student) != len(teacher):
-        raise ValueError(f"student and teacher must look at the same samples, got {len(student)} and {len(teacher)}")
-    q_s, q_t = attention_map(student, power), attention_map(teacher, power)
+    return map_distance(attention_map(student, power), attention_map(teacher, power))
+
+
+@full_precision
+def map_distance(q_s: Tensor, q_t: Tensor) -> Tensor:
+    """`attention_distance` of attention maps that are made already, (N, H, W)."""
+    if len(q_s) != len(q_t):
+        raise ValueError(f"student and teacher must look at the same samples, got {len(q_s)} and {len(q_t)}")
     grid = (min(q_s.shape[1], q_t.shape[1]), min(q_s.shape[2], q_t.shape[2]))
     q_s, q_t = (F.normalize(_pool(q, grid).flatten(1)) for q in (q_s, q_t))
     return (q_s - q_t).square().mean()
@@ -97,8 +102,9 @@ def at(
     """
     pairs = paired(student, teacher, layers, example, task, maps=True)
     objective = task.hard
-    for s, t in pairs:
-        objective += attention * on(attention_distance, S[s], T[t], name=f"attention.{s}", power=power)
+    looks = attention_map if power == 2 else partial(attention_map, power=power)
+    for s, t in pairs:  # maps are made of the places, so that a cache need keep no more of the teacher
+        objective += attention * on(map_distance, S[s].via(looks), T[t].via(looks), name=f"attention.{s}")
     return Distill(student, teacher, objective, task)
 
 

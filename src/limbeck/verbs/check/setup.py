@@ -83,7 +83,7 @@ def opened(
     before = random_state()
     try:
         torch.manual_seed(0)
-        device = _device(accelerator)
+        device = device_of(accelerator)
         stage, wrong = _first_stage(method, device)
         with (
             torch.compiler.set_stance("force_eager"),
@@ -98,8 +98,8 @@ def opened(
         set_random_state(before)
 
 
-def _device(accelerator: str) -> torch.device:
-    """Where `fit` trains, so that the time is that of the training."""
+def device_of(accelerator: str) -> torch.device:
+    """Return where `fit` trains, so that the time is that of the training."""
     here = accelerator != "cpu" and torch.accelerator.is_available()
     return (torch.accelerator.current_accelerator() if here else None) or torch.device("cpu")
 

@@ -1,0 +1,222 @@
+"""What of a cache a method reads, and whether it is what the method's teacher says."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
+from torch.nn import functional as F
+
+from limbeck.core.files import read
+from limbeck.core.frozen import Frozen
+from limbeck.core.method import Distill, Method
+from limbeck.core.objective import Source
+from limbeck.core.task import Batch, Task, views_of
+from limbeck.core.trace import Trace
+from limbeck.data.cache import Brought, Cache
+from limbeck.data.epochs import Epochs
+from limbeck.data.identity import described, differences, of_loader
+from limbeck.data.repeatable import Repeatable
+from limbeck.engine.inputs import describe_teacher
+from limbeck.nets.elsewhere import Elsewhere
+
+logger = logging.getLogger("limbeck")
+
+MEASURED = "measured.json"
+"""What the teacher reaches on held-out data."""
+ALIKE = 0.99
+"""The cosine that answers have at least with those that are kept: float16 leaves 0.9999, another view of a sample 0.9."""
+
+
+def readers(method: Method, role: str) -> list[Distill]:
+    """Return the parts of a method to which a batch may bring what the teacher in a role says.
+
+    One that differentiates its teacher, as `jacobian`, makes its scene itself.
+    """
+    return [
+        part
+        for part in method.modules()
+        if isinstance(part, Distill)
+        and type(part).scene is Distill.scene
+        and role in part.teachers
+        and role in part.objective.roles()
+    ]
+
+
+def places(method: Method, role: str = "teacher") -> list[Source]:
+    """Return the places of the teacher in a role that a method reads of a batch."""
+    found = [one for part in readers(method, role) for one in part.objective.sources() if one.role == role]
+    return list(dict.fromkeys(found))
+
+
+def kept_as(place: Source, cache: Cache) -> str | None:
+    """Return by which name a cache keeps a place, as `Source.read` finds it; None where it does not."""
+    names = [place.path, *(place.after(done) for done in range(place.plain_steps, 0, -1))]
+    return next((name for name in names if name in cache.places), None)
+
+
+def told_to(method: Method, told: Brought, first: bool) -> Brought | None:
+    """Return what of a cache the batches of a method's stage bring along; None where its teacher is asked.
+
+    Args:
+        method: That of the stage.
+        told: What there is.
+        first: Whether it is the first stage, whose teacher is the one that was given.
+
+    Raises:
+        ValueError: The cache is of another teacher than the first stage's, or lacks what the method reads.
+    """
+    cache = told.cache
+    wanted = places(method, cache.role)
+    if not wanted:
+        if any(cache.role in part.teachers for part in method.modules() if isinstance(part, Distill)):
+            logger.info(
+                "the method asks its %s itself, for gradients, and reads nothing in %s", cache.role, cache.folder
+            )
+        return None
+    for part in readers(method, cache.role):
+        teacher = cast("Frozen", part.teachers[cache.role])
+        if (other := another_teacher(cache, teacher, method.task)) is None:
+            continue
+        if first:
+            raise ValueError(
+                f"the cache in {cache.folder} was made with another teacher: its {other[0]} was {other[1]}, and is "
+                f"{other[2]}. Take that teacher, or `limbeck cache build` another cache, in a folder of its own"
+            )
+        logger.info("the %s of this stage is another than that of %s, and is asked", cache.role, cache.folder)
+        return None
+    names = {place: kept_as(place, cache) for place in wanted}
+    if lacking := [place.path for place, name in names.items() if name is None]:
+        raise ValueError(
+            f"the cache in {cache.folder} holds {said(cache.places)} of the teacher, and the method reads {said(lacking)}: "
+            "`limbeck cache build` another, in a folder of its own, whose --methods name this one; or leave the cache out"
+        )
+    return replace(told, places=frozenset(name for name in names.values() if name is not None))
+
+
+def described_cache(answers: Any) -> Any:
+    """Return what a run depends on of a cache: how exactly it holds what the teacher said; where it lies does not count."""
+    if not isinstance(answers, Brought):
+        return None
+    return {"places": [described(asdict(one)) for one in answers.cache.places.values()]}
+
+
+def known_of(cache: Cache, split: str, loader: Epochs | Repeatable | None) -> dict[str, dict[str, float]]:
+    """Return what the teacher reaches on held-out data, by role, if it was measured on just these when it was asked.
+
+    Args:
+        cache: The cache.
+        split: ``"val"`` or ``"test"``.
+        loader: The data.
+    """
+    path = cache.folder / MEASURED
+    if loader is None or not path.exists():
+        return {}
+    there = read(path, f"delete {path}").get(split, {})
+    if there.get("data") != json.loads(json.dumps(of_loader(loader))):
+        return {}
+    return {cache.role: there["values"]}
+
+
+def said(names: Iterable[str]) -> str:
+    """Return places in words."""
+    return ", ".join(repr(name) if name else "the answer" for name in names)
+
+
+def facts_of(teacher: Frozen, task: Task) -> dict[str, Any]:
+    """Return what of a teacher a cache is made with."""
+    return {
+        **describe_teacher(teacher, task, None),
+        "fed by": described(task.inputs),
+        "read by": described(task.output),
+    }
+
+
+def another_teacher(cache: Cache, teacher: Any, task: Task) -> tuple[str, Any, Any] | None:
+    """Return the first thing in which a teacher differs from the one of whom a cache is; one from elsewhere is anybody."""
+    was = cache.made_with.get("teacher")
+    if not isinstance(was, Mapping) or not isinstance(teacher, Frozen):
+        return None
+    return next(differences(was, facts_of(teacher, task)), None)
+
+
+def refuse_what_is_not_said(told: Brought, method: Method, loader: Epochs | Repeatable) -> None:
+    """Ask the teacher of a few samples, and compare: this finds what no description does, as a loader that draws.
+
+    Args:
+        told: What of a cache the method reads.
+        method: That of the stage.
+        loader: The training data.
+
+    Raises:
+        ValueError: The teacher says something else than what is kept.
+    """
+    cache = told.cache
+    part = readers(method, cache.role)[0]
+    teacher = cast("Frozen", part.teachers[cache.role])
+    if isinstance(teacher.net, Elsewhere):
+        return
+    batch, ids, views = some(loader)
+    kept = cache.read(ids, views, told.places)
+    shown = shown_at(teacher, part.task, batch, named(places(method, cache.role), cache))
+    for name, values in kept.items():
+        if (cosine := alike(cache.places[name].again(shown[name]), values)[0]) < ALIKE:
+            raise ValueError(
+                f"the teacher's {name or 'answer'!r} of the first samples is not what {cache.folder} holds: their cosine "
+                f"is {cosine:.3f}, where float16 leaves 0.9999. The data are prepared otherwise, or draw by something else "
+                "than an id and the number of a view: limbeck.data.Items(dataset, transform=...) draws by these. "
+                "`limbeck cache verify` shows more; `limbeck cache build` makes another"
+            )
+
+
+def some(loader: Epochs | Repeatable, count: int = 8) -> tuple[Batch, Tensor, Tensor]:
+    """Return a batch of a few samples as a training sees them, with their ids and the numbers of their views."""
+    if isinstance(loader, Repeatable):
+        batch = loader.first
+        ids, views = loader.ids(batch), views_of(batch)
+        return batch, ids, torch.zeros_like(ids) if views is None else views
+    spread = torch.linspace(0, len(loader.ids) - 1, min(count, len(loader.ids)), dtype=torch.float64).long()
+    ids = loader.ids[spread]
+    return next(loader.seen(0, [ids])), ids, torch.zeros_like(ids)
+
+
+def named(wanted: Iterable[Source], cache: Cache) -> dict[str, Source]:
+    """Return places by the names that they have in a cache, those that are there."""
+    found = {kept_as(place, cache): place for place in wanted}
+    return {name: place for name, place in found.items() if name is not None}
+
+
+def shown_at(teacher: Frozen, task: Task, batch: Batch, wanted: Mapping[str, Source]) -> Trace:
+    """Ask a teacher, and return what it shows at each place by its name, after the steps that the name has."""
+    device = next(teacher.net.parameters(), torch.empty(0)).device
+    inputs = move_data_to_device(task.inputs(batch), device)
+    with torch.no_grad():
+        trace = task.look(teacher, inputs, {place.path for place in wanted.values() if place.path})
+        shown = {}
+        for name, place in wanted.items():
+            value = trace[place.path]
+            for done, step in enumerate(place.steps):
+                if place.after(done) == name:
+                    break
+                value = step(value)
+            shown[name] = value
+    return shown
+
+
+def alike(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Return the smallest cosine that a sample's answers have, and the largest difference of a number.
+
+    Args:
+        one: (N, ...).
+        other: Of the same shape.
+    """
+    ours, theirs = (value.detach().cpu().double().flatten(1) for value in (one, other))
+    zero = (ours == 0).all(1) & (theirs == 0).all(1)
+    cosines = F.cosine_similarity(ours, theirs, dim=1).where(~zero, 1.0)
+    return float(cosines.min()), float((ours - theirs).abs().max())
