@@ -27,6 +27,7 @@ from limbeck.core.quiet import listen
 COMMANDS = {
     "demo": "Watch a small network learn from a large one, on real digits, in a minute and a half.",
     "initialize": "Begin a student with the weights of a deeper or wider teacher of its family; write them to a file.",
+    "cache": "Ask a teacher of all training samples once, and keep what it says, so that no training need run it.",
     "train": "Train a network on the labels: a teacher, say.",
     "distill": "Train a student by a method.",
     "mimic": "Compress a model of a table into a small network that mimics it, on rows made up for that.",

@@ -15,6 +15,7 @@ from limbeck.cli.options import (
     load_data,
     peers_of,
     possible_teacher_of,
+    remembered,
     several,
     student_of,
     teacher_of,
@@ -89,8 +90,8 @@ def teacher_group(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     if "teacher" not in parameters:
         return []
     if parameters["teacher"].default is not inspect.Parameter.empty:
-        return [possible_teacher_of, views]
-    return [teacher_of, views, assistants_of] if "assistants" in parameters else [teacher_of, views]
+        return [possible_teacher_of, views, remembered]
+    return [teacher_of, views, remembered, *[assistants_of] * ("assistants" in parameters)]
 
 
 def _teacher_of_all(functions: Iterable[Callable[..., Any]]) -> list[Callable[..., Any]]:

@@ -96,7 +96,12 @@ class Case:
 def case_of(leaf: Namespace) -> Case:
     """Load the data, and find out what is to be done with them."""
     with waiting("loading the data"):
-        return about(call(load_data, leaf), leaf)
+        data = call(load_data, leaf)
+        if leaf.get("cache") is not None:
+            from limbeck.data.cached import cached
+
+            data = cached(data, leaf.cache)
+        return about(data, leaf)
 
 
 def case_or_shape(leaf: Namespace) -> Case:

@@ -14,6 +14,7 @@ from limbeck.cli.options import (
     fresh_folder,
     load_data,
     possible_teacher_of,
+    remembered,
     student_of,
     training,
     views,
@@ -24,7 +25,7 @@ from limbeck.cli.terminal import STOPPED, plain
 
 def add(commands: Commands) -> None:
     """Add ``limbeck compare``."""
-    groups = student_of, possible_teacher_of, views, load_data, answers, contest, training, caution
+    groups = student_of, possible_teacher_of, views, remembered, load_data, answers, contest, training, caution
     parser = commands.add("compare", _compare, COMMANDS["compare"], *groups)
     parser.add_argument(
         "methods",

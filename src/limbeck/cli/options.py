@@ -52,6 +52,14 @@ def views(
     """
 
 
+def remembered(cache: str | None = None) -> None:
+    """Say where what the teacher says is kept.
+
+    Args:
+        cache: A folder of `limbeck cache build`, from which it is read: the teacher is not run.
+    """
+
+
 @ranged
 def load_data(
     data: str = "digits",
@@ -233,7 +241,7 @@ def teacher_of(teacher: list[str] | str) -> list[str] | str:
     Args:
         teacher: A network with its weights, as resnet56@teacher.safetensors or resnet56@runs/teacher, a run's folder;
             NAME@random is an untrained one, a control. Several, as [resnet56@a.safetensors,wrn-16-2@b.safetensors], teach
-            with the mean of their logits.
+            with the mean of their logits. "elsewhere" is one of whom there is nothing but a --cache.
     """
     return teacher
 

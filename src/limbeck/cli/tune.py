@@ -16,6 +16,7 @@ from limbeck.cli.options import (
     fresh_folder,
     load_data,
     possible_teacher_of,
+    remembered,
     student_of,
     training,
     views,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add ``limbeck tune``."""
-    groups = student_of, possible_teacher_of, views, load_data, answers, hunt, training
+    groups = student_of, possible_teacher_of, views, remembered, load_data, answers, hunt, training
     parser = commands.add("tune", _tune, COMMANDS["tune"], *groups)
     parser.add_argument(
         "method",

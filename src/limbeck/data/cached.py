@@ -63,6 +63,19 @@ def cached(
     return joined if isinstance(data, tuple) else joined[0]
 
 
+def uncached(data: Any) -> Any:
+    """Return data whose batches bring nothing along, and are else as they were: their views cycle still."""
+    if isinstance(data, Data):
+        return replace(data, train=uncached(data.train))
+    if isinstance(data, tuple):
+        return (uncached(data[0]), *data[1:])
+    if isinstance(data, Epochs):
+        own = data.with_seed(data.seed)
+        own.answers = None
+        return own
+    return data.loader if isinstance(data, Cached) else data
+
+
 def _told(loader: Any, told: Brought, ids: Callable[[Any], Tensor]) -> Any:
     """Let a loader bring along what a cache holds, if that is of its samples."""
     cache = told.cache

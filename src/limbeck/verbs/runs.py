@@ -26,8 +26,9 @@ from limbeck.core.heard import placed
 from limbeck.core.method import Method
 from limbeck.core.task import Score, Task
 from limbeck.data import Data
+from limbeck.data.cached import uncached
 from limbeck.data.identity import described, identity
-from limbeck.data.repeatable import splits
+from limbeck.data.repeatable import Cached, splits
 from limbeck.engine.assemble import assemble, parameters_of, parts_of
 from limbeck.engine.fit import Trainable, example_of, fit, labels_of, planned, refuse_unremembered, teachers_known
 from limbeck.engine.inputs import (
@@ -42,9 +43,11 @@ from limbeck.engine.inputs import (
 from limbeck.engine.learner import Row
 from limbeck.engine.observe import exhibits_of_runs
 from limbeck.engine.run import Occupied, Run
+from limbeck.engine.taught import described_cache
 from limbeck.measure import Plan, cost, paired_over_shared
 from limbeck.measure.evaluate import Measurement
 from limbeck.methods._papers import paper_of
+from limbeck.nets.elsewhere import Elsewhere
 from limbeck.report.comparison import pictured
 from limbeck.report.examples import FILE, write_exhibits
 from limbeck.report.history import read_rows
@@ -160,6 +163,7 @@ class Runs:
             "optimizer": describe_optimizer(self.training["optimizer"]),
             "schedule": describe_schedule(self.training["schedule"]),
             "data": self._describe_data(),
+            "cache": described_cache(splits(self.data, seed=0).train.answers),
             "task": f"{self.task.name}, judged by the {self.score.best} {self.score.label}",
             "asked of networks": _digest(describe_task(self.task)),
         }
@@ -168,6 +172,11 @@ class Runs:
     def few(self) -> Any:
         """A batch of a few training samples."""
         return splits(self.data, seed=0).few()
+
+    @property
+    def asked(self) -> nn.Module | None:
+        """The teacher, if it is here."""
+        return None if self.teacher is None or isinstance(bare(self.teacher), Elsewhere) else self.teacher
 
     @property
     def score(self) -> Score:
@@ -354,8 +363,8 @@ class Runs:
         student, task = self._student(0), self.task
         example = example_of(self.data, student, task)
         price = cost(student, example, task)
-        if self.teacher is not None:
-            own = cost(frozen(self.teacher).again("eval"), example, task)
+        if self.asked is not None:
+            own = cost(frozen(self.asked).again("eval"), example, task)
             values = (
                 () if self._teachers_measurement is None else (self._teachers_measurement.compute()[self.score.name],)
             )
@@ -391,7 +400,7 @@ class Runs:
 
     @cached_property
     def _teachers_measurement(self) -> Measurement | None:
-        return None if self.teacher is None else self._measurement(self.teacher)
+        return None if self.asked is None else self._measurement(self.asked)
 
     def _measurement(self, net: nn.Module) -> Measurement | None:
         test = self.data.test if isinstance(self.data, Data) else self.data[2]
@@ -404,7 +413,7 @@ class Runs:
         shown = pictured(candidates)
         runs = {entry.name: self.folder / entry.folder / "seed-0" for entry in entries if entry.name in shown}
         device = Fabric(accelerator=self.training["accelerator"], devices=1).device
-        if exhibits := exhibits_of_runs(runs, self.student, self.teacher, self.data, self.task, device):
+        if exhibits := exhibits_of_runs(runs, self.student, self.asked, self.data, self.task, device):
             write_exhibits(exhibits, self.folder / FILE)
 
     def _student(self, seed: int) -> nn.Module:
@@ -433,10 +442,11 @@ class Runs:
         return student, self.teacher if "teacher" in parameters else None, options
 
     def _data(self, entry: Entry, seed: int) -> Any:
-        """Return what `fit` is given: without the test data where it must not be touched."""
-        if not isinstance(self.data, Data):
-            return self.data if self.split == "test" else self.data[:2]
-        data = (self.data.labelled() if entry.labels_alone else self.data).with_seed(seed)
+        """Return what `fit` is given: no test data where none may be touched, no cache where the teacher is another."""
+        given = self.data if entry.teacher is None else uncached(self.data)
+        if not isinstance(given, Data):
+            return given if self.split == "test" else given[:2]
+        data = (given.labelled() if entry.labels_alone else given).with_seed(seed)
         return data if self.split == "test" else (data.train, data.val)
 
     def _measured(self, entries: Sequence[Entry], known: Mapping[str, float]) -> dict[str, float]:
@@ -524,6 +534,7 @@ def _check_loaders(data: Any) -> None:
         raise TypeError(
             "a comparison needs data to judge by: a limbeck.data.Data, or loaders (train, val, test) or (train, val)"
         )
+    loaders = tuple(loader.loader if isinstance(loader, Cached) else loader for loader in loaders)
     holders = [holder for loader in loaders for holder in (loader, getattr(loader, "sampler", None))]
     if any(getattr(holder, "generator", None) is not None for holder in holders):
         raise ValueError(
