@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from limbeck import record
@@ -130,6 +131,170 @@ def test_what_follows_in_place_does_not_change_the_record():
     torch.testing.assert_close(trace["bn"], reference)
     torch.testing.assert_close(trace["relu:in"], reference + x)
     torch.testing.assert_close(trace["relu"], out)
+
+
+WRITES = {
+    "relu": lambda x: nn.functional.relu(x, inplace=True),
+    "add": lambda x: x.__iadd__(1),
+    "set": lambda x: x.__setitem__((slice(None), 0), 9.0),
+    "view": lambda x: x.view(-1).zero_(),
+    "part": lambda x: x[1:].mul_(3),
+    "data": lambda x: x.data.zero_(),
+    "numpy": lambda x: x.detach().numpy().fill(7),
+    "out": lambda x: torch.add(x.detach(), 1, out=x.detach()),
+    "foreach": lambda x: torch._foreach_mul_([x], 2.0),
+}
+
+
+class Writing(nn.Module):
+    """Gives what its layer gives after something is written to it, and hands both on."""
+
+    def __init__(self, write) -> None:
+        super().__init__()
+        self.fc, self.same, self.write = nn.Linear(4, 4), nn.Identity(), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.same(self.fc(x))
+        self.write(h)
+        return h
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_whatever_writes_does_not_change_the_record(write, mode):
+    torch.manual_seed(0)
+    net, x = Writing(WRITES[write]), torch.randn(3, 4)
+    with mode():
+        expected = net.fc(x).clone()
+        with record(net, ["fc", "same:in", "same"]) as trace:
+            out = net(x)
+        out.data.fill_(5)  # nor after the block
+        assert all(torch.equal(trace[path], expected) for path in trace)
+
+
+def test_who_writes_to_the_record_does_not_change_what_the_model_goes_on_with():
+    torch.manual_seed(0)
+    net, x = Modeless().requires_grad_(False), torch.randn(3, 4)
+    with record(net, ["b"]) as trace:
+        out = net(x)
+    trace["b"].zero_()
+    torch.testing.assert_close(out, net(x))
+
+
+def test_a_write_that_comes_in_a_later_pass_does_not_change_the_record():
+    net, x = Writing(lambda x: x), torch.randn(3, 4)
+    for write in (WRITES["relu"], lambda x: x, WRITES["relu"]):
+        net.write = write
+        with record(net, ["fc"]) as trace:
+            net(x)
+        assert torch.equal(trace["fc"], net.fc(x))
+
+
+def memory(tensor: Tensor) -> int:
+    """Return where a tensor lies; data_ptr() would make the copy that has been put off."""
+    return torch._C._data_address(tensor)
+
+
+def test_nothing_is_copied_that_nobody_changes():
+    class Kept(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = []
+            for module in self:
+                x = module(x)
+                self.seen.append(x)
+            return x
+
+    net = Kept(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+    with record(net, ["0", "1", "2"]) as trace:
+        net(torch.randn(5, 3)).sum().backward()
+    assert [memory(trace[path]) == memory(seen) for path, seen in zip("012", net.seen, strict=False)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: torch.from_numpy(x.numpy()),
+        lambda x: x.clone().share_memory_(),
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
+        lambda x: x.to_sparse(),
+        lambda x: x.to_mkldnn(),
+        nn.Parameter,
+        lambda x: x.to("meta"),
+        lambda x: x[:0],
+        lambda x: x[0, 0],
+        lambda x: x[:, :1].expand(-1, 3),
+        lambda x: torch.complex(x, x).conj(),
+    ],
+)
+def test_tensors_of_all_kinds(make):
+    class Gives(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.given
+
+    net = nn.Sequential(Gives(), nn.Identity())
+    net[0].given = given = make(torch.randn(2, 4))
+    with record(net, ["0", "1:in"]) as trace:
+        out = net(torch.empty(0))
+    assert trace["0"] is given
+    assert out.layout == given.layout
+    assert out.dtype == given.dtype
+    assert out.shape == given.shape
+    if given.device.type == "cpu":
+        dense = given.layout == torch.strided
+        assert torch.equal(*((one if dense else one.to_dense()).resolve_conj() for one in (out, given)))
+
+
+def test_functions_of_functions():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2)), torch.randn(5, 4)
+
+    def seen(x: Tensor) -> tuple[Tensor, Tensor]:
+        with record(net, ["0"]) as trace:
+            out = net(x)
+        return trace["0"], out
+
+    inner, out = torch.vmap(seen)(x)
+    torch.testing.assert_close(inner, net[0](x))
+    torch.testing.assert_close(out, net(x))
+    slopes = torch.vmap(torch.func.jacrev(lambda x: seen(x)[1]))(x)
+    torch.testing.assert_close(slopes, torch.vmap(torch.func.jacrev(net))(x))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(reentrant):
+    torch.manual_seed(0)
+    net, x = InPlace(), torch.randn(6, 4, requires_grad=True)
+    (expected,) = torch.autograd.grad(net(x).square().sum(), x)
+    net.bn.reset_running_stats()
+    with record(net, ["bn"]) as trace:
+        out = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=reentrant)
+    torch.testing.assert_close(trace["bn"], net.bn(net.fc(x)))
+    out.square().sum().backward()
+    assert torch.equal(x.grad, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("side", [False, True])
+def test_on_a_gpu_copies_wait_for_what_they_copy(side):
+    net = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(inplace=True), nn.Linear(2048, 2)).cuda()
+    x = torch.randn(4096, 2048, device="cuda")
+    expected, answer = net[0](x), net(x)
+    stream = torch.cuda.Stream() if side else torch.cuda.default_stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(20):
+            torch.cuda._sleep(10_000_000)
+            with record(net, ["0", "1"]) as trace:
+                out = net(x)
+            out.sum().backward()
+            torch.cuda.synchronize()
+            torch.testing.assert_close(trace["0"], expected)
+            torch.testing.assert_close(trace["1"], expected.relu())
+            torch.testing.assert_close(out, answer)
 
 
 def test_recording_changes_neither_output_nor_gradients():

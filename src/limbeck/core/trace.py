@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.parallel import DataParallel
@@ -35,9 +36,11 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     - ``""`` is the model itself.
 
     Hooks live as long as the block. A module that is called several times shows its last call. What is recorded stays
-    as it was: the model goes on with a copy, which it may change in place. A compiled model must be recorded at
-    its first call in each mode: code compiled without hooks no longer looks for them, unless
-    ``torch._dynamo.config.skip_nnmodule_hook_guards = False`` was set before.
+    as it was: the model goes on with a copy, which it may change in place. On the CPU torch makes that copy when the model
+    or whoever reads the trace first writes to it, and never where nobody does; elsewhere it is made at once.
+
+    A compiled model must be recorded at its first call in each mode: code compiled without hooks no longer looks for them,
+    unless ``torch._dynamo.config.skip_nnmodule_hook_guards = False`` was set before.
 
     Args:
         model: Any module; it is not changed.
@@ -126,16 +129,36 @@ def _watch(module: nn.Module, trace: Trace, path: str, entry: list[str]) -> Remo
     def arrive(module: nn.Module, args: Any, kwargs: Any) -> Any:
         named = dict(enumerate((*args, *kwargs.values()))) | kwargs
         trace[path] = _entry(path, named, entry[1:] or ["0"])
-        copied = [value.clone() if value is trace[path] and isinstance(value, Tensor) else value for value in args]
+        copied = [_apart(value) if value is trace[path] and isinstance(value, Tensor) else value for value in args]
         return tuple(copied), kwargs
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         trace[path] = _entry(path, output, entry)
-        return output.clone() if isinstance(output, Tensor) else output
+        return _apart(output) if isinstance(output, Tensor) else output
 
     if entry[:1] == ["in"]:
         return module.register_forward_pre_hook(arrive, with_kwargs=True)
     return module.register_forward_hook(leave)
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Return a copy that shares its memory with the tensor until somebody writes to either of both."""
+    if not _copies_on_write(tensor):
+        return tensor.clone()
+    try:
+        return torch._lazy_clone(tensor)
+    except RuntimeError:  # memory that is not torch's own: NumPy's, pinned, or that of another process
+        return tensor.clone()
+
+
+def _copies_on_write(tensor: Tensor) -> bool:
+    """Whether torch can put off the copy of a tensor."""
+    if type(tensor) is not Tensor or tensor.is_quantized or torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():  # under vmap it would be one sample after the other
+        return False
+    # on a GPU torch makes the copy on the default stream, whichever is current; and a torch without it copies at once
+    return tensor.is_cpu and hasattr(torch, "_lazy_clone")
 
 
 def _entry(path: str, value: Any, keys: list[str]) -> Any:

@@ -3,10 +3,10 @@
 Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044; official code
 dvlab-research/ReviewKD.
 
-Where we differ from the authors' code: the pyramid pools the difference once instead of both maps; we compare the ends of
-the stages as they are, where theirs for CIFAR takes the teacher's before the ReLU (name ``relu:in`` for that) and adds the
-pooled embedding as one more stage; fusions normalise by the global batch; the warm-up rises with every batch. Their grids
-are square, and ours need not be.
+Where we differ from the authors' code: a grid of the pyramid is pooled from the grid before it where that is the same; we
+compare the ends of the stages as they are, where theirs for CIFAR takes the teacher's before the ReLU (name ``relu:in`` for
+that) and adds the pooled embedding as one more stage; fusions normalise by the global batch; the warm-up rises with every
+batch. Their grids are square, and ours need not be.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
     same_shape("features", student, teacher)
     if student.ndim != 4:
         raise ValueError(f"a pyramid needs features (N, C, H, W), got shape {tuple(student.shape)}")
-    pooled = difference = student - teacher  # pooling is linear: pool(s) − pool(t) = pool(s − t)
-    nested = all(size % LEVELS[0] == 0 for size in difference.shape[2:])
+    nested = all(size % LEVELS[0] == 0 for size in student.shape[2:])
     loss, weight, weights = F.mse_loss(student, teacher), 1.0, 1.0
+    s, t = student, teacher
     for level in LEVELS:
         if level < student.shape[2]:
-            # plainly: F.adaptive_avg_pool2d(difference, level), which makes the loss take 1.2 to 2.2 times as long; where 4
-            # divides both sides, each cell of a grid is the mean of four cells, or of a block, of the grid before
-            pooled = F.adaptive_avg_pool2d(pooled if nested else difference, level)
+            # each by itself, as pooling their difference would keep that until the backward pass; where 4 divides both
+            # sides, each cell of a grid is the mean of four cells, or of a block, of the grid before
+            s, t = (F.adaptive_avg_pool2d(one, level) for one in ((s, t) if nested else (student, teacher)))
             weight /= 2
             weights += weight
-            loss = loss + weight * pooled.square().mean()
+            loss = loss + weight * F.mse_loss(s, t)
     return loss / weights
 
 

@@ -35,11 +35,19 @@ class Fusion(nn.Module):
         """
         fused: Tensor = self.enter(maps)
         if self.attend is not None and below is not None:
-            below = _resized(below, fused.shape[2:])
-            own, other = self.attend(torch.cat([fused, below], 1)).sigmoid().split(1, dim=1)
-            fused = own * fused + other * below
+            own, other = self._weights(fused, below).sigmoid().split(1, dim=1)
+            fused = torch.addcmul(own * fused, other, _resized(below, fused.shape[2:]))
         fused = _resized(fused, grid)
         return self.leave(fused), fused
+
+    def _weights(self, fused: Tensor, below: Tensor) -> Tensor:
+        """Return ``attend`` of both maps, one upon the other, (N, 2, H, W).
+
+        It is the sum over either's channels, so that no such pile is made, and ``below`` is weighed on its own grid.
+        """
+        assert self.attend is not None
+        mine, its = self.attend.weight.split(fused.shape[1], dim=1)
+        return F.conv2d(fused, mine, self.attend.bias) + _resized(F.conv2d(below, its), fused.shape[2:])
 
 
 def _normed(channels: int, outputs: int, kernel: int) -> nn.Sequential:
