@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.core.numerics import full_precision, same_shape, settled, unit_rows
+from limbeck.core.numerics import full_precision, same_shape, settled, sloped, unit_rows
 from limbeck.losses import cross_entropy
 
 
@@ -107,5 +107,19 @@ def test_a_settled_loss_has_autograds_gradient_whatever_happens_to_what_it_came_
     with torch.no_grad():
         assert settled(loss, x) == 20
     assert not settled(loss, x.detach()).requires_grad
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
         gradient.sum().backward()
+
+
+def test_a_slope_by_hand_is_the_gradient_and_never_half_of_a_second_derivative():
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+
+    def cubes(x):
+        y = 2 * x
+        return sloped(y, (y**3).sum().detach(), 3 * y.detach() ** 2)
+
+    assert torch.autograd.gradcheck(cubes, (x,))
+    (gradient,) = torch.autograd.grad(cubes(x) + (x**2).sum(), x, create_graph=True)
+    torch.testing.assert_close(gradient, 24 * x**2 + 2 * x)
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated twice.*create_graph"):
+        torch.autograd.grad(gradient.sum(), x)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 import limbeck
 from limbeck.engine.assemble import assemble
 from limbeck.engine.fit import labels_of
+from limbeck.measure.cost import _Alive
 from limbeck.methods.crd import Contrast, Queue
 from limbeck.nets import draws
 
@@ -53,6 +55,35 @@ def test_formula() -> None:
     chosen = torch.cat([torch.arange(5)[:, None], loss._others(torch.arange(5))], 1)
     expected = naive(s, loss.bank_t, chosen, 0.5) + naive(t, loss.bank_s, chosen, 0.5)
     assert loss.compare(s, t, chosen).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("at_once", [2**24, 500])
+@pytest.mark.parametrize("memory", [20, 400])
+def test_both_ways_to_similarities_are_those_of_the_whole_bank(
+    memory: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows are told from a large bank, and the whole of a small one is read, in parts where it is too much at once."""
+    module = sys.modules["limbeck.methods.crd"]
+    monkeypatch.setattr(module, "AT_ONCE", at_once)
+    anchors, bank = normal_double(5, 3, seed=1).requires_grad_(), normal_double(memory, 3, seed=2)
+    chosen = torch.randint(memory, (5, 8), generator=torch.Generator().manual_seed(0))
+    chosen[:, 3] = chosen[:, 5]  # drawn twice
+    assert module._whole_bank_is_cheaper(bank, chosen) == (memory == 20)
+    upstream = normal_double(5, 8, seed=3)
+    expected = (anchors @ bank.T).gather(1, chosen)
+    there = module._Similarities.apply(anchors, bank, chosen)
+    torch.testing.assert_close(there, expected)
+    (of_there,), (of_expected,) = (torch.autograd.grad(v, anchors, upstream) for v in (there, expected))
+    torch.testing.assert_close(of_there, of_expected)
+
+
+def test_of_a_large_bank_only_the_chosen_rows_take_memory() -> None:
+    memory, chosen = 2**15, torch.arange(16 * 21).reshape(16, 21)
+    loss, (s, t) = contrast(memory, negatives=20), (normal(16, 3, seed=seed).requires_grad_() for seed in (1, 2))
+    alive = _Alive()
+    with alive:
+        loss.eval().compare(unit(s), unit(t), chosen).backward()
+    assert alive.peak < 4 * memory
 
 
 def test_by_hand() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import collections
+import copy
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -25,6 +28,8 @@ from torch.nn import functional as F
 import limbeck
 from limbeck.losses import rkd_angle, rkd_distance
 from limbeck.measure.cost import _Alive
+from limbeck.methods.rkd import Angles
+from limbeck.nets import draws
 
 BOTH = pytest.mark.parametrize("loss", [rkd_distance, rkd_angle])
 
@@ -219,22 +224,113 @@ def test_a_network_without_embedding() -> None:
         limbeck.rkd(nn.Sequential(nn.Conv2d(3, 4, 1)), mlp(0))
 
 
-def test_angles_a_few_at_a_time_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    e_s, e_t = with_duplicates(normal(6, 3, seed=1).double()).requires_grad_(), normal(6, 4, seed=2).double()
+@pytest.mark.parametrize("twins", ["student's", "teacher's"])
+@pytest.mark.parametrize("at_once", [1, 2 * 6**2, 2**17])
+def test_angles_a_few_at_a_time_are_those_of_all_at_once(
+    twins: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["limbeck.methods.rkd"], "AT_ONCE", at_once)
+    e_s, e_t = normal(6, 3, seed=1), normal(6, 4, seed=2)
+    e_s[0] *= 6  # the Huber loss's linear part
+    if twins == "student's":
+        e_s = with_duplicates(e_s)
+    else:
+        e_t = with_duplicates(e_t)
+    cosines = relations(e_s)[1], relations(e_t)[1]
+    assert rkd_angle(e_s, e_t).item() == pytest.approx(
+        sum(map(huber, *(c.values() for c in cosines))) / 6**3, rel=1e-12
+    )
+    if twins == "teacher's":
+        assert torch.autograd.gradcheck(rkd_angle, (e_s.requires_grad_(), e_t))
+
+
+def test_angles_are_not_differentiated_twice() -> None:
+    e_s, e_t = normal(4, 3, seed=1).requires_grad_(), normal(4, 2, seed=2)
+    (slope,) = torch.autograd.grad(rkd_angle(e_s, e_t), e_s, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
+        slope.sum().backward()
+
+
+def test_angles_at_some_samples_are_theirs_alone() -> None:
+    e_s, e_t, some = normal(6, 3, seed=1), normal(6, 4, seed=2), torch.tensor([4, 0, 4])
+    (_, cos_s), (_, cos_t) = relations(e_s), relations(e_t)
+    others = [(i, j, k) for i in some.tolist() for j in range(6) for k in range(6)]
+    expected = sum(huber(cos_s[at], cos_t[at]) for at in others) / len(others)
+    assert rkd_angle(e_s, e_t, some).item() == pytest.approx(expected, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda e: rkd_angle(e, e_t, some), (e_s.requires_grad_(),))
+    for wrong in (torch.tensor([], dtype=torch.long), torch.tensor(1)):
+        with pytest.raises(ValueError, match="vertices must be places of samples"):
+            rkd_angle(e_s, e_t, wrong)
+
+
+def test_the_mean_over_all_draws_of_anchors_is_the_whole_loss() -> None:
+    e_s, e_t = with_duplicates(normal(4, 3, seed=1)).requires_grad_(), normal(6, 4, seed=2)
     whole = rkd_angle(e_s, e_t)
-    (of_whole,) = torch.autograd.grad(whole, e_s)
-    monkeypatch.setattr(sys.modules["limbeck.methods.rkd"], "AT_ONCE", 2 * len(e_s) ** 2)
-    parts = rkd_angle(e_s, e_t)
-    (of_parts,) = torch.autograd.grad(parts, e_s)
-    torch.testing.assert_close(parts, whole)
-    torch.testing.assert_close(of_parts, of_whole)
+    draws = torch.stack([rkd_angle(e_s, e_t, torch.tensor(some)) for some in itertools.combinations(range(6), 2)])
+    assert draws.std() > 0.01 * whole
+    torch.testing.assert_close(draws.mean(), whole)
+    of_draws, of_whole = (torch.autograd.grad(loss, e_s)[0] for loss in (draws.mean(), whole))
+    torch.testing.assert_close(of_draws, of_whole)
 
 
-def test_angles_a_few_at_a_time_are_differentiable_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    e_s, e_t = normal(4, 3, seed=1).double().requires_grad_(), normal(4, 2, seed=2).double()
-    monkeypatch.setattr(sys.modules["limbeck.methods.rkd"], "AT_ONCE", 2 * len(e_s) ** 2)
-    assert torch.autograd.gradcheck(rkd_angle, (e_s, e_t))
-    assert torch.autograd.gradgradcheck(rkd_angle, (e_s, e_t))
+def test_anchors_are_drawn_anew_each_as_likely_and_go_on_from_their_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, ...]] = []
+
+    def note(student: Tensor, teacher: Tensor, vertices: Tensor) -> Tensor:
+        drawn.append(tuple(sorted(vertices.tolist())))
+        return student.sum()
+
+    monkeypatch.setattr(sys.modules["limbeck.methods.rkd"], "rkd_angle", note)
+    angles, other, e = Angles(2), Angles(2), normal(4, 3)
+    for _ in range(600):
+        angles(e, e)
+    counts = collections.Counter(drawn)
+    assert counts.keys() == set(itertools.combinations(range(4), 2))
+    assert all(abs(count - 100) < 40 for count in counts.values())  # 4 sd
+    other.load_state_dict(angles.state_dict())
+    drawn.clear()
+    for one in (angles, other):
+        for _ in range(5):
+            one(e, e)
+    assert drawn[:5] == drawn[5:]
+    assert len(set(drawn)) > 1
+    Angles(9)(e, e)
+    assert drawn[-1] == (0, 1, 2, 3)
+
+
+def test_two_processes_draw_the_anchors_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, e = sys.modules["limbeck.methods.rkd"], torch.arange(6.0)[:, None]
+    chosen: list[list[float]] = []
+    monkeypatch.setattr(module, "rkd_angle", lambda s, t, at: chosen.append(sorted(s[at, 0].tolist())))
+    one = Angles(3)
+    parts = [copy.deepcopy(one), copy.deepcopy(one)]
+    one(e, e)
+    monkeypatch.setattr(module, "place", lambda: (0, 2))
+    lots: list[Tensor] = []
+    monkeypatch.setattr(module, "gather", lambda own: lots.append(own) or own)
+    ranked = torch.cat([e[0::2], e[1::2]])  # gathered in the order of the ranks, which have every second sample
+    for rank, part in enumerate(parts):
+        monkeypatch.setattr(draws, "place", lambda rank=rank: (rank, 2))
+        part(ranked, ranked)
+    assert [len(own) for own in lots] == [3, 3]
+    monkeypatch.setattr(module, "gather", lambda own: torch.cat(lots))
+    monkeypatch.setattr(draws, "place", lambda: (0, 2))
+    parts[0].draws.calls = 0
+    parts[0](ranked, ranked)
+    assert chosen[-1] == chosen[0]
+
+
+def test_a_method_with_anchors_draws_them_and_remembers() -> None:
+    student, teacher = mlp(0), mlp(1).eval()
+    before = torch.get_rng_state()
+    method = limbeck.rkd(student, teacher, anchors=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    (angles,) = (m for m in method.modules() if isinstance(m, Angles))
+    limbeck.play(method, next(batches(1)), limbeck.optimizers(method, sgd))
+    assert angles.draws.calls == 1
+    assert any(key.endswith("draws._extra_state") for key in method.state_dict())
+    with pytest.raises(ValueError, match="anchors must be at least 1, got 0"):
+        limbeck.rkd(student, teacher, anchors=0)
 
 
 @pytest.mark.parametrize("samples", [64, 160])

@@ -8,7 +8,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,21 +82,44 @@ def settled(loss: Callable[[Tensor], Tensor], student: Tensor) -> Tensor:
     leaf = student.detach().requires_grad_()
     value = loss(leaf)
     (slope,) = torch.autograd.grad(value, leaf)
-    settled_value: Tensor = _Settled.apply(student, value.detach(), slope)
-    return settled_value
+    return sloped(student, value.detach(), slope)
 
 
-class _Settled(torch.autograd.Function):
+def sloped(student: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+    """Return ``value``, a scalar whose gradient by ``student`` is ``slope``, of the same shape, made by hand.
+
+    The loss is linear from there on, as of `settled`.
+    """
+    linear: Tensor = _Sloped.apply(student, value, slope)
+    return linear
+
+
+class _Sloped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
+        ctx.save_for_backward(student, slope)
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return upstream * slope, None, None
+        student, slope = ctx.saved_tensors
+        gradient = upstream * slope
+        if torch.is_grad_enabled():  # it depends on the student in a way that autograd knows nothing of
+            gradient = _Once.apply(gradient, student)
+        return gradient, None, None
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, student: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        raise RuntimeError(
+            "this loss makes its gradient together with its value, so it cannot be differentiated twice: take its gradient "
+            "without create_graph=True, or leave this loss out of what is differentiated again"
+        )
 
 
 def lengths(rows: Tensor) -> Tensor:
