@@ -8,7 +8,8 @@ and after its last one stays out. All train a copy of one student, and the weigh
 
 A round is ten steps, the period at which `fit` looks at its losses. A ratio is that of two rounds side by side; a cell
 shows the median over the rounds and, in brackets, the quartiles. A second hand-written loop shows what the machine's
-noise alone does to such a ratio.
+noise alone does to such a ratio. Of the tiny networks there is also what a step takes in the quietest tenth of each loop's
+rounds: other work on the machine makes all loops slower, and the difference between two of them too.
 """
 
 from __future__ import annotations
@@ -178,6 +179,10 @@ def table(cases: list[Case], rounds: int, unit: str, compare: Callable[[float, f
             cells = [spread(list(map(compare, by_round(spent[name], which), hand)), digits) for name in WHO]
             base = f"{median(hand) * UNITS[unit]:.0f}"
             print(f"| {case} | {clock_name} | {base} | " + " | ".join(cells) + " |", flush=True)
+        if unit == "µs":
+            lows = {name: quantiles(by_round(steps, 1), n=10)[0] for name, steps in spent.items()}
+            cells = [f"{compare(lows[name], lows['hand']):.{digits}f}" for name in WHO]
+            print(f"| {case} | CPU, quiet | {lows['hand'] * UNITS[unit]:.0f} | " + " | ".join(cells) + " |", flush=True)
 
 
 def fixed_costs(case: Case, epochs: int = 20) -> None:

@@ -699,7 +699,8 @@ def log(turn: Turn) -> dict[str, Tensor]:
     """Return what is logged of a turn: each term raw and weighted, and their sum, detached."""
     logs = {}
     for name, loss in turn.terms.items():
-        logs[f"{turn.player}/{name}"] = loss.value.detach()
-        logs[f"{turn.player}/{name}.weighted"] = loss.weighted.detach()
+        told = Loss(loss.value.detach(), loss.weight)  # first, so that no graph is made of the product
+        logs[f"{turn.player}/{name}"] = told.value
+        logs[f"{turn.player}/{name}.weighted"] = told.weighted
     logs[f"{turn.player}/loss"] = turn.total.detach()
     return logs

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import get_bit_generator, set_bit_generator  # type: ignore[attr-defined]  # public, but not to numpy's stubs
 
 State = dict[str, Any]
 
@@ -43,31 +44,46 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         with _restored():
+            set_bit_generator(np.random.MT19937())
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            self._state = _cpu_state()
+            self._state: CpuState | None = _cpu_state()
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Draw from this stream."""
+        """Draw from this stream.
+
+        Raises:
+            RuntimeError: It is being drawn from already.
+        """
+        state, self._state = self._state, None
+        if state is None:
+            raise RuntimeError("this stream is being drawn from already: make another, Draws(seed)")
         with _restored():
-            _set_cpu_state(self._state)
-            yield
-            self._state = _cpu_state()
+            _set_cpu_state(state)
+            try:
+                yield
+            finally:
+                self._state = _cpu_state()
 
 
-CpuState = tuple[torch.Tensor, Any, Any]
+CpuState = tuple[torch.Tensor, Any, np.random.BitGenerator, Any]
+"""Of torch and `random`; numpy's generator itself, which is exchanged; numpy's state, if a normal number waits in it."""
 
 
 def _cpu_state() -> CpuState:
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
+    waits = numpy["has_gauss"]  # they come in pairs, and the second is lost where generators are exchanged
+    return torch.get_rng_state(), random.getstate(), get_bit_generator(), numpy if waits else None
 
 
 def _set_cpu_state(state: CpuState) -> None:
     torch.set_rng_state(state[0])
     random.setstate(state[1])
-    np.random.set_state(state[2])
+    set_bit_generator(state[2])  # a tenth of what it takes to copy its state to another
+    if state[3] is not None:
+        np.random.set_state(state[3])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +45,7 @@ from limbeck.engine.schedule import Schedule as Schedule
 from limbeck.engine.schedule import judged, scheduled
 from limbeck.engine.tally import Tally
 from limbeck.measure.evaluate import Measurement
+from limbeck.nets.elsewhere import Elsewhere
 
 Row = dict[str, float | int | str]
 """One line of ``metrics.csv``."""
@@ -122,6 +124,13 @@ class Learner(LightningModule):
         self._owned = parameters(stage.method, stage.trains)
         _refuse_terms_that_never_run(stage.method, self.total)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a plain attribute as Python does: Lightning sets one 32 times a step, each of which torch asks what it is."""
+        if name in self.__dict__ and not isinstance(value, (nn.Module, Tensor)):
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def configure_optimizers(self) -> Any:
         """Return one optimizer, and one schedule, for each player."""
         optimizers = assign(self._owned, self.make, self.method)
@@ -164,6 +173,12 @@ class Learner(LightningModule):
             module.train()
         for module in kept:
             module.eval()
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Any:
+        """Bring a batch along; a pair of tensors that lie there already is not gone through."""
+        if isinstance(batch, (tuple, list)) and all(isinstance(own, Tensor) and own.device == device for own in batch):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Play the batches of an update, once all are there: what one has no label for counts in none."""
@@ -408,6 +423,10 @@ class Learner(LightningModule):
         self._idle = set()
 
 
+# Lightning asks what it takes at every step, and Python would find out each time
+Learner.training_step.__signature__ = inspect.signature(Learner.training_step)  # type: ignore[attr-defined]
+
+
 class _Last(Checkpoint):
     """Ends an epoch, after the callbacks that are called last of all: those that stop early, and keep checkpoints."""
 
@@ -417,10 +436,11 @@ class _Last(Checkpoint):
 
 
 def teachers_of(method: nn.Module) -> Iterator[tuple[str, Frozen]]:
-    """Yield each frozen teacher in a method with its role: those of a `Distill`, and what a method holds itself."""
+    """Yield each teacher that can be asked with its role: those of a `Distill`, and what a method holds itself."""
     for part in method.modules():
         if isinstance(part, Distill):
-            yield from cast("dict[str, Frozen]", part.teachers).items()
+            taught = cast("dict[str, Frozen]", part.teachers).items()
+            yield from ((role, own) for role, own in taught if not isinstance(own.net, Elsewhere))
         elif isinstance(part, Method):
             yield from ((name, own) for name, own in part.named_children() if isinstance(own, Frozen))
 
