@@ -11,6 +11,7 @@ from queue import Empty
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny tensors gain nothing from threads
+os.environ["LIMBECK_DECODED"] = "off"  # the user's folder is no place of tests, nor of processes that they start
 
 import pytest
 

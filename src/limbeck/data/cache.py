@@ -10,7 +10,7 @@ The format is plain, so that others can write it too. A folder holds
 A place says what of the teacher is kept: ``place``, its layer, ``""`` for the answer; ``file``, its name in files;
 ``numbers``, ``"float16"`` or ``"float32"``; ``shape`` of one sample. With ``top`` k an answer is its k largest
 log-probabilities: ``FILE.npy`` is (R, ..., k + 1) then, the last the logarithm of the mass that remains, and
-``FILE.top.npy``, int32 (R, ..., k), their classes.
+``FILE.top.npy``, (R, ..., k), their classes, int16 where there are fewer than 32,768, and else int32.
 
 A shard is there when its ``.json`` is, which is written last.
 """
@@ -76,10 +76,7 @@ class Kept:
     @property
     def bytes(self) -> int:
         """Of one sample in one view."""
-        width = np.dtype(self.numbers).itemsize
-        if self.top is None:
-            return math.prod(self.shape) * width
-        return math.prod(self.shape[:-1]) * (self.top * (width + 4) + width)
+        return sum(math.prod(shape) * np.dtype(kind).itemsize for kind, shape in self.files().values())
 
     def arrays(self, values: Tensor) -> dict[str, Array]:
         """Return the arrays that hold what a teacher showed, (N, ...), by the ends of their files' names.
@@ -100,7 +97,7 @@ class Kept:
         floor = torch.finfo(getattr(torch, self.numbers)).min
         return {
             f"{self.file}.npy": self._narrow(torch.cat([best, rest], -1).clamp(min=floor)),
-            f"{self.file}.top.npy": classes.int().cpu().numpy(),
+            f"{self.file}.top.npy": classes.cpu().numpy().astype(self._ordinal),
         }
 
     def tensor(self, arrays: Mapping[str, Array]) -> Tensor:
@@ -126,8 +123,12 @@ class Kept:
         rows = self.shape[:-1]
         return {
             f"{self.file}.npy": (self.numbers, (*rows, self.top + 1)),
-            f"{self.file}.top.npy": ("int32", (*rows, self.top)),
+            f"{self.file}.top.npy": (self._ordinal, (*rows, self.top)),
         }
+
+    @property
+    def _ordinal(self) -> str:
+        return "int16" if self.shape[-1] < 2**15 else "int32"
 
     def _narrow(self, values: Tensor) -> Array:
         narrow = values.detach().to(getattr(torch, self.numbers))

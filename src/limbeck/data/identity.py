@@ -8,6 +8,7 @@ import enum
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -24,13 +25,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from limbeck.core.files import sha256_of
 from limbeck.data.epochs import Epochs
 from limbeck.data.randomness import Draws
 from limbeck.data.repeatable import Repeatable, Splits, splits
 from limbeck.data.source import Encoded
 
-WHOLE, ENDS = 2**31, 2**16
-"""Bytes of files that are hashed whole, in their order; and of each of the others, at its head and at its tail."""
+WHOLE, ENDS, OPENED = 2**31, 2**16, 4096
+"""Bytes of files that are hashed whole, in their order; of the others, bytes at the head and at the tail of each that is
+opened, and how many of them are, evenly spread."""
 DEEP, LONG, PRINTED = 6, 16, 200
 """How far described values lie in each other at most; entries of a list, and characters of how a module prints, beyond
 which a digest stands for them."""
@@ -49,8 +52,8 @@ def identity(data: Any) -> dict[str, Any]:
     """Return what tells data from others: the same for the same data in every process and on every machine.
 
     Of a `limbeck.data.Data`, all: pixels, rows and targets that are in memory by a digest, and files by their names below
-    their common folder, sizes and digests. 2 GB of files are read whole. Of those beyond, the first and last 64 KiB are
-    read, so that a change in the middle of one that keeps its size is not seen.
+    their common folder, sizes and digests. 2 GB of files are read whole. Of those beyond, the first and last 64 KiB of
+    4,096 are read, so that a change that keeps a file's size may not be seen.
 
     Of a list of batches, all. Of another loader its length, and the batch that `fit` looks at before it trains; of a
     `DataLoader` besides how it batches, and what its data set keeps where those of torch and torchvision keep it
@@ -276,31 +279,33 @@ def _encoded(images: Encoded) -> str:
 
 
 def _of_files(listed: Sequence[str]) -> str:
-    """A digest of files: their names below their common folder, their sizes, and their bytes as far as `WHOLE` goes."""
+    """A digest of files: their names below their common folder, their sizes, and as many of their bytes as `WHOLE` says."""
     home = os.path.commonpath([os.path.dirname(path) for path in listed])
     sizes = [Path(path).stat().st_size for path in listed]
-    whole, budget = [], WHOLE
-    for size in sizes:
-        budget -= size
-        whole.append(budget >= 0)
+    whole = [read <= WHOLE for read in itertools.accumulate(sizes)]
+    beyond = [place for place, known in enumerate(whole) if not known]
+    opened = {
+        *beyond[:: max(1, len(beyond) // OPENED)]
+    }  # of a million files, to open all would take minutes at each start
     found = hashlib.sha256()
     with ThreadPoolExecutor() as pool:  # reading waits for the disk, and hashing lets others run
-        for path, size, content in zip(listed, sizes, pool.map(_of_file, listed, whole), strict=True):
+        read = pool.map(_whole, [path for path, known in zip(listed, whole, strict=True) if known])
+        ends = pool.map(_ends, [listed[place] for place in sorted(opened)])
+        for place, (path, size, known) in enumerate(zip(listed, sizes, whole, strict=True)):
+            content = next(read) if known else next(ends) if place in opened else ""
             found.update(json.dumps([Path(os.path.relpath(path, home)).as_posix(), size, content]).encode())
     return found.hexdigest()[:16]
 
 
-def _of_file(path: str, whole: bool) -> str:
-    found = hashlib.sha256()
+def _whole(path: str) -> str:
+    return sha256_of(Path(path))
+
+
+def _ends(path: str) -> str:
     with open(path, "rb") as file:
-        if whole:
-            while part := file.read(1 << 20):
-                found.update(part)
-        else:
-            found.update(file.read(ENDS))
-            file.seek(max(0, Path(path).stat().st_size - ENDS))
-            found.update(file.read(ENDS))
-    return found.hexdigest()
+        head = file.read(ENDS)
+        file.seek(max(0, Path(path).stat().st_size - ENDS))
+        return hashlib.sha256(head + file.read(ENDS)).hexdigest()
 
 
 def _function(value: Any, deep: int) -> Any:

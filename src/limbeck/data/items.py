@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
+import os
+import signal
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, final
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -64,7 +70,7 @@ class Items(Epochs):
             column ``"ids"``.
         labels: class of every sample, int64 (N,), where it has one; -100 marks a sample without a label.
         normalise: of a batch's inputs, where they are pixels, uint8 (B, C, H, W); pages then show them as they were.
-        workers: processes that read and augment; 0 does so in this one.
+        workers: processes that read and augment, and stay for the next view; 0 does so in this one.
         shuffle: permute every view; marks a loader for training.
         seed: of order and augmentation.
 
@@ -98,7 +104,8 @@ class Items(Epochs):
         self.normalise = normalise
         self.workers = workers
         self.device = torch.device("cpu")
-        self._transforms = (transform, plain)
+        self._transforms = (plain, plain if transform is None else transform)
+        self._crews = [Crew(Drawn(samples, change), collate, workers) for change in self._transforms]
 
     def to(self, device: torch.device | str) -> Self:
         """Serve batches on ``device`` from now on; returns the loader itself."""
@@ -107,10 +114,7 @@ class Items(Epochs):
         return self
 
     def _serve(self, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
-        transform, plain = self._transforms
-        change = transform if self.augmented and transform is not None else plain
-        pieces = Drawn(self.samples, change)
-        for batch in drawn(pieces, self.collate, plan, self.workers, self.device):
+        for batch in self._crews[self.augmented].batches(plan, self.device):
             yield batch if self.normalise is None else (self.normalise(batch[0]), *batch[1:])
 
 
@@ -131,22 +135,94 @@ class Drawn(Dataset[tuple[Sample, int]]):
         return _pair(changed, "expected a transform to return"), row
 
 
-def drawn(
-    samples: Drawn, collate: Collate, plan: Iterable[list[Piece]], workers: int, device: torch.device
-) -> Iterator[Batch]:
-    """Yield the batches that ``plan`` lists, on ``device``."""
-    from lightning.fabric.utilities import move_data_to_device
+class Crew:
+    """Processes that make batches, and stay for who comes next: to start them takes longer than to make a few.
 
-    batches = DataLoader(
-        samples,
-        batch_sampler=([(look, row) for look, ids in pieces for row in ids.tolist()] for pieces in plan),
-        num_workers=workers,
-        collate_fn=_Collated(collate),
-        pin_memory=device.type == "cuda",
-        generator=generator("workers"),  # its own, so that the user's stays untouched
-    )
-    for batch in batches:
-        yield move_data_to_device(batch, device)
+    Who serves a view has a team of them alone, so that views may be served at once, in any turn, or be left off halfway.
+
+    Args:
+        samples: what they read.
+        collate: makes a batch.
+        workers: processes in a team; 0 makes batches in this one.
+    """
+
+    def __init__(self, samples: Drawn, collate: Collate, workers: int) -> None:
+        self.samples = samples
+        self.collate = collate
+        self.workers = workers
+        self._idle: defaultdict[tuple[int, bool], list[_Team]] = defaultdict(list)
+        _CREWS.add(self)
+
+    def batches(self, plan: Iterable[list[Piece]], device: torch.device) -> Iterator[Batch]:
+        """Yield the batches that ``plan`` lists, on ``device``."""
+        from lightning.fabric.utilities import move_data_to_device
+
+        plan = iter(plan)
+        first = list(itertools.islice(plan, 2))
+        workers = self.workers if len(first) > 1 else 0  # a batch is one process's work, which may be this one
+        pinned = device.type == "cuda"
+        idle = self._idle[os.getpid(), pinned]  # a process that was forked from this one has none of its teams
+        team = idle.pop() if workers and idle else _Team(self.samples, self.collate, workers, pinned)
+        try:
+            for batch in team.batches(itertools.chain(first, plan)):
+                yield move_data_to_device(batch, device)
+        except GeneratorExit:  # left off, after the last batch too: what is still under way is dropped when they go on
+            pass
+        if workers:
+            idle.append(team)
+
+    def dismiss(self) -> None:
+        """Let all who are idle go."""
+        self._idle.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_idle": defaultdict(list)}  # a copy has workers of its own
+
+
+_CREWS: WeakSet[Crew] = WeakSet()
+
+
+@atexit.register
+def _dismiss() -> None:
+    """End all workers while torch can do so: Python's own exit sends SIGTERM once, which `fit` has them take for a wish."""
+    for crew in _CREWS:
+        crew.dismiss()
+
+
+class _Team:
+    """A loader of torch's whose workers are given one plan after the other."""
+
+    def __init__(self, samples: Drawn, collate: Collate, workers: int, pinned: bool) -> None:
+        self._keys = _Keys()
+        self._loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_sampler=self._keys,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_Collated(collate),
+            pin_memory=pinned,
+            worker_init_fn=_deaf,
+            generator=generator("workers"),  # its own, so that the user's stays untouched
+        )
+
+    def batches(self, plan: Iterable[list[Piece]]) -> Iterator[Batch]:
+        """Begin with a plan; whatever was left of the one before is dropped."""
+        self._keys.plan = plan
+        return iter(self._loader)
+
+
+class _Keys:
+    """What workers are asked for: of each sample how it looks, and its id."""
+
+    plan: Iterable[list[Piece]] = ()
+
+    def __iter__(self) -> Iterator[list[tuple[Look, int]]]:
+        return ([(look, row) for look, ids in pieces for row in ids.tolist()] for pieces in self.plan)
+
+
+def _deaf(worker: int) -> None:
+    """Leave Ctrl-C, which reaches all processes, to the main one, which may finish a batch first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

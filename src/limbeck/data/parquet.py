@@ -76,17 +76,19 @@ def _part(home: Path, tables: Sequence[pa.Table], paths: Sequence[Path]) -> Part
     shards = []
     for table, path in zip(tables, paths, strict=True):
         shards.append((len(images), str(path)))
-        images += [_image(home, row, f"{path}, image {index}") for index, row in enumerate(table.column(0).to_pylist())]
+        images += [_image(home, row, path, index) for index, row in enumerate(table.column(0).to_pylist())]
         targets += _integers(table, path)
     return Part(Encoded(images, str(home), shards=shards), torch.tensor(targets, dtype=torch.int64))
 
 
-def _image(home: Path, row: Any, name: str) -> bytes | str:
+def _image(home: Path, row: Any, shard: Path, index: int) -> bytes | str:
     """The bytes of an image, or else its path."""
     image = (row.get("bytes") or row.get("path")) if isinstance(row, dict) else row
     if not isinstance(image, (bytes, str)) or not image:
         got = row if row is None or isinstance(row, (dict, bytes, str)) else type(row).__name__
-        raise ValueError(f"{name}: expected an image in every row as struct{{bytes, path}}, got {got!r}")
+        raise ValueError(
+            f"{shard}, image {index}: expected an image in every row as struct{{bytes, path}}, got {got!r}"
+        )
     return image if isinstance(image, bytes) else str(home / image)
 
 

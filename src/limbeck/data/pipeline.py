@@ -8,14 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
+from limbeck.data.decoded import decoded
 from limbeck.data.files import SIDE
 from limbeck.data.masks import sides
-from limbeck.data.source import SMALL, Looks, Part, Source, decoded, looked
+from limbeck.data.source import SMALL, Looks, Part, Source, looked
 
 Size = int | Sequence[int] | None
 
 
-def settled(name: str, source: Source, size: Size, in_memory: bool | None) -> tuple[Source, Looks]:
+def settled(
+    name: str, source: Source, parts: Mapping[str, Part], size: Size, in_memory: bool | None
+) -> tuple[Mapping[str, Part], Looks]:
     """Decide whether images are kept in memory, and look at their files.
 
     Those that have one size of at most ``SMALL`` pixels a side are kept as they are, others are decoded one by one.
@@ -23,12 +26,13 @@ def settled(name: str, source: Source, size: Size, in_memory: bool | None) -> tu
 
     Args:
         name: Of the data set.
-        source: As it was read.
+        source: As it was read; its files decide.
+        parts: Of it, what is needed; nothing else is decoded.
         size: Of inputs, if the user said one.
         in_memory: What the user said, if anything.
 
     Returns:
-        The source, with pixels if they are kept, and what its files say.
+        The parts, with pixels if they are kept, and what the source's files say.
 
     Raises:
         ValueError: A file that is no image, sizes that do not go with what the user said, small images of several sizes.
@@ -36,16 +40,16 @@ def settled(name: str, source: Source, size: Size, in_memory: bool | None) -> tu
     images = source.train.images
     if isinstance(images, Tensor):
         _as_it_is(name, images, size, in_memory)
-        return source, Looks()
+        return parts, Looks()
     if source.train.masks is not None:
         if in_memory:
             raise ValueError(f"{name}: images with masks are always decoded one by one: leave in_memory out")
-        return source, looked(source)
+        return parts, looked(source)
     wanted = None if size is None else sides(size)
     width, height = images.header(0).size
     if in_memory or (in_memory is None and max(width, height) <= SMALL and wanted in (None, (height, width))):
-        if kept := decoded(source):
-            _keeps(name, kept[0].train, wanted)
+        if kept := decoded(parts):
+            _keeps(name, kept[0]["train"], wanted)
             return kept
         if in_memory:
             raise ValueError(
@@ -54,7 +58,7 @@ def settled(name: str, source: Source, size: Size, in_memory: bool | None) -> tu
             )
     looks = looked(source)
     _refuse_small(name, looks, size, in_memory)
-    return source, looks
+    return parts, looks
 
 
 def _as_it_is(name: str, images: Tensor, size: Size, in_memory: bool | None) -> None:

@@ -238,6 +238,10 @@ def load(
     refused by name: here, as far as the beginnings of files tell, or else as it is decoded. Images are turned upright by
     their EXIF data, transparent ones lie on white.
 
+    Of images that are kept in memory only those asked for are decoded, and all of train where its mean is computed. Once
+    decoded they are kept on disk, at most 5 GB, for the next start: in ``~/.cache/limbeck`` (``XDG_CACHE_HOME``), in the
+    folder that the environment variable ``LIMBECK_DECODED`` names, or nowhere if it is ``off``. That folder may be deleted.
+
     Args:
         name: one of ``names()``.
         root: folder that holds the files; the digits and diabetes need none.
@@ -275,18 +279,23 @@ def load(
     _whole(views=views, view_seed=view_seed)
     named = _SETS[name]
     with needing("train", f"the data {name!r}"):
-        source, looks = settled(name, checked(name, _read(name, named, root, download, ignore)), size, in_memory)
-    train, val = _validation(source, val_share, split_seed)
-    if samples is not None:
-        train = train.take(balanced(groups(train.targets), samples, generator("samples", split_seed), "samples")[1])
+        source = checked(name, _read(name, named, root, download, ignore))
+        train, val = _validation(source, val_share, split_seed)
+        if samples is not None:
+            train = train.take(balanced(groups(train.targets), samples, generator("samples", split_seed), "samples")[1])
+        parts = {"train": train, "val": val, "test": source.test}
+        if mean is None and std is None and not named.mean:
+            parts["measured"] = source.train  # all of it, whatever was asked for
+        held, looks = settled(name, source, parts, size, in_memory)
+    train = held["train"]
     if train.masks is None:
         _tell_of_absent(name, train.targets, source.classes)
     if labels is not None:
         rest, _ = balanced(groups(train.targets), labels, generator("labels", split_seed), "labels")
         train = train.unlabelled(rest)
-    shape = _shape(source.train.images, SIDE if size is None else size)
-    said = normalisation(name, shape[0], mean, std, pixels=not _rows(source.train))
-    means, stds = said or _normalisation(named, source.train.images)
+    shape = _shape(train.images, SIDE if size is None else size)
+    said = normalisation(name, shape[0], mean, std, pixels=not _rows(train))
+    means, stds = said or _normalisation(named, held.get("measured", train).images)
     make = partial(
         _loader,
         mean=means,
@@ -299,7 +308,7 @@ def load(
     augment = named.augment if augment == "default" else augment
     shown = make(train, augment=augment, shuffle=True)
     shown = shown if views is None else shown.cycling(views, view_seed)
-    loaders = {"train": shown, "val": make(val), "test": make(source.test)}
+    loaders = {"train": shown, "val": make(held["val"]), "test": make(held["test"])}
     pipeline = {
         "data": name,
         "samples": {split: len(loader.ids) for split, loader in loaders.items()},

@@ -190,6 +190,13 @@ class Looks:
         self.turned += seen.turned
         self.frames += seen.frames
 
+    def join(self, others: Looks) -> None:
+        """Count in what other files say."""
+        self.sizes += others.sizes
+        self.first = others.first | self.first
+        self.turned += others.turned
+        self.frames += others.frames
+
     def told(self) -> str:
         """Return the sizes in words, the most frequent first."""
         most = self.sizes.most_common(3)
@@ -212,38 +219,6 @@ def looked(source: Source) -> Looks:
                 pictures.refuse_unknown_range(seen, name)
                 looks.add(seen, name)
     return looks
-
-
-def decoded(source: Source) -> tuple[Source, Looks] | None:
-    """Decode all splits to pixels, (N, C, H, W), C = 1 where every image is grey and else 3; None if sizes differ."""
-    looks = Looks()
-    pixels: dict[str, Tensor] = {}
-    grey = True
-    for split, part in source.parts.items():
-        if not isinstance(part.images, Encoded) or (found := _decode(part.images, looks)) is None:
-            return None
-        pixels[split], all_grey = found
-        grey = grey and all_grey
-    channels = 1 if grey else 3
-    held = {name: replace(part, images=pixels[name][:, :channels].contiguous()) for name, part in source.parts.items()}
-    return Source(held["train"], held.get("val"), held["test"], source.classes, source.note), looks
-
-
-def _decode(images: Encoded, looks: Looks) -> tuple[Tensor, bool] | None:
-    """Pixels uint8 (N, 3, H, W) and whether all are grey; None where an image is of another size than those before."""
-    pixels = torch.empty(0, dtype=torch.uint8)
-    grey = True
-    for index in track(range(len(images)), f"reading {images.origin}"):
-        image, seen = images.seen(index)
-        looks.add(replace(seen, size=image.size), images.path(index))
-        if len(looks.sizes) > 1:
-            return None
-        if not len(pixels):
-            pixels = torch.empty((len(images), 3, image.height, image.width), dtype=torch.uint8)
-            array = pixels.numpy()
-        grey = grey and image.mode == "L"
-        array[index] = np.asarray(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
-    return pixels, grey
 
 
 def visible(path: Path, below: Path) -> bool:
