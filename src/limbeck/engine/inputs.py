@@ -32,6 +32,7 @@ from limbeck.core.wrapped import unwrapped
 from limbeck.data.identity import comes_again, described, differences, identity, made_of
 from limbeck.data.repeatable import Repeatable, Splits
 from limbeck.engine.schedule import Schedule, scheduled
+from limbeck.nets.elsewhere import Elsewhere
 
 BEGIN = ("student", "network", "peers", "assistants", "options")
 """What a command names networks by that begin."""
@@ -250,7 +251,8 @@ def describe_teacher(teacher: Frozen, task: Task, few: Any) -> dict[str, Any]:
         "inputs": described(teacher._seen[0]),
         "output": described(teacher.output),
     }
-    if few is not None and not any(isinstance(value, Tensor) for value in teacher.net.state_dict().values()):
+    here = few is not None and not isinstance(teacher.net, Elsewhere)
+    if here and not any(isinstance(value, Tensor) for value in teacher.net.state_dict().values()):
         with torch.no_grad():
             answer = task.feed(teacher, task.inputs(few))
         told["answers"] = described(answer.round(decimals=4) if isinstance(answer, Tensor) else answer)

@@ -104,7 +104,9 @@ def described_cache(answers: Any) -> Any:
     """Return what a run depends on of a cache: how exactly it holds what the teacher said; where it lies does not count."""
     if not isinstance(answers, Brought):
         return None
-    return {"places": [described(asdict(one)) for one in answers.cache.places.values()]}
+    places = [described(asdict(one)) for one in answers.cache.places.values()]
+    who = answers.cache.made_with.get("teacher")
+    return {"places": places, "elsewhere": who} if isinstance(who, str) else {"places": places}
 
 
 def known_of(cache: Cache, split: str, loader: Epochs | Repeatable | None) -> dict[str, dict[str, float]]:

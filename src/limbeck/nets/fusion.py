@@ -35,7 +35,7 @@ class Fusion(nn.Module):
         """
         fused: Tensor = self.enter(maps)
         if self.attend is not None and below is not None:
-            own, other = self._weights(fused, below).sigmoid().split(1, dim=1)
+            own, other = torch.split(self._weights(fused, below).sigmoid(), 1, dim=1)
             fused = torch.addcmul(own * fused, other, _resized(below, fused.shape[2:]))
         fused = _resized(fused, grid)
         return self.leave(fused), fused
@@ -46,7 +46,7 @@ class Fusion(nn.Module):
         It is the sum over either's channels, so that no such pile is made, and ``below`` is weighed on its own grid.
         """
         assert self.attend is not None
-        mine, its = self.attend.weight.split(fused.shape[1], dim=1)
+        mine, its = torch.split(self.attend.weight, fused.shape[1], dim=1)
         return F.conv2d(fused, mine, self.attend.bias) + _resized(F.conv2d(below, its), fused.shape[2:])
 
 

@@ -36,8 +36,12 @@ from limbeck.verbs.compare import progress_bar
 
 logger = logging.getLogger("limbeck")
 
-SHARD, ROWS = 2**27, 8192
-"""Bytes of a shard, about, and samples at most: that is lost when a builder is killed, and held in its memory."""
+SAME = 0.9999
+"""The cosine at least of answers to a sample in a batch and in half of it, where nothing but rounding differs."""
+
+SHARD, ROWS, SHARDS = 2**27, 8192, 256
+"""Of a shard: bytes at most, about, which are held in memory, and lost when a builder is killed; samples at least, where
+these are no more bytes; and how many of them a view has about, of many small answers."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,7 @@ def build_cache(
         made_with={**made_with(of.loader), "torch": torch.__version__, "teacher": facts_of(asked, task)},
         views=of.views,
         view_seed=of.seed,
-        rows=max(1, min(ROWS, SHARD // each) // of.batch_size) * of.batch_size,
+        rows=_rows(of, each),
     )
     _refuse_another(cache, of, asked, task)
     _refuse_no_room(cache, each)
@@ -260,12 +264,18 @@ def _kept(
     few = list(range(max(1, len(next(iter(shown.values()))) // 2)))
     alone = shown_at(teacher, task, take(batch, few), wanted)
     for name, values in shown.items():
-        if alone[name].shape[1:] != values.shape[1:] or alike(alone[name], values[few])[0] < ALIKE:
+        if alone[name].shape[1:] != values.shape[1:] or alike(alone[name], values[few])[0] < SAME:
             raise ValueError(
                 f"the teacher's {name or 'answer'!r} of a sample depends on what else is in the batch, or on chance, and "
                 "cannot be kept: batch norm without its statistics, noise, padding to the longest"
             )
     return [Kept(name, tuple(shown[name].shape[1:]), numbers, None if name else top) for name in wanted]
+
+
+def _rows(of: Asked, each: int) -> int:
+    """Return the samples of a shard: whole batches."""
+    rows = min(max(ROWS, of.samples // SHARDS), SHARD // each)
+    return max(1, rows // of.batch_size) * of.batch_size
 
 
 def _by_place(kept: Sequence[Kept]) -> dict[str, int]:
@@ -316,6 +326,8 @@ def _values(teacher: Frozen, task: Task, loader: Epochs | Repeatable) -> dict[st
         logger.info("the teacher was not measured, and each training tries it: %s", error)
         return None
     values = measurement.compute()
+    if not measurement.samples:
+        return None
     if measurement.guess is not None and no_better(
         task.score, values[task.score.name], measurement.guess, measurement.samples
     ):
