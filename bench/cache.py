@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from marks import write_between
 
 import limbeck
 from limbeck.data.cache import Cache, Kept
 from limbeck.data.cached import uncached
 
-PAGE = Path(__file__).parents[1] / "docs/performance.md"
 BATCH = 64
 ANSWERS = ("kd", "dkd", "dist", "logits", "at")
 CONTEST = ("kd", "dkd", "dist", "logits", "at", "sp", "rkd", "cc")
@@ -261,15 +261,6 @@ def table(heads: Row, rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def between(name: str, text: str) -> None:
-    """Put a table between its marks on the page."""
-    page = PAGE.read_text(encoding="utf-8")
-    head, rest = page.split(f"<!-- {name}: written by bench/cache.py -->", 1)
-    _, tail = rest.split(f"<!-- {name}: end -->", 1)
-    new = f"{head}<!-- {name}: written by bench/cache.py -->\n\n{text}\n\n<!-- {name}: end -->{tail}"
-    PAGE.write_text(new, encoding="utf-8")
-
-
 def main() -> None:
     said = argparse.ArgumentParser(description=__doc__)
     said.add_argument("--root", default="", help="folder of CIFAR-10")
@@ -304,7 +295,7 @@ def main() -> None:
             text = table(heads, measure())
             print(f"{text}\n", flush=True)
             if own.write:
-                between(f"cache-{name}", text)
+                write_between(f"cache-{name}", text.splitlines())
 
 
 if __name__ == "__main__":

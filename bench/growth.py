@@ -20,16 +20,15 @@ from statistics import median
 
 import losses as bench  # sets the number of threads before torch starts them
 import torch
+from marks import write_between
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
-from limbeck.core import files
 from limbeck.losses import rkd_angle, soft_target
 from limbeck.methods.crd import Contrast
 from limbeck.methods.rkd import Angles
 
-BEGIN, END = "<!-- growth: written by bench/growth.py -->", "<!-- growth: end -->"
 HEADER = ("what", "sizes", "ms", "slope of time", "of the last two", "MB", "slope of memory")
 
 Step = Callable[[], object]
@@ -156,16 +155,7 @@ def main() -> None:
         lines.append(row)
         print(row, flush=True)
     if options.write:
-        write(lines)
-
-
-def write(lines: Sequence[str]) -> None:
-    path = bench.DOCS / "performance.md"
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{path} has no place for the table: put {BEGIN} and {END} into it, each on its own line")
-    files.write(path, "\n\n".join([before + begin, "\n".join(lines), end + after]))
+        write_between("growth", lines)
 
 
 if __name__ == "__main__":

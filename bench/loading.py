@@ -31,17 +31,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
 
 import timm.data
 import torch
+from marks import write_between
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from limbeck.core.files import write
 from limbeck.data import FileLoader
 from limbeck.data.files import MEAN, STD
 from limbeck.data.source import Encoded
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-BEGIN, END = "<!-- loading: written by bench/loading.py -->", "<!-- loading: end -->"
 WIDTH, HEIGHT, SIZE, BATCH = 500, 375, 224, 32
 CLASSES = 4
 BASE = "torchvision's reference, 2 workers"
@@ -151,15 +150,6 @@ def spread(ratios: list[float]) -> str:
     return f"{median(ratios):.2f} [{low:.2f}, {high:.2f}]"
 
 
-def write_between(lines: list[str]) -> None:
-    """Put lines between the page's marks."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{PAGE}: expected the lines {BEGIN} and {END}, between which the table goes")
-    write(PAGE, "\n".join([before + BEGIN, "", *lines, "", END]) + after)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path)
@@ -187,7 +177,7 @@ def main() -> None:
         lines = table(measure({name: start() for name, start in loaders.items()}, said.rounds))
     print("\n".join(lines))
     if said.write:
-        write_between(lines)
+        write_between("loading", lines)
 
 
 if __name__ == "__main__":

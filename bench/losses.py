@@ -36,6 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
 os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
 import torch
+from marks import write_between
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -49,7 +50,6 @@ from limbeck.methods.crd import Contrast
 from limbeck.methods.vid import Gaussian
 
 DOCS = Path(__file__).parents[1] / "docs"
-BEGIN, END = "<!-- losses: written by bench/losses.py -->", "<!-- losses: end -->"
 CLASSES, DIMENSIONS = 100, 256
 MAPS = ((16, 32), (64, 16), (256, 8))
 """Channels and side of the student's and of the teacher's maps, from shallow to deep."""
@@ -729,16 +729,6 @@ def line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write_between(path: Path, lines: Sequence[str]) -> None:
-    """Put lines between the two marks of a file; at its end, if it has none."""
-    text = path.read_text() if path.exists() else "# Performance\n"
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2] or "\n"
-    block = "\n\n".join([BEGIN, "\n".join(lines), END])
-    new = f"{before.rstrip()}\n\n{block}{after}"
-    files.write(path, new)
-
-
 # a step of each method -----------------------------------------------------------------------------------------------
 
 SETTING = "64 images of 3x32x32, 100 classes"
@@ -829,7 +819,7 @@ def main() -> None:
             lines.append(line(measured(row, seconds, least)))
             print(lines[-1], flush=True)
     if not options.quick and not options.only:
-        write_between(DOCS / "performance.md", lines)
+        write_between("losses", lines)
 
 
 if __name__ == "__main__":

@@ -25,22 +25,20 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
 
 import torch
-from losses import CLASSES, DOCS, keep_freed_memory, line, peak, ratios, sgd, spread, times
+from losses import CLASSES, keep_freed_memory, line, peak, ratios, sgd, spread, times
+from marks import write_between
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import limbeck
 from limbeck import losses
-from limbeck.core import files
 from limbeck.nets.connectors import regressor
 
-BEGIN, END = "<!-- steps: written by bench/steps.py -->", "<!-- steps: end -->"
 SHAPE = (3, 32, 32)
 LAYERS = ("layer1", "layer2", "layer3")
 SAMPLES, NEGATIVES = 50_000, 16_384
@@ -504,20 +502,6 @@ def check(row: Row, gradients: Mapping[str, Tensor]) -> None:
             raise AssertionError(f"{row.name}: {name} differs by {distance:.1e} of a gradient of length {length:.1e}")
 
 
-def write_between(path: Path, lines: Sequence[str]) -> None:
-    """Put lines between the two marks of a file.
-
-    Raises:
-        ValueError: It has no such marks.
-    """
-    text = path.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{path} has no marks {BEGIN!r} and {END!r}, between which the table goes")
-    before, _, rest = text.partition(BEGIN)
-    block = "\n\n".join([BEGIN, "\n".join(lines), END])
-    files.write(path, before + block + rest.partition(END)[2])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64, help="samples in a batch")
@@ -543,7 +527,7 @@ def main() -> None:
             lines.append(line(measured(make(setting), setting, max(2, options.rounds))))
             print(lines[-1], flush=True)
     if options.write:
-        write_between(DOCS / "performance.md", lines)
+        write_between("steps", lines)
 
 
 if __name__ == "__main__":

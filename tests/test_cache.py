@@ -530,6 +530,7 @@ def test_layers_are_kept_after_what_leaves_less_of_them(tmp_path: Path, teacher:
         T["body"].read({"teacher": trace})
     with pytest.raises(ValueError, match="no layer 'nobody'"):
         limbeck.build_cache(tmp_path / "c", teacher, images(), layers=["nobody"])
+    assert list(limbeck.build_cache(tmp_path / "d", teacher, images(), layers=["body"]).places) == ["", "body"]
 
 
 # loaders of one's own

@@ -241,19 +241,21 @@ def _given(teacher: nn.Module | str, data: Any, task: Task | None) -> tuple[Any,
 
 
 def _wanted(methods: Iterable[Method | Iterable[Stage]], layers: Sequence[str], task: Task) -> list[Source]:
-    """Return the places that methods read, and layers; the answer where nothing is named."""
-    found = [T[layer] for layer in layers]
-    for method in methods:
-        stages = [Stage(method)] if isinstance(method, Method) else method
-        found += [place for stage in stages for place in places(stage.method)]
-    if task.ask is not None:
-        answers = [place for place in found if not place.path]
-        if answers or not found:
-            raise ValueError(
-                f"in {task.name} a teacher is asked about what the student shows, and its answer cannot be kept: name "
-                "layers, layers= (--layers), which do not depend on it"
-            )
-    return found or [T]
+    """Return the places that methods read, the answer where none is named, and layers."""
+    read = [place for method in methods for stage in _stages(method) for place in places(stage.method)]
+    whole = [T[layer] for layer in layers]
+    if task.ask is None:
+        return [*(read or [T]), *whole]
+    if not read + whole or any(not place.path for place in read):
+        raise ValueError(
+            f"in {task.name} a teacher is asked about what the student shows, and its answer cannot be kept: name layers, "
+            "layers= (--layers), which do not depend on it"
+        )
+    return read + whole
+
+
+def _stages(method: Method | Iterable[Stage]) -> Iterable[Stage]:
+    return [Stage(method)] if isinstance(method, Method) else method
 
 
 def _kept(

@@ -15,6 +15,7 @@ from limbeck.core.stage import Stage
 from limbeck.core.task import Task
 from limbeck.data import Data
 from limbeck.verbs.check.answers import constant, finite
+from limbeck.verbs.check.brought import brought
 from limbeck.verbs.check.cost import cost
 from limbeck.verbs.check.data import inputs, left_over, unlabelled
 from limbeck.verbs.check.fed import another_precision, why_not
@@ -174,6 +175,7 @@ def _plays(setup: Setup) -> bool:
 def _sound(found: list[Finding], setup: Setup) -> bool:
     """Add why nothing further is worth a look: who trains what is taught, and numbers that are none."""
     found += finite(setup)
+    found += brought(setup)
     if setup.wrong is not None and not failed(found):
         found.append(Finding("players", "failed", setup.wrong))
     return not failed(found)

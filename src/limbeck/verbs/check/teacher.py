@@ -113,7 +113,7 @@ def _kept(role: str, setup: Setup) -> Iterator[Finding]:
     """Measure answers that batches bring along: of samples in another order they are those of who guesses."""
     task, measurement, title = setup.task, Measurement(setup.task), f"{role} kept answers"
     for batch in setup.some(setup.loaders.train, share=1 / 8):
-        answer, target = task.traces(batch)[role].get(""), task.target(batch)
+        answer, target = task.traces(batch).get(role, {}).get(""), task.target(batch)
         if not isinstance(answer, Tensor):
             return
         measurement.add(answer, target)
