@@ -115,7 +115,8 @@ def test_verbs_bear_the_names_of_functions_and_commands():
     """What a user asks for is found by the name that he knows."""
     shared = {"runs", "doubts", "journal"}  # by compare and tune
     named = {path.stem for path in (HOUSE / "verbs").iterdir() if not path.name.startswith("__")} - shared
-    assert {name for name in named if not hasattr(limbeck, name)} == {"demo"}
+    # the demo has no function, and a cache has two: build_cache and verify_cache
+    assert {name for name in named if not hasattr(limbeck, name)} == {"cache", "demo"}
     commands = {path.stem for path in (HOUSE / "cli").glob("*.py")}
     assert named <= commands
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import limbeck
-from limbeck import T, data
+from limbeck import T, data, zoo
 from limbeck.cli import main
 from limbeck.core.files import Damaged, hold, keep, read
 from limbeck.data import Data, Items, Loader, Rows
@@ -347,6 +347,36 @@ def test_float16_differs_by_its_rounding(tmp_path: Path, teacher: Net) -> None:
         students.append(limbeck.fit(limbeck.kd(net(2), teacher), cached(images(), tmp_path / numbers), epochs=2))
     assert not same(*students)
     torch.testing.assert_close(weights(students[0]), weights(students[1]), atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd", "dist", "logits", "adversarial"])
+def test_logits_are_not_learned_from_log_probabilities(tmp_path: Path, teacher: Net, method: str) -> None:
+    limbeck.build_cache(tmp_path, teacher, images(), views=1, top=2)
+    options = {"num_classes": 3} if method == "adversarial" else {}
+    made = getattr(limbeck, method)(net(2), teacher, **options)
+    if method in ("logits", "adversarial"):
+        with pytest.raises(ValueError, match="takes the teacher's logits as they are"):
+            limbeck.fit(made, cached(images(), tmp_path), epochs=1)
+    else:
+        assert limbeck.fit(made, cached(images(), tmp_path), epochs=1).finished
+
+
+def test_the_likeliest_of_several_labels_are_not_kept(tmp_path: Path) -> None:
+    given = limbeck.data.load("digits-attributes", samples=100)
+    with pytest.raises(ValueError, match="in multilabel none is"):
+        limbeck.build_cache(tmp_path, zoo.network("mlp-16", 5, given.shape), given, top=2)
+
+
+def test_a_check_says_what_is_read_or_why_not(tmp_path: Path, teacher: Net) -> None:
+    limbeck.build_cache(tmp_path, teacher, images(), views=2)
+
+    def found(method: limbeck.Method) -> limbeck.Finding:
+        return next(one for one in limbeck.check(method, cached(images(), tmp_path)).findings if one.name == "cache")
+
+    assert found(limbeck.kd(net(2), teacher)).status == "ok"
+    assert "the method reads 'body'" in found(layers(net(2), teacher, "at")).message
+    assert found(limbeck.kd(net(2), net(6, seed=5))).status == "failed"
+    assert "is run" in found(limbeck.jacobian(net(2), teacher)).message
 
 
 def test_views_come_again_and_only_the_order_is_the_seeds() -> None:

@@ -21,6 +21,7 @@ SEAL, FORMAT = "sha256", "limbeck_format"
 """What a file says of its own content, and that it does: if one of the two is lost, the other tells."""
 VERSION = 1
 """Of the files' format; a file of a later one is refused by name."""
+_FIRST_LINE = "# sealed: the last line is the checksum of those before it\n"
 _LAST_LINE = re.compile(r"# sha256 ([0-9a-f]{64})\n?\Z")
 
 
@@ -71,7 +72,7 @@ def keep(path: Path, value: Any) -> Path:
     if path.suffix == ".yaml":
         import yaml
 
-        text = yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
+        text = _FIRST_LINE + yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True)
         return write(path, f"{text}# {SEAL} {_sha(text.encode())}\n")
     if path.suffix == ".safetensors":
         return write(path, packed(*value) if isinstance(value, tuple) else packed(value))
@@ -111,6 +112,11 @@ def read(path: Path, remedy: str, suffix: str | None = None) -> Any:
             f"{path} cannot be read as {suffix[1:]} ({what}): it is damaged, or another file; {remedy}"
         ) from error
     return value
+
+
+def unsealed(text: str) -> str:
+    """Return what a ``.yaml`` file that `keep` wrote says, without the lines that seal it."""
+    return text.removeprefix(_FIRST_LINE).partition(f"\n# {SEAL} ")[0]
 
 
 def packed(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> bytes:
@@ -212,8 +218,8 @@ def _yaml(path: Path) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8")
     if sealed := _LAST_LINE.search(text):
         _expect(VERSION, sealed[1], lambda: _sha(text[: sealed.start()].encode()))
-    elif re.search(r"sha256|[0-9a-f]{32}", text.rstrip("\n").rpartition("\n")[2]):
-        raise Damaged("its checksum, the last line, was changed")
+    elif text.startswith(_FIRST_LINE) or re.search(r"sha256|[0-9a-f]{32}", text.rstrip("\n").rpartition("\n")[2]):
+        raise Damaged("its checksum, the last line, was changed or lost")
     value = yaml.safe_load(text)
     if not isinstance(value, dict):
         raise Damaged(f"expected options by name, got {type(value).__name__}")

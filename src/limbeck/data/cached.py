@@ -57,7 +57,8 @@ def cached(
         )
     told = Brought(cache, None if places is None else frozenset(places))
     if isinstance(data, Data):
-        return replace(data, train=_told(data.train, told, ids))
+        told_of = {**data.pipeline, "views": cache.views} if data.pipeline else data.pipeline
+        return replace(data, train=_told(data.train, told, ids), pipeline=told_of)
     loaders = data if isinstance(data, tuple) else (data,)
     joined = (_told(loaders[0], told, ids), *loaders[1:])
     return joined if isinstance(data, tuple) else joined[0]

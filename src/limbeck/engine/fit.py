@@ -295,6 +295,7 @@ class _Training:
     copies: Sequence[Callback] | None
     history: list[Row] = field(default_factory=list)
     teachers: dict[str, dict[str, float]] = field(default_factory=dict)
+    tested: dict[str, dict[str, float]] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     suspects: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
@@ -387,6 +388,7 @@ class _Training:
         if read is None:
             return {}
         refuse_what_is_not_said(read, method, train)
+        self.tested = known_of(read.cache, "test", self.loaders.test)
         return known_of(read.cache, "val", self.loaders.val)
 
     def _save(self, learner: Learner) -> None:
@@ -534,7 +536,9 @@ def _finish(
     for name, teacher in teachers_of(method):
         taught[name] = {"val": training.teachers.get(name, {})}
         answers = taught[name]["val"]  # else it has none to these targets
-        if finished and training.loaders.test is not None and answers and not _teachers_known.get():
+        if finished and name in training.tested:
+            taught[name]["test"] = training.tested[name]
+        elif finished and training.loaders.test is not None and answers and not _teachers_known.get():
             with training.may_miss(f"the test metrics of {name}"):
                 view = teacher.again("eval").to(training.device)  # which moves alone
                 taught[name]["test"] = evaluate(view, training.loaders.test, task)

@@ -13,6 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.nn import functional as F
 
+from limbeck.core.batches import take
 from limbeck.core.files import read
 from limbeck.core.frozen import Frozen
 from limbeck.core.method import Distill, Method
@@ -97,7 +98,34 @@ def told_to(method: Method, told: Brought, first: bool) -> Brought | None:
             f"the cache in {cache.folder} holds {said(cache.places)} of the teacher, and the method reads {said(lacking)}: "
             "`limbeck cache build` another, in a folder of its own, whose --methods name this one; or leave the cache out"
         )
+    for part in readers(method, cache.role):
+        _refuse_shifted(part, cache)
     return replace(told, places=frozenset(name for name in names.values() if name is not None))
+
+
+def _refuse_shifted(part: Distill, cache: Cache) -> None:
+    """Find what takes logits as they are, where a cache keeps their log-probabilities: these differ by a number a sample.
+
+    Raises:
+        ValueError: A loss of the answers that is another where that number is.
+    """
+    kept = cache.places.get("")
+    if kept is None or kept.top is None:
+        return
+    for name, (_, term) in zip(part.objective.names, part.objective.entries, strict=True):
+        if not any(one.role == cache.role and not one.path for one in term.sources):
+            continue
+        draw = torch.Generator().manual_seed(0)
+        student, answer = (torch.randn(4, *kept.shape, generator=draw) for _ in range(2))
+        scene = {"target": answer.argmax(-1), "mask": None, "ids": torch.arange(4), "progress": 0.0}
+        there, shifted = (
+            term({**scene, "student": {"": student}, cache.role: {"": one}}) for one in (answer, answer + 3)
+        )
+        if not torch.allclose(there, shifted, rtol=1e-3, atol=1e-6):
+            raise ValueError(
+                f"the term {name!r} takes the teacher's logits as they are, and the cache in {cache.folder} keeps their "
+                f"{kept.top} largest log-probabilities: `limbeck cache build` another without --top, in a folder of its own"
+            )
 
 
 def described_cache(answers: Any) -> Any:
@@ -180,7 +208,7 @@ def refuse_what_is_not_said(told: Brought, method: Method, loader: Epochs | Repe
 def some(loader: Epochs | Repeatable, count: int = 8) -> tuple[Batch, Tensor, Tensor]:
     """Return a batch of a few samples as a training sees them, with their ids and the numbers of their views."""
     if isinstance(loader, Repeatable):
-        batch = loader.first
+        batch = take(loader.first, slice(count))
         ids, views = loader.ids(batch), views_of(batch)
         return batch, ids, torch.zeros_like(ids) if views is None else views
     spread = torch.linspace(0, len(loader.ids) - 1, min(count, len(loader.ids)), dtype=torch.float64).long()

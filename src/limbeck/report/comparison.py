@@ -11,7 +11,7 @@ import numpy as np
 
 from limbeck.core.digits import digits
 from limbeck.core.exhibits import Exhibit, Matrix
-from limbeck.core.files import Damaged, keep, read, write
+from limbeck.core.files import Damaged, keep, read, unsealed, write
 from limbeck.measure import Cost, Judgement, Plan, paired_over_shared
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, strip, tradeoff
@@ -435,7 +435,7 @@ def _files(folder: Path, runs: _Runs, page: Path) -> list[Section]:
 def _config(path: Path) -> str:
     """Return a run's settings as they stand there, without their checksum."""
     read(path, f"remove the folder {path.parent}, and the same call makes this run again")
-    return path.read_text(encoding="utf-8").partition("\n# sha256 ")[0] + "\n"
+    return unsealed(path.read_text(encoding="utf-8")) + "\n"
 
 
 def _finding(candidate: Candidate, judgement: Judgement) -> str:

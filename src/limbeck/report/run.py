@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.core.exhibits import Bars, Exhibit, Gallery, Matrix, Scatter
 from limbeck.core.exhibits import Table as ExhibitedTable
-from limbeck.core.files import Damaged, read, write
+from limbeck.core.files import Damaged, read, unsealed, write
 from limbeck.core.task import Score
 from limbeck.report.examples import FILE, read_exhibits
 from limbeck.report.figures import Line, Point, curves, panels, shares, tradeoff
@@ -366,7 +366,7 @@ def _config(folder: Path, title: str = "What was run") -> Section | None:
         return None
     read(path, SETTINGS)
     check_sum(path)
-    return Section(title, listing=path.read_text(encoding="utf-8").partition("\n# sha256 ")[0])
+    return Section(title, listing=unsealed(path.read_text(encoding="utf-8")))
 
 
 def read_result(folder: Path) -> dict[str, Any]:

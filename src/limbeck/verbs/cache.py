@@ -145,6 +145,8 @@ def build_cache(
     data, task, asked = _given(teacher, data, task)
     train, val, test, _ = splits(data, seed=0)
     of = asked_of(train, views, view_seed)
+    if top is not None and not task.one_class:
+        raise ValueError(f"top={top} keeps the likeliest of classes of which one is right, and in {task.name} none is")
     asked.to(device_of(accelerator))
     batch, _, _ = some(of.loader, of.batch_size)
     wanted = smallest(asked, task, batch, _wanted(methods, layers, task))
