@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -338,6 +339,19 @@ def test_the_teacher_is_not_run(tmp_path: Path, teacher: Net, monkeypatch: pytes
     monkeypatch.setattr(Net, "forward", counted)
     limbeck.fit(limbeck.kd(net(2), teacher), cached(images(), tmp_path), epochs=4)
     assert sum(runs) <= 8 + 2 * 16  # the look at a few samples, and the test data; of 4 epochs and validations nothing
+
+
+def test_the_device_needs_no_room_for_the_teacher(tmp_path: Path, teacher: Net) -> None:
+    limbeck.build_cache(tmp_path, teacher, images(), views=2)
+    method, seen = limbeck.kd(net(2), teacher), []
+
+    class Looks(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(type(pl_module.method.teachers["teacher"].net))
+
+    limbeck.fit(method, cached(images().train, tmp_path), epochs=1, callbacks=[Looks()])
+    limbeck.fit(method, images().train, epochs=1, callbacks=[Looks()])
+    assert seen == [limbeck.Elsewhere, Net]
 
 
 def test_float16_differs_by_its_rounding(tmp_path: Path, teacher: Net) -> None:

@@ -50,7 +50,7 @@ from limbeck.engine.observe import exhibits_of
 from limbeck.engine.precision import Precision as Precision
 from limbeck.engine.progress import bars
 from limbeck.engine.run import Run, about, kept
-from limbeck.engine.taught import described_cache, known_of, refuse_what_is_not_said, told_to
+from limbeck.engine.taught import absent, described_cache, known_of, refuse_what_is_not_said, told_to
 from limbeck.measure.cost import cost
 from limbeck.measure.early_exit import exit_profile
 from limbeck.measure.evaluate import evaluate
@@ -359,7 +359,10 @@ class _Training:
         )
         logger.info("stage %s: %d epochs of %d batches", learner.name, epochs, learner.batches)
         try:
-            trainer.fit(learner, self.loaders.train, self.loaders.val, ckpt_path=self._unfinished(index))
+            with ExitStack() as stack:
+                for role in known:
+                    stack.enter_context(absent(stage.method, role))
+                trainer.fit(learner, self.loaders.train, self.loaders.val, ckpt_path=self._unfinished(index))
         except Interrupted:
             logger.info(
                 "stopped by the user in stage %s after %d of %d batches", learner.name, learner.step, learner.total
@@ -536,7 +539,7 @@ def _finish(
     for name, teacher in teachers_of(method):
         taught[name] = {"val": training.teachers.get(name, {})}
         answers = taught[name]["val"]  # else it has none to these targets
-        if finished and name in training.tested:
+        if finished and training.tested.get(name):
             taught[name]["test"] = training.tested[name]
         elif finished and training.loaders.test is not None and answers and not _teachers_known.get():
             with training.may_miss(f"the test metrics of {name}"):

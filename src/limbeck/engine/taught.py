@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -140,13 +141,17 @@ def described_cache(answers: Any) -> Any:
 def known_of(cache: Cache, split: str, loader: Epochs | Repeatable | None) -> dict[str, dict[str, float]]:
     """Return what the teacher reaches on held-out data, by role, if it was measured on just these when it was asked.
 
+    Where there are none there is nothing to know, and the role is there nevertheless: nobody need ask the teacher.
+
     Args:
         cache: The cache.
         split: ``"val"`` or ``"test"``.
         loader: The data.
     """
+    if loader is None:
+        return {cache.role: {}}
     path = cache.folder / MEASURED
-    if loader is None or not path.exists():
+    if not path.exists():
         return {}
     there = read(path, f"delete {path}").get(split, {})
     if there.get("data") != json.loads(json.dumps(of_loader(loader))):
@@ -174,6 +179,19 @@ def another_teacher(cache: Cache, teacher: Any, task: Task) -> tuple[str, Any, A
     if not isinstance(was, Mapping) or not isinstance(teacher, Frozen):
         return None
     return next(differences(was, facts_of(teacher, task)), None)
+
+
+@contextmanager
+def absent(method: Method, role: str) -> Iterator[None]:
+    """Let a teacher stay where it is while a method trains by what batches bring along: a device needs no room for it."""
+    held = [(part.teachers, part.teachers[role]) for part in readers(method, role)]
+    for teachers, _ in held:
+        teachers[role] = Frozen(Elsewhere())
+    try:
+        yield
+    finally:
+        for teachers, teacher in held:
+            teachers[role] = teacher
 
 
 def refuse_what_is_not_said(told: Brought, method: Method, loader: Epochs | Repeatable) -> None:
