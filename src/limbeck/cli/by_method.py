@@ -91,7 +91,8 @@ def teacher_group(function: Callable[..., Any]) -> list[Callable[..., Any]]:
         return []
     if parameters["teacher"].default is not inspect.Parameter.empty:
         return [possible_teacher_of, views, remembered]
-    return [teacher_of, views, remembered, *[assistants_of] * ("assistants" in parameters)]
+    others = [assistants_of] if "assistants" in parameters else []
+    return [teacher_of, views, remembered, *others]
 
 
 def _teacher_of_all(functions: Iterable[Callable[..., Any]]) -> list[Callable[..., Any]]:

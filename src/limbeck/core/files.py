@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,7 +40,9 @@ def write(path: Path, content: str | bytes | Callable[[Path], object]) -> Path:
         content: Text, bytes, or a function that writes to the path it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    beside = path.with_name(
+        f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}"
+    )  # processes of two machines may be alike
     try:
         if callable(content):
             content(beside)

@@ -74,7 +74,7 @@ class Source:
         return value
 
     def after(self, done: int) -> str:
-        """Return the name of this place after its first steps: ``layer3``, and after one ``layer3 > attention_map``.
+        """Return the name of this place after its first steps: ``layer3``, and after one ``layer3 > at.attention_map``.
 
         A trace that is kept may hold the place as it is after steps that are plain functions, which have names.
         """
@@ -82,8 +82,8 @@ class Source:
 
     @property
     def plain_steps(self) -> int:
-        """How many of its steps, from the first on, are functions alone, which nobody trains."""
-        return next((i for i, step in enumerate(self.steps) if isinstance(step, nn.Module)), len(self.steps))
+        """How many of its steps, from the first on, are functions whose name tells them from all others."""
+        return next((i for i, step in enumerate(self.steps) if "<" in _spoken(step)), len(self.steps))
 
     def _shown(self, trace: Mapping[str, Any]) -> tuple[Any, tuple[Callable[[Tensor], Tensor], ...]]:
         """Return what a trace shows here, and the steps that are left."""
@@ -351,11 +351,14 @@ def _kind(function: Any) -> Any:
 
 
 def _spoken(function: Any) -> str:
-    """A function's name, with what it was given."""
+    """A function's name, with what it was given; in angles what is made anew each time: lambdas, modules, methods."""
     if isinstance(function, partial):
         given = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
         return f"{_spoken(function.func)}({', '.join(given)})"
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
+    if not hasattr(function, "__qualname__") or hasattr(function, "__self__"):
+        return f"<{type(function).__qualname__}>"
+    module = str(function.__module__ or "").removeprefix("limbeck.").removeprefix("methods.")
+    return f"{module}.{function.__qualname__}".removeprefix(".")
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -205,11 +205,32 @@ def views_of(batch: Batch) -> Tensor | None:
     return batch[3] if len(batch) > 3 and isinstance(batch[3], Tensor) else None
 
 
+def numbers_of(batch: Batch, ids: Tensor) -> Tensor:
+    """Return which view of each sample a batch shows, as `views_of`; 0 where it does not say."""
+    numbers = views_of(batch)
+    return torch.zeros_like(ids) if numbers is None else numbers
+
+
+def identified(batch: Batch, asked: Tensor) -> Tensor:
+    """Return the ids of a batch's samples in its own order, or those that were asked for where it has none."""
+    known = "ids" in batch if isinstance(batch, Mapping) else len(batch) > 2
+    return ids_of(batch).cpu() if known else asked
+
+
 def beside(batch: Batch, ids: Tensor, traces: Mapping[str, Trace]) -> Batch:
-    """Return a batch that brings along what teachers said of it, where `traces_of` finds it."""
-    if isinstance(batch, Mapping):
-        return {**batch, "traces": traces}
-    return (*batch[:2], batch[2] if len(batch) > 2 else ids, traces)
+    """Return a batch that brings along what teachers said of it, where `traces_of` finds it, on the device of its ids.
+
+    Raises:
+        ValueError: A tuple with more than its four entries has no place for it.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) > 4:
+        raise ValueError(
+            f"a batch of {len(batch)} entries has no place for what teachers said: serve (inputs, targets, ids), or a dict "
+            "of named columns"
+        )
+    own = batch.get("ids", ids) if isinstance(batch, Mapping) else batch[2] if len(batch) > 2 else ids
+    there = {role: {name: value.to(own.device) for name, value in trace.items()} for role, trace in traces.items()}
+    return {**batch, "traces": there} if isinstance(batch, Mapping) else (*batch[:2], own, there)
 
 
 def no_mask(batch: Batch) -> None:

@@ -17,6 +17,7 @@ A shard is there when its ``.json`` is, which is written last.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -31,14 +32,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.core.files import Damaged, keep, read, sha256_of, write
+from limbeck.core.files import Damaged, hold, keep, read, sha256_of, write
 from limbeck.core.trace import Trace
+from limbeck.data.identity import differences
 
 Numbers = Literal["float16", "float32"]
 """In which floating-point type what is kept is kept."""
 Array = np.ndarray[Any, Any]
 
 FACTS = "cache.json"
+LOCKS = ".locks"
+"""The folder of what one builder at a time holds."""
 OPEN = 512
 """Arrays that are mapped at once; each takes a file handle, of which a process has 1024 by default."""
 BUILD = "build it again, limbeck cache build"
@@ -176,6 +180,10 @@ class Cache:
             raise Damaged(f"{self.folder / FACTS} does not say what a cache holds ({error}): {BUILD}") from error
         self._mapped: OrderedDict[tuple[int, int], dict[str, Array]] = OrderedDict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is mapped: a copy, as in another process, maps its own."""
+        return {**vars(self), "_mapped": OrderedDict()}
+
     @classmethod
     def create(
         cls,
@@ -216,13 +224,16 @@ class Cache:
             "made_with": dict(made_with),
         }
         path = Path(folder) / FACTS
-        if not path.exists():
-            keep(path, facts)
+        with hold(path.parent / LOCKS / "facts", wait=True):  # of two who begin, one finds the other's
+            if not path.exists():
+                keep(path, facts)
         there = cls(folder)
-        if other := [key for key, value in there.facts().items() if key != "made_with" and value != facts[key]]:
+        was, now = ({**one, "made_with": _compared_of(one["made_with"])} for one in (there.facts(), facts))
+        if other := next(differences(was, json.loads(json.dumps(now))), None):
+            what, before, after = other
             raise ValueError(
-                f"{folder} holds a cache with another {other[0]}: {there.facts()[other[0]]}, and not {facts[other[0]]}. "
-                "Go on with the same, or take another folder"
+                f"{folder} holds a cache with another {what}: {before}, and not {after}. Go on with the same, or take "
+                "another folder"
             )
         return there
 
@@ -252,13 +263,30 @@ class Cache:
         """Return what is not there yet: view and shard."""
         return [one for one in self._every() if not self.has(*one)]
 
+    def refuse_unfinished(self) -> None:
+        """Refuse a cache that lacks shards.
+
+        Raises:
+            ValueError: It does.
+        """
+        if missing := self.missing():
+            raise ValueError(
+                f"the cache in {self.folder} is not finished, {len(missing)} of {self.views * self.shards} shards are "
+                "missing: `limbeck cache build` with the same options goes on"
+            )
+
     def ids_of(self, shard: int) -> range:
         """Return the ids of a shard's samples."""
         return range(shard * self.rows, min(self.samples, (shard + 1) * self.rows))
 
     def lock(self, view: int, shard: int) -> Path:
         """Return what one builder at a time holds, see `limbeck.core.files.hold`."""
-        return self.folder / ".locks" / f"{view:04d}-{shard:05d}"
+        return self.folder / LOCKS / f"{view:04d}-{shard:05d}"
+
+    def sweep(self, view: int, shard: int) -> None:
+        """Delete what a killed builder left beside a shard, which whoever holds its lock is about to make."""
+        for path in self._seal(view, shard).parent.glob(f".{shard:05d}.*"):
+            path.unlink(missing_ok=True)
 
     def write(self, view: int, shard: int, shown: Iterable[Mapping[str, Tensor]]) -> None:
         """Write a shard from what the teacher showed of its samples, in the order of their ids.
@@ -419,6 +447,11 @@ def _refuse_another(path: Path, expected: str | None, remedy: str) -> None:
             f"{path} is damaged: it is not what its checksum was made of. Perhaps a disk or a copy failed; {remedy}"
         )
     _compared.add(known)
+
+
+def _compared_of(made_with: Any) -> dict[str, Any]:
+    """Return those facts by which caches are told apart: which torch it was is but good to know."""
+    return {name: value for name, value in made_with.items() if name != "torch"}
 
 
 def _save(array: Array, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from limbeck.core.files import VERSION
-from limbeck.core.task import ids_of
+from limbeck.core.task import ids_of, views_of
 from limbeck.data.cache import Brought, Cache
 from limbeck.data.epochs import Epochs, Views
 from limbeck.data.identity import differences, looks_of
@@ -50,11 +50,7 @@ def cached(
         ValueError: It is not finished, or of other data, views, or another version of limbeck.
     """
     cache = cache if isinstance(cache, Cache) else Cache(cache)
-    if left := cache.missing():
-        raise ValueError(
-            f"the cache in {cache.folder} is not finished, {len(left)} of {cache.views * cache.shards} shards are missing: "
-            "`limbeck cache build` with the same options goes on"
-        )
+    cache.refuse_unfinished()
     told = Brought(cache, None if places is None else frozenset(places))
     if isinstance(data, Data):
         told_of = {**data.pipeline, "views": cache.views} if data.pipeline else data.pipeline
@@ -92,7 +88,13 @@ def _told(loader: Any, told: Brought, ids: Callable[[Any], Tensor]) -> Any:
         own.answers = told
         refuse_other_data(cache, own)
         return own
-    refuse_other_data(cache, repeatable(loader, "train", 0))
+    given = repeatable(loader, "train", 0)
+    refuse_other_data(cache, given)
+    if cache.views > 1 and isinstance(given, Repeatable) and views_of(given.first) is None:
+        raise ValueError(
+            f"the cache in {cache.folder} has {cache.views} views of each sample, and the loader does not say which a "
+            "batch shows: let it serve (inputs, targets, ids, numbers), and augment by id and number alone"
+        )
     return Cached(loader, told, ids)
 
 

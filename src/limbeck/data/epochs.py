@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from limbeck.core.task import UNLABELLED, Batch, beside, inputs_of
+from limbeck.core.task import UNLABELLED, Batch, beside, identified, inputs_of
 from limbeck.core.trace import Trace
 
 if TYPE_CHECKING:
@@ -319,8 +319,17 @@ class Epochs(ABC):
         return self.views.seed, (view * laps + lap) % self.views.count, 0
 
     def _taught(self, batch: Batch, pieces: list[Piece], answers: Answers) -> Batch:
+        """Let a batch bring along what teachers said of its samples, in whatever order it has them."""
         ids = torch.cat([ids for _, ids in pieces])
         numbers = torch.cat([torch.full_like(own, number) for (_, number, _), own in pieces])
+        if not torch.equal(own := identified(batch, ids), ids):
+            seen = dict(zip(ids.tolist(), numbers.tolist(), strict=True))
+            if len(seen) < len(ids):
+                raise ValueError(
+                    "a batch has a sample twice, in two views, and its samples in another order than was asked for: let "
+                    "collate keep the order, or take smaller batches"
+                )
+            ids, numbers = own, torch.tensor([seen[row] for row in own.tolist()])
         return beside(batch, ids, answers(ids, numbers))
 
     def _order(self, view: int, lap: int) -> Tensor:

@@ -132,10 +132,7 @@ def looks_of(loader: Epochs | Repeatable) -> dict[str, Any]:
     if isinstance(loader, Repeatable):
         told = _of_given(loader)
         return {name: told[name] for name in ("samples", "form", "content") if name in told}
-    told = {name: value for name, value in _of_epochs(loader).items() if name not in ORDER}
-    if "a few" in told:
-        told["a few"] = _twice(loader.example)
-    return told
+    return {name: value for name, value in _of_epochs(loader, loader.example).items() if name not in ORDER}
 
 
 def differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -150,8 +147,13 @@ def differences(was: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, 
         yield path, was, now
 
 
-def _of_epochs(loader: Epochs) -> dict[str, Any]:
-    """What one of our loaders serves, and in which order: everything it was made of, but for where it serves it."""
+def _of_epochs(loader: Epochs, look: Callable[[], Any] | None = None) -> dict[str, Any]:
+    """What one of our loaders serves, and in which order: everything it was made of, but for where it serves it.
+
+    Args:
+        loader: The loader.
+        look: Shows a few samples of a data set of which nothing else is known, by default with their targets.
+    """
     made = {name: value for name, value in vars(loader).items() if name not in STANDING and not name.startswith("_")}
     if not loader.shuffle:  # it draws nothing
         made.pop("seed", None)
@@ -164,7 +166,7 @@ def _of_epochs(loader: Epochs) -> dict[str, Any]:
     told["normalised"] = None if normalise is None else described([normalise.scale, normalise.shift])
     if isinstance(samples := made.get("samples"), list | tuple) or dataclasses.is_dataclass(samples) or samples is None:
         return told
-    return {**told, "a few": _twice(loader.few)}
+    return {**told, "a few": _twice(look or loader.few)}
 
 
 def _of_given(given: Repeatable) -> dict[str, Any]:
@@ -284,9 +286,8 @@ def _of_files(listed: Sequence[str]) -> str:
     sizes = [Path(path).stat().st_size for path in listed]
     whole = [read <= WHOLE for read in itertools.accumulate(sizes)]
     beyond = [place for place, known in enumerate(whole) if not known]
-    opened = {
-        *beyond[:: max(1, len(beyond) // OPENED)]
-    }  # of a million files, to open all would take minutes at each start
+    # to open each of a million files would take minutes, at each start
+    opened = {*beyond[:: max(1, len(beyond) // OPENED)]}
     found = hashlib.sha256()
     with ThreadPoolExecutor() as pool:  # reading waits for the disk, and hashing lets others run
         read = pool.map(_whole, [path for path, known in zip(listed, whole, strict=True) if known])

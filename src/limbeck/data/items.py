@@ -70,7 +70,8 @@ class Items(Epochs):
             column ``"ids"``.
         labels: class of every sample, int64 (N,), where it has one; -100 marks a sample without a label.
         normalise: of a batch's inputs, where they are pixels, uint8 (B, C, H, W); pages then show them as they were.
-        workers: processes that read and augment, and stay for the next view; 0 does so in this one.
+        workers: processes that read and augment; 0 does so in this one. They stay from view to view, with the data set as
+            it was when they began: one that changes as the training goes on needs 0.
         shuffle: permute every view; marks a loader for training.
         seed: of order and augmentation.
 
@@ -151,12 +152,12 @@ class Crew:
         self.collate = collate
         self.workers = workers
         self._idle: defaultdict[tuple[int, bool], list[_Team]] = defaultdict(list)
-        _CREWS.add(self)
 
     def batches(self, plan: Iterable[list[Piece]], device: torch.device) -> Iterator[Batch]:
         """Yield the batches that ``plan`` lists, on ``device``."""
         from lightning.fabric.utilities import move_data_to_device
 
+        _CREWS.add(self)
         plan = iter(plan)
         first = list(itertools.islice(plan, 2))
         workers = self.workers if len(first) > 1 else 0  # a batch is one process's work, which may be this one
@@ -172,8 +173,9 @@ class Crew:
             idle.append(team)
 
     def dismiss(self) -> None:
-        """Let all who are idle go."""
-        self._idle.clear()
+        """Let all who are idle go, but for those of the process that this one was forked from."""
+        for key in [key for key in self._idle if key[0] == os.getpid()]:
+            del self._idle[key]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_idle": defaultdict(list)}  # a copy has workers of its own

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from limbeck.core.batches import count, take
-from limbeck.core.task import beside, ids_of, views_of
+from limbeck.core.task import beside, ids_of, numbers_of
 from limbeck.data import Data, names
 from limbeck.data.epochs import Answers, Epochs, generator, share
 from limbeck.data.randomness import Draws
@@ -175,8 +175,8 @@ class Cached:
 
 def taught(batch: Any, answers: Answers, ids: Callable[[Any], Tensor] = ids_of) -> Any:
     """Return a batch with what teachers said of its samples."""
-    own, numbers = ids(batch), views_of(batch)
-    return beside(batch, own, answers(own, torch.zeros_like(own) if numbers is None else numbers))
+    own = ids(batch)
+    return beside(batch, own, answers(own, numbers_of(batch, own)))
 
 
 def samples_in(loader: Epochs | Repeatable) -> int:

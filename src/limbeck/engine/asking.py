@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from limbeck.core.batches import take
 from limbeck.core.files import hold
 from limbeck.core.frozen import Frozen
 from limbeck.core.objective import Source
-from limbeck.core.task import Batch, Task, views_of
+from limbeck.core.task import Batch, Task, identified, inputs_of, numbers_of, views_of
 from limbeck.core.trace import Trace
 from limbeck.data.cache import Array, Cache
 from limbeck.data.epochs import Epochs
@@ -49,7 +50,7 @@ class Asked:
     views: int
     seed: int
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """N: ids are 0 to N − 1."""
         if isinstance(self.loader, Epochs):
@@ -117,9 +118,7 @@ def _of_given(loader: Repeatable, views: int | None) -> Asked:
             f"views={views} of each sample are asked for, and the loader does not say which a batch shows: "
             "let it serve (inputs, targets, ids, numbers), and augment by id and number alone"
         )
-    plain = Repeatable(in_order(loader.loader), 0, train=False)
-    plain.ids = loader.ids
-    if not _same(*(_by_id(plain, seed) for seed in range(2))):
+    if _draws(loader):
         raise ValueError(
             "the loader shows a sample otherwise each time, and does not say how: what a teacher says of one look would "
             "teach another. Let limbeck.data.Items(dataset, transform=...) augment, which draws by (seed, view, id); or "
@@ -128,12 +127,19 @@ def _of_given(loader: Repeatable, views: int | None) -> Asked:
     return Asked(loader, 1, 0)
 
 
-def _by_id(loader: Repeatable, seed: int) -> Any:
-    """Return the inputs of a loader's first batch, in the order of the ids, drawn by a seed."""
-    with Draws(seed).apart():
-        batch = next(iter(loader.loader))
-    order = loader.ids(batch).argsort().tolist()
-    return take(batch, order)[0] if isinstance(batch, tuple | list) else take(batch, order)
+def _draws(loader: Repeatable) -> bool:
+    """Whether a loader of the user's own shows a sample of its first batch otherwise when it is asked again."""
+    batches = in_order(loader)
+    with Draws(0).apart():
+        first = next(iter(batches))
+    places = {row: place for place, row in enumerate(loader.ids(first).tolist())}
+    with Draws(1).apart():
+        for again in batches:
+            mine = [place for place, row in enumerate(loader.ids(again).tolist()) if row in places]
+            if mine:
+                same = [places[row] for row in loader.ids(take(again, mine)).tolist()]
+                return not _same(inputs_of(take(again, mine)), inputs_of(take(first, same)))
+    return False
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -141,11 +147,21 @@ def _same(one: Any, other: Any) -> bool:
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
-def in_order(loader: Any) -> Any:
+def in_order(loader: Repeatable) -> Any:
     """Return torch's loader of a data set so that it serves all samples in order; another is as it is."""
-    if not isinstance(loader, DataLoader) or loader.batch_size is None or not hasattr(loader.dataset, "__getitem__"):
-        return loader
-    return DataLoader(loader.dataset, loader.batch_size, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
+    own = loader.loader
+    if not isinstance(own, DataLoader) or not hasattr(own.dataset, "__getitem__"):
+        return own
+    return DataLoader(
+        own.dataset,
+        own.batch_size or len(loader.ids(loader.first)),
+        num_workers=own.num_workers,
+        collate_fn=own.collate_fn,
+        pin_memory=own.pin_memory,
+        timeout=own.timeout,
+        worker_init_fn=own.worker_init_fn,
+        multiprocessing_context=own.multiprocessing_context,
+    )
 
 
 @dataclass(frozen=True)
@@ -192,6 +208,7 @@ class Asking:
             for view, shard in left:
                 with hold(cache.lock(view, shard)) as mine:
                     if mine and not cache.has(view, shard):
+                        cache.sweep(view, shard)
                         cache.write(view, shard, self._shard(self.of.loader, view, cache.ids_of(shard), tell))
                         taken += 1
             if not taken:
@@ -202,8 +219,10 @@ class Asking:
         size = loader.batch_size
         chunks = torch.split(torch.arange(ids.start, ids.stop), size)
         full = [*chunks[:-1], torch.cat([chunks[-1], torch.arange(size - len(chunks[-1])) % self.of.samples])]
-        for chunk, batch in zip(chunks, loader.seen(view, full), strict=True):
-            yield {name: value[: len(chunk)] for name, value in self.answer(batch).items()}
+        for chunk, asked, batch in zip(chunks, full, loader.seen(view, full), strict=True):
+            places = {row: place for place, row in enumerate(identified(batch, asked).tolist())}
+            rows = [places[row] for row in chunk.tolist()]
+            yield {name: value[rows] for name, value in self.answer(batch).items()}
             tell(len(chunk))
 
     def _gather(self, loader: Repeatable, cache: Cache, tell: Callable[[int], object]) -> None:
@@ -214,7 +233,8 @@ class Asking:
             if not left:
                 return
             ids = loader.ids(batch).cpu()
-            numbers = torch.zeros_like(ids) if (given := views_of(batch)) is None else given.cpu()
+            numbers = numbers_of(batch, ids).cpu()
+            _refuse_beyond(ids, numbers, cache)
             keys = [(int(view), int(row) // cache.rows) for view, row in zip(numbers, ids, strict=True)]
             fresh = [
                 at
@@ -241,10 +261,20 @@ class Asking:
             )
 
     def _passes(self, loader: Repeatable) -> Iterator[Batch]:
-        if (plain := in_order(loader.loader)) is not loader.loader:
+        if (plain := in_order(loader)) is not loader.loader:
             yield from Repeatable(plain, loader.seed, train=False)
         for _ in range(self.of.views + PASSES):
             yield from loader
+
+
+def _refuse_beyond(ids: Tensor, numbers: Tensor, cache: Cache) -> None:
+    """Refuse ids and views of which there are not so many."""
+    for values, what, count in ((ids, "ids", cache.samples), (numbers, "numbers of views", cache.views)):
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < count:
+            raise ValueError(
+                f"the loader serves the {what} {int(values.min())} to {int(values.max())}, and there are {count}: let it "
+                f"serve 0 to {count - 1}, of samples the place in the data set that it goes through"
+            )
 
 
 @dataclass

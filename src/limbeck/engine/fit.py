@@ -385,6 +385,7 @@ class _Training:
     def _bring(self, method: Method, index: int) -> dict[str, dict[str, float]]:
         """Let batches bring along what a cache has of a stage's teacher; return what else is known of it, by role."""
         train, all_of_it = self.loaders.train, self.answers
+        self.tested = {}
         if not isinstance(all_of_it, Brought):
             return {}
         train.answers = read = told_to(method, all_of_it, first=index == 0)

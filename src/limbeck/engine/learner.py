@@ -244,7 +244,7 @@ class Learner(LightningModule):
         """Keep what was measured for this epoch's row, and doubt a teacher that knows nothing."""
         values = {name: measurement.compute() for name, measurement in self._measurements.items()}
         if self.trainer.sanity_checking:
-            self.teachers = values
+            self.teachers |= values
             for role, measurement in self._measurements.items():
                 if told := _doubt(role, values[role], measurement, self.method.task.score):
                     self.suspects.append(told)

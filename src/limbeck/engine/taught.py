@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from limbeck.core.batches import take
+from limbeck.core.copied import copied
 from limbeck.core.files import read
-from limbeck.core.frozen import Frozen
+from limbeck.core.frozen import Frozen, frozen
 from limbeck.core.method import Distill, Method
-from limbeck.core.objective import Source
-from limbeck.core.task import Batch, Task, views_of
+from limbeck.core.objective import Scene, Source, Term
+from limbeck.core.task import Batch, Task, identified, numbers_of, traces_of
 from limbeck.core.trace import Trace
 from limbeck.data.cache import Brought, Cache
 from limbeck.data.epochs import Epochs
@@ -32,8 +33,11 @@ logger = logging.getLogger("limbeck")
 
 MEASURED = "measured.json"
 """What the teacher reaches on held-out data."""
-ALIKE = 0.99
-"""The cosine that answers have at least with those that are kept: float16 leaves 0.9999, another view of a sample 0.9."""
+FEW = 8
+"""Samples of a view of which the teacher is asked before a training."""
+NEAR = 0.1
+"""How far answers may be from those that are kept, in the spread of answers from sample to sample: rounding leaves 0.001,
+another view of a sample 0.3 and more, another sample 1.4."""
 
 
 def readers(method: Method, role: str) -> list[Distill]:
@@ -99,34 +103,12 @@ def told_to(method: Method, told: Brought, first: bool) -> Brought | None:
             f"the cache in {cache.folder} holds {said(cache.places)} of the teacher, and the method reads {said(lacking)}: "
             "`limbeck cache build` another, in a folder of its own, whose --methods name this one; or leave the cache out"
         )
-    for part in readers(method, cache.role):
-        _refuse_shifted(part, cache)
-    return replace(told, places=frozenset(name for name in names.values() if name is not None))
-
-
-def _refuse_shifted(part: Distill, cache: Cache) -> None:
-    """Find what takes logits as they are, where a cache keeps their log-probabilities: these differ by a number a sample.
-
-    Raises:
-        ValueError: A loss of the answers that is another where that number is.
-    """
-    kept = cache.places.get("")
-    if kept is None or kept.top is None:
-        return
-    for name, (_, term) in zip(part.objective.names, part.objective.entries, strict=True):
-        if not any(one.role == cache.role and not one.path for one in term.sources):
-            continue
-        draw = torch.Generator().manual_seed(0)
-        student, answer = (torch.randn(4, *kept.shape, generator=draw) for _ in range(2))
-        scene = {"target": answer.argmax(-1), "mask": None, "ids": torch.arange(4), "progress": 0.0}
-        there, shifted = (
-            term({**scene, "student": {"": student}, cache.role: {"": one}}) for one in (answer, answer + 3)
+    if method.task.traces is not traces_of:
+        raise ValueError(
+            f"the task {method.task.name} has a way of its own to find what a batch brings along of teachers, traces=, and "
+            "does not find what a cache brings: leave that out, or the cache"
         )
-        if not torch.allclose(there, shifted, rtol=1e-3, atol=1e-6):
-            raise ValueError(
-                f"the term {name!r} takes the teacher's logits as they are, and the cache in {cache.folder} keeps their "
-                f"{kept.top} largest log-probabilities: `limbeck cache build` another without --top, in a folder of its own"
-            )
+    return replace(told, places=frozenset(name for name in names.values() if name is not None))
 
 
 def described_cache(answers: Any) -> Any:
@@ -203,35 +185,80 @@ def refuse_what_is_not_said(told: Brought, method: Method, loader: Epochs | Repe
         loader: The training data.
 
     Raises:
-        ValueError: The teacher says something else than what is kept.
+        ValueError: The teacher says something else than what is kept; or what is kept does not serve a loss.
     """
     cache = told.cache
     part = readers(method, cache.role)[0]
     teacher = cast("Frozen", part.teachers[cache.role])
-    if isinstance(teacher.net, Elsewhere):
-        return
-    batch, ids, views = some(loader)
-    kept = cache.read(ids, views, told.places)
-    shown = shown_at(teacher, part.task, batch, named(places(method, cache.role), cache))
+    for number in sorted({0, cache.views - 1}) if isinstance(loader, Epochs) else [0]:
+        batch, ids, views = some(loader, FEW, number)
+        kept = cache.read(ids, views, told.places)
+        if not isinstance(teacher.net, Elsewhere):
+            shown = shown_at(teacher, part.task, batch, named(places(method, cache.role), cache))
+            _refuse_far(cache, shown, kept)
+    if (answer := cache.places.get("")) is not None and answer.top is not None and "" in kept:
+        for each in readers(method, cache.role):
+            _refuse_shifted(each, cache, batch, kept)
+
+
+def _refuse_far(cache: Cache, shown: Trace, kept: Trace) -> None:
     for name, values in kept.items():
-        if (cosine := alike(cache.places[name].again(shown[name]), values)[0]) < ALIKE:
+        if (far := apart(cache.places[name].again(shown[name]), values)) > NEAR:
             raise ValueError(
-                f"the teacher's {name or 'answer'!r} of the first samples is not what {cache.folder} holds: their cosine "
-                f"is {cosine:.3f}, where float16 leaves 0.9999. The data are prepared otherwise, or draw by something else "
-                "than an id and the number of a view: limbeck.data.Items(dataset, transform=...) draws by these. "
-                "`limbeck cache verify` shows more; `limbeck cache build` makes another"
+                f"the teacher's {name or 'answer'!r} of the first samples is not what {cache.folder} holds: it is "
+                f"{far:.2f} of their spread away, where rounding leaves 0.001. The data are prepared otherwise, or draw by "
+                "something else than an id and the number of a view: limbeck.data.Items(dataset, transform=...) draws by "
+                "these. `limbeck cache verify` shows more; `limbeck cache build` makes another"
             )
 
 
-def some(loader: Epochs | Repeatable, count: int = 8) -> tuple[Batch, Tensor, Tensor]:
-    """Return a batch of a few samples as a training sees them, with their ids and the numbers of their views."""
+def _refuse_shifted(part: Distill, cache: Cache, batch: Batch, kept: Trace) -> None:
+    """Find what takes logits as they are, where a cache keeps their log-probabilities: these differ by a number a sample.
+
+    Raises:
+        ValueError: A loss of the answers that is another where that number is.
+    """
+    student = frozen(part.student)
+    device = next(student.net.parameters(), torch.empty(0)).device
+    scene = part.read(move_data_to_device(batch, device))
+    with torch.no_grad():
+        scene["student"] = part.task.look(student, scene["input"], part.objective.paths("student"))
+    for name, (_, term) in zip(part.objective.names, part.objective.entries, strict=True):
+        if not any(one.role == cache.role and not one.path for one in term.sources):
+            continue
+        there, shifted = (_loss(term, {**scene, cache.role: {**kept, "": kept[""] + by}}) for by in (0.0, 3.0))
+        if not torch.allclose(there, shifted, rtol=1e-3, atol=1e-6):
+            raise ValueError(
+                f"the term {name!r} takes the teacher's logits as they are, and the cache in {cache.folder} keeps their "
+                f"{cache.places[''].top} largest log-probabilities: `limbeck cache build` another without --top, in a "
+                "folder of its own"
+            )
+
+
+def _loss(term: Term, scene: Scene) -> Tensor:
+    """Return a term's loss, and leave the term and the random numbers as they were."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(0)
+        loss: Tensor = copied(term)(scene)
+        return loss
+
+
+def some(loader: Epochs | Repeatable, count: int, number: int = 0) -> tuple[Batch, Tensor, Tensor]:
+    """Return a batch of a few samples as a training sees them in a view, with their ids and the numbers of their views.
+
+    Args:
+        loader: The training data; of ours one whose views cycle.
+        count: How many samples at most.
+        number: Of the view; a loader of the user's own has its own.
+    """
     if isinstance(loader, Repeatable):
         batch = take(loader.first, slice(count))
-        ids, views = loader.ids(batch), views_of(batch)
-        return batch, ids, torch.zeros_like(ids) if views is None else views
+        ids = loader.ids(batch)
+        return batch, ids, numbers_of(batch, ids)
     spread = torch.linspace(0, len(loader.ids) - 1, min(count, len(loader.ids)), dtype=torch.float64).long()
-    ids = loader.ids[spread]
-    return next(loader.seen(0, [ids])), ids, torch.zeros_like(ids)
+    batch = next(loader.seen(number, [loader.ids[spread]]))
+    ids = identified(batch, loader.ids[spread])
+    return batch, ids, torch.full_like(ids, number)
 
 
 def named(wanted: Iterable[Source], cache: Cache) -> dict[str, Source]:
@@ -264,7 +291,27 @@ def alike(one: Tensor, other: Tensor) -> tuple[float, float]:
         one: (N, ...).
         other: Of the same shape.
     """
-    ours, theirs = (value.detach().cpu().double().flatten(1) for value in (one, other))
+    ours, theirs = _rows(one), _rows(other)
     zero = (ours == 0).all(1) & (theirs == 0).all(1)
     cosines = F.cosine_similarity(ours, theirs, dim=1).where(~zero, 1.0)
     return float(cosines.min()), float((ours - theirs).abs().max())
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """Return how far two answers to a sample are from each other at most, in the spread of answers from sample to sample.
+
+    A cosine would not do: log-probabilities of a thousand classes, or maps that are nowhere negative, are all alike by it.
+
+    Args:
+        one: (N, ...).
+        other: Of the same shape.
+    """
+    ours, theirs = _rows(one), _rows(other)
+    spread = (ours - ours.mean(0)).square().sum(1).mean().sqrt()
+    length = ours.square().sum(1).mean().sqrt()  # of answers that are all the same a hundredth counts
+    away: Tensor = (ours - theirs).square().sum(1).max().sqrt()
+    return float(away / torch.maximum(spread, length / 100).clamp(min=1e-12))
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values.detach().cpu().double().flatten(1)

@@ -20,24 +20,35 @@ from limbeck.core.method import Method
 from limbeck.core.objective import Source, T
 from limbeck.core.options import ranged
 from limbeck.core.stage import Stage
-from limbeck.core.task import Batch, Task, views_of
+from limbeck.core.task import Batch, Task, identified, numbers_of
 from limbeck.data.cache import Cache, Kept, Numbers
-from limbeck.data.cached import made_with, refuse_other_data
+from limbeck.data.cached import made_with, refuse_other_data, uncached
 from limbeck.data.epochs import Epochs
 from limbeck.data.identity import of_loader
 from limbeck.data.repeatable import Repeatable, splits
 from limbeck.engine.asking import Asked, Asking, asked_of, smallest, unsure
 from limbeck.engine.fit import task_of
 from limbeck.engine.named import Namer, data_of
-from limbeck.engine.taught import ALIKE, MEASURED, alike, another_teacher, facts_of, places, said, shown_at, some
+from limbeck.engine.taught import (
+    MEASURED,
+    NEAR,
+    alike,
+    another_teacher,
+    apart,
+    facts_of,
+    places,
+    said,
+    shown_at,
+    some,
+)
 from limbeck.measure.evaluate import Measurement, batches
 from limbeck.verbs.check.setup import device_of
 from limbeck.verbs.compare import progress_bar
 
 logger = logging.getLogger("limbeck")
 
-SAME = 0.9999
-"""The cosine at least of answers to a sample in a batch and in half of it, where nothing but rounding differs."""
+SAME = 0.01
+"""How far answers to a sample in a batch and in half of it may be apart, in the spread from sample to sample: rounding."""
 
 SHARD, ROWS, SHARDS = 2**27, 8192, 256
 """Of a shard: bytes at most, about, which are held in memory, and lost when a builder is killed; samples at least, where
@@ -204,14 +215,10 @@ def verify_cache(
             which method its layers are seen.
     """
     cache = Cache(folder)
-    if missing := cache.missing():
-        raise ValueError(
-            f"the cache in {cache.folder} is not finished, {len(missing)} of {cache.views * cache.shards} shards are "
-            "missing: `limbeck cache build` with the same options goes on"
-        )
+    cache.refuse_unfinished()
     for _ in cache.check():
         pass
-    data = data_of(data, 0)
+    data = uncached(data_of(data, 0))
     of = asked_of(splits(data, seed=0).train, cache.views, cache.view_seed)
     refuse_other_data(cache, of.loader)
     if teacher is None:
@@ -234,7 +241,7 @@ def verify_cache(
 
 def _given(teacher: nn.Module | str, data: Any, task: Task | None) -> tuple[Any, Task, Frozen]:
     """Return data, task and teacher as they are meant; the teacher moves alone."""
-    data = data_of(data, seed=0)
+    data = uncached(data_of(data, seed=0))
     task = task or task_of(data)
     net = Namer(data, task).teacher(teacher)
     if (why := unsure(net)) is not None:
@@ -268,12 +275,19 @@ def _kept(
     few = list(range(max(1, len(next(iter(shown.values()))) // 2)))
     alone = shown_at(teacher, task, take(batch, few), wanted)
     for name, values in shown.items():
-        if alone[name].shape[1:] != values.shape[1:] or alike(alone[name], values[few])[0] < SAME:
+        if alone[name].shape[1:] != values.shape[1:] or apart(alone[name], values[few]) > SAME:
             raise ValueError(
                 f"the teacher's {name or 'answer'!r} of a sample depends on what else is in the batch, or on chance, and "
                 "cannot be kept: batch norm without its statistics, noise, padding to the longest"
             )
-    return [Kept(name, tuple(shown[name].shape[1:]), numbers, None if name else top) for name in wanted]
+    kept = [Kept(name, tuple(shown[name].shape[1:]), numbers, None if name else top) for name in wanted]
+    for one in kept:
+        if one.top is None and (lost := apart(shown[one.place], one.again(shown[one.place]))) > SAME:
+            raise ValueError(
+                f"{numbers} leaves too little of the teacher's {one.place or 'answer'!r}, {lost:.0%} of its spread is "
+                "lost: take numbers='float32'"
+            )
+    return kept
 
 
 def _rows(of: Asked, each: int) -> int:
@@ -346,8 +360,8 @@ def _looked_at(of: Asked, samples: int) -> Iterator[tuple[Batch, Tensor, Tensor]
         for batch in loader:
             if samples <= 0:
                 return
-            ids, numbers = loader.ids(batch), views_of(batch)
-            yield batch, ids, torch.zeros_like(ids) if numbers is None else numbers
+            ids = loader.ids(batch)
+            yield batch, ids, numbers_of(batch, ids)
             samples -= len(ids)
         return
     generator = torch.Generator().manual_seed(0)
@@ -358,10 +372,11 @@ def _looked_at(of: Asked, samples: int) -> Iterator[tuple[Batch, Tensor, Tensor]
         chosen = torch.randperm(len(loader.ids), generator=generator)[: -(-samples // len(views))]
         chunks = torch.split(loader.ids[chosen], loader.batch_size)
         for ids, batch in zip(chunks, loader.seen(view, chunks), strict=True):
-            yield batch, ids, torch.full_like(ids, view)
+            own = identified(batch, ids)
+            yield batch, own, torch.full_like(own, view)
 
 
 def _fidelity(kept: Kept, shown: Tensor, there: Tensor) -> Fidelity:
     cosine, difference = alike(shown if kept.top is None else shown.log_softmax(-1), there)
-    again, _ = alike(kept.again(shown), there)
-    return Fidelity(kept.place, cosine, difference, kept.numbers, len(shown), again >= ALIKE)
+    far = apart(shown if kept.top is None else kept.again(shown), there)
+    return Fidelity(kept.place, cosine, difference, kept.numbers, len(shown), far <= NEAR)
