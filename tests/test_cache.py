@@ -382,6 +382,71 @@ def test_the_likeliest_of_several_labels_are_not_kept(tmp_path: Path) -> None:
         limbeck.build_cache(tmp_path, zoo.network("mlp-16", 5, given.shape), given, top=2)
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"rows": 0}, "rows must be a whole number, at least 1, got 0"),
+        ({"views": 1.5}, "views must be a whole number"),
+        ({"places": [{"place": "", "shape": [3], "note": 1}]}, "note"),
+    ],
+)
+def test_facts_that_cannot_be_are_told(tmp_path: Path, facts: Any, said: str) -> None:
+    whole = {"samples": 3, "views": 1, "rows": 3, "places": [{"place": "", "shape": [3]}], "made_with": {}}
+    (tmp_path / FACTS).write_text(json.dumps({**whole, **facts}))
+    with pytest.raises(Damaged, match=said):
+        Cache(tmp_path)
+
+
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path, teacher: Net) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds something else than a cache"):
+        limbeck.build_cache(tmp_path, teacher, images(), views=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_comparison_refuses_before_it_trains(tmp_path: Path, teacher: Net) -> None:
+    cache = limbeck.build_cache(tmp_path / "cache", teacher, images(), views=1)
+    entries = ["kd", limbeck.Entry("at", {"layers": [["body", "body"]]})]
+    with pytest.raises(ValueError, match=r"at, layers=.*: the cache in"):
+        limbeck.compare(
+            entries,
+            lambda: net(2, seed=int(torch.initial_seed())),
+            teacher,
+            cached(images(), cache),
+            epochs=1,
+            run_dir=tmp_path / "runs",
+        )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_role_that_nobody_plays_is_told(tmp_path: Path, teacher: Net) -> None:
+    cache = Cache.create(tmp_path, samples=SAMPLES, places=[Kept("", (3,))], made_with={}, role="tutor")
+    cache.write(0, 0, [{"": torch.randn(SAMPLES, 3)}])
+    with pytest.raises(ValueError, match="is of a tutor, and the method has teacher"):
+        limbeck.fit(limbeck.kd(net(2), teacher), cached(images(), cache), epochs=1)
+
+
+def test_methods_that_read_nothing_are_not_built_for(tmp_path: Path, teacher: Net) -> None:
+    with pytest.raises(ValueError, match="reads nothing of a teacher that could be kept"):
+        limbeck.build_cache(tmp_path, teacher, images(), methods=[limbeck.jacobian(net(2), teacher)])
+
+
+def test_the_command_line_learns_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = limbeck.data.load("digits", samples=100)
+    cache = Cache.create(tmp_path / "c", samples=100, places=[Kept("", (10,))], made_with={"teacher": "a service"})
+    cache.write(0, 0, [{"": F.one_hot(given.train.targets, 10) * 4.0}])
+    options = ["--data", "digits", "--samples", "100", "--teacher", "elsewhere"]
+    assert main(["cache", "verify", str(tmp_path / "c"), *options]) == 0
+    assert "no teacher here that could be asked again" in capsys.readouterr().out
+    train = ["--student", "mlp-8", *options, "--cache", str(tmp_path / "c"), "--epochs", "1"]
+    assert main(["distill", "kd", *train, "--run-dir", str(tmp_path / "run")]) == 0
+    assert main(["compare", "kd", *train, "--seeds", "1", "--run-dir", str(tmp_path / "runs")]) == 0
+    assert main(["cache", "build", str(tmp_path / "d"), *options]) == 2
+    assert "there is nobody to ask" in capsys.readouterr().err
+    assert main(["cache", "build", str(tmp_path / "d"), *options[:4], "--teacher", "mlp-8@random"]) == 2
+    assert "drawn by each command anew" in capsys.readouterr().err
+
+
 def test_a_check_says_what_is_read_or_why_not(tmp_path: Path, teacher: Net) -> None:
     limbeck.build_cache(tmp_path, teacher, images(), views=2)
 
@@ -914,6 +979,8 @@ def test_a_cache_from_elsewhere_teaches_without_a_teacher(tmp_path: Path, capsys
         rtol=2e-3,
     )
     assert limbeck.verify_cache(tmp_path, None, loader) == []
+    with pytest.raises(TypeError, match=r"the order is limbeck.cached\(data, folder\)"):
+        cached(tmp_path, loader)
     given = (cached(loader, tmp_path), DataLoader(rows(), 5), DataLoader(rows(), 5))
     result = limbeck.distill(linear(2), limbeck.Elsewhere(), given, "kd", epochs=2)
     assert result.finished

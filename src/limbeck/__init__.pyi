@@ -35,6 +35,7 @@ from .core.task import Task as Task
 from .core.trace import Trace as Trace
 from .core.trace import record as record
 from .data.cache import Cache as Cache
+from .data.cache import Kept as Kept
 from .data.cached import cached as cached
 from .engine.fit import Result as Result
 from .engine.fit import fit as fit

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 
 from limbeck.cli import COMMANDS
-from limbeck.cli.options import answers, load_data, teacher_of, views
+from limbeck.cli.options import ELSEWHERE, answers, load_data, several, teacher_of, views
 from limbeck.cli.parser import Commands
-from limbeck.cli.terminal import plain, waiting
+from limbeck.cli.terminal import STOPPED, plain, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,29 +81,47 @@ def _build(leaf: Namespace, config: Mapping[str, Any]) -> int:
 
     from limbeck.cli.case import case_of
     from limbeck.cli.networks import taught_by
-    from limbeck.cli.options import several
     from limbeck.verbs.cache import build_cache
 
+    _refuse_who_is_not_the_same_twice(several(leaf.teacher))
     console = Console(emoji=False, highlight=False, soft_wrap=True)
     case = case_of(leaf)
     teacher = taught_by(leaf.teacher, case)
-    cache = build_cache(
-        leaf.folder,
-        teacher,
-        case.data,
-        methods=_methods(leaf, case, teacher),
-        layers=several(leaf.layers),
-        views=leaf.views,
-        view_seed=leaf.view_seed,
-        numbers=leaf.numbers,
-        top=leaf.top,
-        task=case.task,
-        accelerator=leaf.accelerator,
-        progress=leaf.progress,
-        tell=lambda estimate: _tell(console, estimate),
-    )
+    try:
+        cache = build_cache(
+            leaf.folder,
+            teacher,
+            case.data,
+            methods=_methods(leaf, case, teacher),
+            layers=several(leaf.layers),
+            views=leaf.views,
+            view_seed=leaf.view_seed,
+            numbers=leaf.numbers,
+            top=leaf.top,
+            task=case.task,
+            accelerator=leaf.accelerator,
+            progress=leaf.progress,
+            tell=lambda estimate: _tell(console, estimate),
+        )
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on")
+        return STOPPED
     _show(console, cache)
     return 0
+
+
+def _refuse_who_is_not_the_same_twice(names: list[str]) -> None:
+    """Refuse a teacher who is not here, or is another each time that the name is said."""
+    for name in names:
+        if name == ELSEWHERE:
+            raise ValueError(
+                "--teacher elsewhere: there is nobody to ask. Write what that teacher says as docs/cache.md describes it"
+            )
+        if name.endswith("@random"):
+            raise ValueError(
+                f"--teacher {name}: its weights are drawn by each command anew, so that no other would find it in the "
+                "cache. Save them first, as a file: NAME@FILE"
+            )
 
 
 def _info(leaf: Namespace, config: Mapping[str, Any]) -> int:
@@ -122,7 +140,7 @@ def _verify(leaf: Namespace, config: Mapping[str, Any]) -> int:
     from rich.table import Table
 
     from limbeck.cli.case import case_of
-    from limbeck.cli.networks import ELSEWHERE, taught_by
+    from limbeck.cli.networks import taught_by
     from limbeck.core.digits import digits
     from limbeck.verbs.cache import verify_cache
 
@@ -148,6 +166,8 @@ def _verify(leaf: Namespace, config: Mapping[str, Any]) -> int:
         table.add_column(head)
     for one in found:
         words = "as kept" if one.ok else "another"
+        if one.ok and one.top is not None:
+            words = f"what the {one.top} largest leave"
         table.add_row(one.place or "answer", one.numbers, f"{one.cosine:.6f}", digits(one.difference), words)
     console.print(table)
     return 0 if all(one.ok for one in found) else 1
@@ -156,12 +176,11 @@ def _verify(leaf: Namespace, config: Mapping[str, Any]) -> int:
 def _methods(leaf: Namespace, case: Case, teacher: Any) -> list[Method | Iterable[Stage]]:
     """Make the methods that are to read, each with its options."""
     from limbeck.cli.networks import network
-    from limbeck.cli.options import several
     from limbeck.cli.words import entries_of
     from limbeck.engine.assemble import assemble
     from limbeck.engine.fit import labels_of
 
-    words = several(leaf.methods)
+    words = [word for listed in several(leaf.methods) for word in ([listed] if ":" in listed else listed.split(","))]
     if words and leaf.student is None:
         raise ValueError("--methods pair the student's layers with the teacher's: say which network it is, --student")
     return [

@@ -13,7 +13,7 @@ from torch import nn
 from limbeck import zoo
 from limbeck.cli.as_trained import tell_of_other_inputs
 from limbeck.cli.case import Case, shape_of
-from limbeck.cli.options import several
+from limbeck.cli.options import ELSEWHERE, several
 from limbeck.core.frozen import Frozen
 from limbeck.core.task import logits
 from limbeck.engine.named import (
@@ -28,10 +28,6 @@ from limbeck.nets.ensemble import Ensemble
 
 if TYPE_CHECKING:
     from limbeck.verbs.runs import Entry
-
-
-ELSEWHERE = "elsewhere"
-"""The name of a teacher of whom there is nothing but a cache."""
 
 
 class Name(str):

@@ -21,6 +21,8 @@ from limbeck.core.method import Make
 from limbeck.core.options import ranged, ranges_of, refuse_outside
 from limbeck.engine.precision import Precision
 
+ELSEWHERE = "elsewhere"
+"""The name of a teacher of whom there is nothing but a cache."""
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 """Where a launcher of several processes says which of them this is."""
 
@@ -341,7 +343,8 @@ def look_ahead(groups: Iterable[Callable[..., Any]], leaf: Namespace, before: st
         if group in (student_of, network_of, trained_of, teacher_of, possible_teacher_of, peers_of, assistants_of):
             for role in NETWORKS:
                 for name in several(leaf[role] if role in inspect.signature(group).parameters else None):
-                    _refuse_absent(name)
+                    if (role, name) != ("teacher", ELSEWHERE):
+                        _refuse_absent(name)
         if group is training:
             _refuse_device(leaf.accelerator)
 

@@ -71,7 +71,7 @@ class Kept:
             raise ValueError(f"numbers must be 'float16' or 'float32', got {self.numbers!r}")
         if self.top is not None and not (self.shape and 0 < self.top < self.shape[-1]):
             raise ValueError(
-                f"top must be fewer classes than there are, and one at least: {self.place or 'the answer'!r} has shape "
+                f"top must be fewer classes than there are, and one at least: {self.place or 'the answer'} has shape "
                 f"{self.shape}, got top={self.top}"
             )
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -170,9 +170,11 @@ class Cache:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        if not (self.folder / FACTS).is_file():
+            raise FileNotFoundError(f"{folder} is no cache, without {FACTS}: `limbeck cache build` makes one")
         facts = read(self.folder / FACTS, BUILD)
         try:
-            self.samples, self.views, self.rows = (int(facts[name]) for name in ("samples", "views", "rows"))
+            self.samples, self.views, self.rows = (_count(facts, name) for name in ("samples", "views", "rows"))
             self.view_seed, self.role = int(facts.get("view_seed", 0)), str(facts.get("role", "teacher"))
             self.places = {one["place"]: Kept(**one) for one in facts["places"]}
             self.made_with: dict[str, Any] = dict(facts["made_with"])
@@ -224,6 +226,8 @@ class Cache:
             "made_with": dict(made_with),
         }
         path = Path(folder) / FACTS
+        if path.parent.is_dir() and not path.exists() and any(one.name != LOCKS for one in path.parent.iterdir()):
+            raise ValueError(f"{folder} holds something else than a cache: name a folder of its own")
         with hold(path.parent / LOCKS / "facts", wait=True):  # of two who begin, one finds the other's
             if not path.exists():
                 keep(path, facts)
@@ -447,6 +451,13 @@ def _refuse_another(path: Path, expected: str | None, remedy: str) -> None:
             f"{path} is damaged: it is not what its checksum was made of. Perhaps a disk or a copy failed; {remedy}"
         )
     _compared.add(known)
+
+
+def _count(facts: Mapping[str, Any], name: str) -> int:
+    count = facts[name]
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1, got {count!r}")
+    return count
 
 
 def _compared_of(made_with: Any) -> dict[str, Any]:

@@ -10,14 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from limbeck.core.files import VERSION
+from limbeck.core.options import shown
 from limbeck.core.task import ids_of, views_of
 from limbeck.data.cache import Brought, Cache
 from limbeck.data.epochs import Epochs, Views
 from limbeck.data.identity import differences, looks_of
-from limbeck.data.repeatable import Cached, Repeatable, repeatable
-from limbeck.data.sets import Data
+from limbeck.data.repeatable import Cached, Repeatable, repeatable, samples_in
+from limbeck.data.sets import Data, load
 
 
 def cached(
@@ -39,8 +41,8 @@ def cached(
     views, one after the other. Validation and test data are as they were.
 
     Args:
-        data: As for `limbeck.fit`. A loader of your own serves ids, and where it augments the number of the view as well,
-            by which, with the id, it augments and by nothing else.
+        data: As for `limbeck.fit`, or a name. A loader of your own serves ids, and where it augments the number of the view
+            as well, by which, with the id, it augments and by nothing else.
         cache: The folder.
         places: What of it; by default all, and in `limbeck.fit` what the method reads.
         ids: Finds the ids in a batch of your own loader.
@@ -49,7 +51,10 @@ def cached(
         FileNotFoundError: There is no cache.
         ValueError: It is not finished, or of other data, views, or another version of limbeck.
     """
+    if not isinstance(cache, (Cache, str, os.PathLike)):
+        raise TypeError(f"the order is limbeck.cached(data, folder), got {shown(cache)} as the folder")
     cache = cache if isinstance(cache, Cache) else Cache(cache)
+    data = load(data) if isinstance(data, str) else data
     cache.refuse_unfinished()
     told = Brought(cache, None if places is None else frozenset(places))
     if isinstance(data, Data):
@@ -90,6 +95,8 @@ def _told(loader: Any, told: Brought, ids: Callable[[Any], Tensor]) -> Any:
         return own
     given = repeatable(loader, "train", 0)
     refuse_other_data(cache, given)
+    if isinstance(given, Repeatable) and isinstance(given.loader, DataLoader) and samples_in(given) > cache.samples:
+        raise ValueError(f"the cache in {cache.folder} has {cache.samples} samples, and the data {samples_in(given)}")
     if cache.views > 1 and isinstance(given, Repeatable) and views_of(given.first) is None:
         raise ValueError(
             f"the cache in {cache.folder} has {cache.views} views of each sample, and the loader does not say which a "

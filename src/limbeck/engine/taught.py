@@ -80,6 +80,9 @@ def told_to(method: Method, told: Brought, first: bool) -> Brought | None:
     """
     cache = told.cache
     wanted = places(method, cache.role)
+    roles = sorted({role for part in method.modules() if isinstance(part, Distill) for role in part.teachers})
+    if roles and cache.role not in roles:
+        raise ValueError(f"the cache in {cache.folder} is of a {cache.role}, and the method has {', '.join(roles)}")
     if not wanted:
         if any(cache.role in part.teachers for part in method.modules() if isinstance(part, Distill)):
             logger.info(

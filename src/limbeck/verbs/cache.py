@@ -84,6 +84,7 @@ class Fidelity:
         difference: The largest of a number; of log-probabilities where the largest are kept.
         numbers: The type on disk.
         samples: How many were asked of again.
+        top: How many of the largest log-probabilities are kept, if not all of the answer.
         ok: Whether it is what this type, and the number of classes that is kept, leave of the answers.
     """
 
@@ -92,6 +93,7 @@ class Fidelity:
     difference: float
     numbers: str
     samples: int
+    top: int | None
     ok: bool
 
 
@@ -126,7 +128,7 @@ def build_cache(
             they see them where these leave less, as the attention maps of `limbeck.at`. By default the answer alone is
             kept, which serves kd, dkd, dist, logits and all else that compares answers.
         layers: Layers to keep besides, whole.
-        views: V, in how many ways each sample looks, at least 1; a training goes through them in turn, epoch by epoch. By
+        views: V, in how many ways each sample looks, in [1, 9999]; a training goes through them in turn, epoch by epoch. By
             default 8, which is ours, and 1 where samples always look the same.
         view_seed: What the views are drawn by, in [0, 4294967295].
         numbers: The type on disk, ``"float16"`` or ``"float32"``: the second keeps the very numbers that the teacher gave.
@@ -251,7 +253,13 @@ def _given(teacher: nn.Module | str, data: Any, task: Task | None) -> tuple[Any,
 
 def _wanted(methods: Iterable[Method | Iterable[Stage]], layers: Sequence[str], task: Task) -> list[Source]:
     """Return the places that methods read, the answer where none is named, and layers."""
-    read = [place for method in methods for stage in _stages(method) for place in places(stage.method)]
+    each = [[place for stage in _stages(method) for place in places(stage.method)] for method in methods]
+    if not all(each):
+        raise ValueError(
+            "one of the methods reads nothing of a teacher that could be kept, as jacobian, which differentiates it, or "
+            "dml, which has none: leave it out"
+        )
+    read = [place for own in each for place in own]
     whole = [T[layer] for layer in layers]
     if task.ask is None:
         return [*(read or [T]), *whole]
@@ -379,4 +387,4 @@ def _looked_at(of: Asked, samples: int) -> Iterator[tuple[Batch, Tensor, Tensor]
 def _fidelity(kept: Kept, shown: Tensor, there: Tensor) -> Fidelity:
     cosine, difference = alike(shown if kept.top is None else shown.log_softmax(-1), there)
     far = apart(shown if kept.top is None else kept.again(shown), there)
-    return Fidelity(kept.place, cosine, difference, kept.numbers, len(shown), far <= NEAR)
+    return Fidelity(kept.place, cosine, difference, kept.numbers, len(shown), kept.top, far <= NEAR)

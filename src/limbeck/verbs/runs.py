@@ -24,8 +24,10 @@ from limbeck.core.files import Damaged, hold, keep, read, sha256_of
 from limbeck.core.frozen import Frozen, bare, frozen
 from limbeck.core.heard import placed
 from limbeck.core.method import Method
+from limbeck.core.stage import Stage
 from limbeck.core.task import Score, Task
 from limbeck.data import Data
+from limbeck.data.cache import Brought
 from limbeck.data.cached import uncached
 from limbeck.data.identity import described, identity
 from limbeck.data.repeatable import Cached, splits
@@ -43,7 +45,7 @@ from limbeck.engine.inputs import (
 from limbeck.engine.learner import Row
 from limbeck.engine.observe import exhibits_of_runs
 from limbeck.engine.run import Occupied, Run
-from limbeck.engine.taught import described_cache
+from limbeck.engine.taught import described_cache, told_to
 from limbeck.measure import Plan, cost, paired_over_shared
 from limbeck.measure.evaluate import Measurement
 from limbeck.methods._papers import paper_of
@@ -229,14 +231,24 @@ class Runs:
                 for make in _makers(entry.options.get(name)):
                     _check_made_anew(make, f"{entry.name}: what makes {name}")
             method = self._assemble(entry, 0)
-            if isinstance(method, Method):
-                continue
-            took = sum(own for _, own in planned(method, epochs or 1))  # a generator complains when it goes on
+            stages = [Stage(method)] if isinstance(method, Method) else method
+            listed = list(planned(stages, epochs or 1))  # a generator complains when it goes on
+            self._check_cache(entry, listed[0][0].method)
+            took = sum(own for _, own in listed)
             if epochs is not None and took > epochs:
                 raise ValueError(
                     f"{entry.name} takes {took} epochs, and plain {epochs}, which is no fair comparison: each stage of a "
                     "method takes an epoch at least, so give more epochs"
                 )
+
+    def _check_cache(self, entry: Entry, method: Method) -> None:
+        """Find what a cache cannot give to a method that learns from the teacher of all."""
+        answers = splits(self.data, seed=0).train.answers
+        if entry.teacher is None and isinstance(answers, Brought):
+            try:
+                told_to(method, answers, first=True)
+            except ValueError as error:
+                raise ValueError(f"{entry.name}: {error}") from error
 
     def outcome(self, entry: Entry, seed: int, epochs: int, tell: Tell) -> Outcome | None:
         """Train, or go on, or read what is there; None where another process is at it.

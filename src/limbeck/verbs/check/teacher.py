@@ -16,6 +16,7 @@ from limbeck.core.finding import Finding, no_better
 from limbeck.core.frozen import Frozen, frozen
 from limbeck.core.method import Method
 from limbeck.core.task import Batch, Score
+from limbeck.data.cache import Brought
 from limbeck.measure.evaluate import Measurement
 from limbeck.verbs.check.data import channels, is_scaled
 from limbeck.verbs.check.setup import Setup
@@ -30,8 +31,10 @@ def teachers(setup: Setup, expect: float | None = None) -> Iterator[Finding]:
         yield _mode(role, teacher)
         yield from _repeats(role, teacher, setup)
         yield _knows(role, teacher, setup, expect)
+    asked = isinstance(setup.loaders.train.answers, Brought)  # then they are compared with what the teacher says
     for role in setup.task.traces(setup.batch):
-        yield from _kept(role, setup)
+        if not asked or role not in setup.teachers:
+            yield from _kept(role, setup)
 
 
 def scales(setup: Setup) -> Iterator[Finding]:
