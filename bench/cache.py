@@ -99,7 +99,7 @@ def epochs(root: str, teacher: str, student: str, rounds: int, batches: int) -> 
             "plain": lambda: run("plain", data)[0],
             "plain again": lambda: run("plain", data)[0],
             **{f"{name}, cached": partial(lambda one: run(one, half)[0], name) for name in ANSWERS},
-            "kd, asked": lambda: run("kd", data)[0],
+            "kd, the teacher at work": lambda: run("kd", data)[0],
         }
         spent: dict[str, list[float]] = {name: [] for name in variants}
         for turn in range(rounds):
@@ -113,7 +113,7 @@ def epochs(root: str, teacher: str, student: str, rounds: int, batches: int) -> 
                 (_, one), (_, other) = run(own, data), run(own, whole)
                 pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
                 alike = "yes" if all(torch.equal(*pair) for pair in pairs) else "no"
-            rows.append([name, ratios(values, spent["plain"]), ratios(values, spent["kd, asked"]), alike])
+            rows.append([name, ratios(values, spent["plain"]), ratios(values, spent["kd, the teacher at work"]), alike])
     return rows
 
 
