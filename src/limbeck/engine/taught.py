@@ -36,8 +36,8 @@ MEASURED = "measured.json"
 FEW = 8
 """Samples of a view of which the teacher is asked before a training."""
 NEAR = 0.1
-"""How far answers may be from those that are kept, in the spread of answers from sample to sample. Rounding leaves 0.001; of
-eight CIFAR-10 images and a resnet20 another view leaves 0.4 to 0.9, and other samples 1.7 to 2.0."""
+"""How far answers may be from those that are kept, in the spread of answers from sample to sample. Rounding leaves 0.001;
+of eight CIFAR-10 images and a resnet20 another view leaves 0.4 to 0.9, and other samples 1.7 to 2.0."""
 
 
 def readers(method: Method, role: str) -> list[Distill]:
