@@ -226,7 +226,12 @@ class Cache:
             "made_with": dict(made_with),
         }
         path = Path(folder) / FACTS
-        if path.parent.is_dir() and not path.exists() and any(one.name != LOCKS for one in path.parent.iterdir()):
+        # what is hidden may be a cache's that another builder is beginning
+        if (
+            path.parent.is_dir()
+            and any(not one.name.startswith(".") for one in path.parent.iterdir())
+            and not path.exists()
+        ):
             raise ValueError(f"{folder} holds something else than a cache: name a folder of its own")
         with hold(path.parent / LOCKS / "facts", wait=True):  # of two who begin, one finds the other's
             if not path.exists():
