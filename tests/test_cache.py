@@ -1035,7 +1035,7 @@ def test_the_command_line_builds_tells_verifies_and_trains(tmp_path: Path, capsy
     cache = str(tmp_path / "cache")
     assert main(["cache", "build", cache, *who, "--views", "2", "--top", "4"]) == 0
     told = capsys.readouterr().out
-    assert "200 samples in 2 views, answer 18 B: 7.2 kB on disk" in told
+    assert "200 samples in 2 views, answer 18 B: 7.20 kB on disk" in told
     assert "finished" in told
     assert main(["cache", "info", cache]) == 0
     assert "4 largest, float16" in capsys.readouterr().out

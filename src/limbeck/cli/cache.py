@@ -200,16 +200,20 @@ def _methods(leaf: Namespace, case: Case, teacher: Any) -> list[Method | Iterabl
 
 def _tell(console: Console, estimate: Estimate) -> None:
     """Say what it will take."""
-    each = ", ".join(f"{name or 'answer'} {size:,} B" for name, size in estimate.places.items())
+    from limbeck.report.table import duration, size
+
+    each = ", ".join(f"{name or 'answer'} {count:,} B" for name, count in estimate.places.items())
     console.print(
         f"{estimate.samples:,} samples in {estimate.views} {'view' if estimate.views == 1 else 'views'}, {each}: "
-        f"{_size(estimate.bytes)} on disk, about {_time(estimate.seconds)} here in one process"
+        f"{size(estimate.bytes)} on disk, about {duration(estimate.seconds)} here in one process"
     )
 
 
 def _show(console: Console, cache: Cache) -> None:
     """Show what a cache holds."""
     from rich.table import Table
+
+    from limbeck.report.table import size
 
     missing, shards = len(cache.missing()), cache.views * cache.shards
     state = "finished" if not missing else f"{missing} of {shards} shards are missing"
@@ -218,27 +222,11 @@ def _show(console: Console, cache: Cache) -> None:
         table.add_column(head)
     for place, one in cache.places.items():
         numbers = one.numbers if one.top is None else f"{one.top} largest, {one.numbers}"
-        size = _size(one.bytes * cache.samples * cache.views)
-        table.add_row(place or "answer", "x".join(map(str, one.shape)), numbers, size)
+        there = size(one.bytes * cache.samples * cache.views)
+        table.add_row(place or "answer", "x".join(map(str, one.shape)), numbers, there)
     console.print(table)
     teacher = cache.made_with.get("teacher")
     who = f"{teacher['network']} of weights {teacher['weights']}" if isinstance(teacher, dict) else teacher
     console.print(
         plain(f"the {cache.role}: {who}; view_seed {cache.view_seed}; limbeck {cache.made_with.get('limbeck')}")
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
-
-
-def _time(seconds: float) -> str:
-    for unit, length in (("s", 60.0), ("min", 60.0), ("h", 48.0)):
-        if seconds < length:
-            return f"{seconds:.2g} {unit}"
-        seconds /= length if unit != "h" else 24
-    return f"{seconds:.2g} days"

@@ -40,9 +40,8 @@ def write(path: Path, content: str | bytes | Callable[[Path], object]) -> Path:
         content: Text, bytes, or a function that writes to the path it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(
-        f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}"
-    )  # processes of two machines may be alike
+    # a random name, as processes of two machines may have the same number
+    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         if callable(content):
             content(beside)

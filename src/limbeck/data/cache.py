@@ -215,30 +215,27 @@ class Cache:
         Raises:
             ValueError: There is another, or a count below 1.
         """
-        counts = {"samples": samples, "views": views, "rows": rows}
-        if low := [name for name, value in counts.items() if value < 1]:
-            raise ValueError(f"{low[0]} must be at least 1, got {counts[low[0]]}")
         facts = {
-            **counts,
+            "samples": samples,
+            "views": views,
+            "rows": rows,
             "view_seed": view_seed,
             "role": role,
-            "places": [{**asdict(one), "shape": list(one.shape)} for one in _told_apart(places)],
+            "places": list(map(asdict, _told_apart(places))),
             "made_with": dict(made_with),
         }
+        for name in ("samples", "views", "rows"):
+            _count(facts, name)
         path = Path(folder) / FACTS
-        # what is hidden may be a cache's that another builder is beginning
-        if (
-            path.parent.is_dir()
-            and any(not one.name.startswith(".") for one in path.parent.iterdir())
-            and not path.exists()
-        ):
+        # what is hidden may be a cache's that another builder is beginning; `glob` finds nothing where there is no folder
+        if any(not one.name.startswith(".") for one in path.parent.glob("*")) and not path.exists():
             raise ValueError(f"{folder} holds something else than a cache: name a folder of its own")
         with hold(path.parent / LOCKS / "facts", wait=True):  # of two who begin, one finds the other's
             if not path.exists():
                 keep(path, facts)
         there = cls(folder)
-        was, now = ({**one, "made_with": _compared_of(one["made_with"])} for one in (there.facts(), facts))
-        if other := next(differences(was, json.loads(json.dumps(now))), None):
+        was, now = (_compared_of(one) for one in (there.facts(), facts))
+        if other := next(differences(was, now), None):
             what, before, after = other
             raise ValueError(
                 f"{folder} holds a cache with another {what}: {before}, and not {after}. Go on with the same, or take "
@@ -254,7 +251,7 @@ class Cache:
             "view_seed": self.view_seed,
             "rows": self.rows,
             "role": self.role,
-            "places": [{**asdict(one), "shape": list(one.shape)} for one in self.places.values()],
+            "places": list(map(asdict, self.places.values())),
             "made_with": self.made_with,
         }
 
@@ -465,9 +462,10 @@ def _count(facts: Mapping[str, Any], name: str) -> int:
     return count
 
 
-def _compared_of(made_with: Any) -> dict[str, Any]:
-    """Return those facts by which caches are told apart: which torch it was is but good to know."""
-    return {name: value for name, value in made_with.items() if name != "torch"}
+def _compared_of(facts: Mapping[str, Any]) -> Any:
+    """Return those facts by which caches are told apart, as JSON gives them back: which torch it was is no such."""
+    made_with = {name: value for name, value in facts["made_with"].items() if name != "torch"}
+    return json.loads(json.dumps({**facts, "made_with": made_with}))
 
 
 def _save(array: Array, path: Path) -> None:

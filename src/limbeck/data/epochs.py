@@ -270,8 +270,11 @@ class Epochs(ABC):
 
     def few(self, count: int = 8) -> Batch:
         """Return a batch of samples spread over the set, not augmented; the same in every process."""
-        spread = torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids)), dtype=torch.float64).long()
-        return next(self.plain()._serve([[((self.seed, 0, 0), self.ids[spread])]]))
+        return next(self.plain()._serve([[((self.seed, 0, 0), self.spread(count))]]))
+
+    def spread(self, count: int) -> Tensor:
+        """Return the ids of so many samples, or all if there are fewer, spread over the set."""
+        return self.ids[torch.linspace(0, len(self.ids) - 1, min(count, len(self.ids)), dtype=torch.float64).long()]
 
     def _move(self, view: int, batch: int) -> None:
         self._view, self._batch = view, batch

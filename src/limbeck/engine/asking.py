@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
@@ -20,7 +20,7 @@ from limbeck.core.frozen import Frozen
 from limbeck.core.objective import Source
 from limbeck.core.task import Batch, Task, identified, inputs_of, numbers_of, views_of
 from limbeck.core.trace import Trace
-from limbeck.data.cache import Array, Cache
+from limbeck.data.cache import LOCKS, Array, Cache
 from limbeck.data.epochs import Epochs
 from limbeck.data.randomness import Draws
 from limbeck.data.repeatable import Repeatable, samples_in
@@ -97,7 +97,7 @@ def _varies(loader: Epochs) -> bool:
     """Whether samples look otherwise in another view."""
     first = loader.ids[:LOOKED_AT]
     one, other = (next(loader.cycling(2).seen(number, [first])) for number in range(2))
-    return not _same(one[0] if isinstance(one, tuple) else one, other[0] if isinstance(other, tuple) else other)
+    return not _same(inputs_of(one), inputs_of(other))
 
 
 def _of_given(loader: Repeatable, views: int | None) -> Asked:
@@ -200,7 +200,7 @@ class Asking:
             tell: Is told how many samples were just asked of.
         """
         if isinstance(self.of.loader, Repeatable):
-            with hold(cache.folder / ".locks" / "all", wait=True):  # samples come as they come: one builder asks of all
+            with hold(cache.folder / LOCKS / "all", wait=True):  # samples come as they come: one builder asks of all
                 self._gather(self.of.loader, cache, tell)
             return
         while left := cache.missing():
@@ -297,8 +297,10 @@ class _Shard:
         self.seen[rows] = True
 
 
-def smallest(teacher: Frozen, task: Task, batch: Batch, wanted: Iterable[Source]) -> dict[str, Source]:
+def smallest(teacher: Frozen, task: Task, batch: Batch, wanted: Iterable[Source]) -> dict[str, tuple[Source, Tensor]]:
     """Return the places to keep by name: each as it is, or after those of its functions that leave least of it.
+
+    Beside each place is what the teacher shows there of the batch.
 
     Raises:
         ValueError: A place that is no tensor with a sample a row, so that it cannot be kept.
@@ -312,7 +314,9 @@ def smallest(teacher: Frozen, task: Task, batch: Batch, wanted: Iterable[Source]
         names = [place.after(done) for done in range(place.plain_steps + 1)]
         sizes = [_size(name, shown[name]) for name in names]
         found[names[sizes.index(min(sizes))]] = place
-    return {name: place for name, place in found.items() if name == place.path or place.path not in found}
+    return {
+        name: (place, shown[name]) for name, place in found.items() if name == place.path or place.path not in found
+    }
 
 
 def _size(name: str, value: Any) -> int:
@@ -323,12 +327,3 @@ def _size(name: str, value: Any) -> int:
         "that are, as those of a backbone (`limbeck layers` lists them), or take the answer out of it, limbeck.Frozen("
         "teacher, output=...)"
     )
-
-
-def unsure(net: nn.Module) -> str | None:
-    """Return why a teacher's answers to a sample are not always the same; None where they are."""
-    if isinstance(net, Frozen) and net.mode != "eval":
-        return (
-            f"it teaches in the mode {net.mode!r}, in which answers depend on the batch or on chance: take mode='eval'"
-        )
-    return None

@@ -359,9 +359,7 @@ class _Training:
         )
         logger.info("stage %s: %d epochs of %d batches", learner.name, epochs, learner.batches)
         try:
-            with ExitStack() as stack:
-                for role in known:
-                    stack.enter_context(absent(stage.method, role))
+            with absent(stage.method, known):
                 trainer.fit(learner, self.loaders.train, self.loaders.val, ckpt_path=self._unfinished(index))
         except Interrupted:
             logger.info(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -84,22 +84,18 @@ def told_to(method: Method, told: Brought, first: bool) -> Brought | None:
     if roles and cache.role not in roles:
         raise ValueError(f"the cache in {cache.folder} is of a {cache.role}, and the method has {', '.join(roles)}")
     if not wanted:
-        if any(cache.role in part.teachers for part in method.modules() if isinstance(part, Distill)):
+        if roles:
             logger.info(
                 "the method asks its %s itself, for gradients, and reads nothing in %s", cache.role, cache.folder
             )
         return None
     for part in readers(method, cache.role):
         teacher = cast("Frozen", part.teachers[cache.role])
-        if (other := another_teacher(cache, teacher, method.task)) is None:
-            continue
         if first:
-            raise ValueError(
-                f"the cache in {cache.folder} was made with another teacher: its {other[0]} was {other[1]}, and is "
-                f"{other[2]}. Take that teacher, or `limbeck cache build` another cache, in a folder of its own"
-            )
-        logger.info("the %s of this stage is another than that of %s, and is asked", cache.role, cache.folder)
-        return None
+            refuse_another_teacher(cache, teacher, method.task)
+        elif another_teacher(cache, teacher, method.task) is not None:
+            logger.info("the %s of this stage is another than that of %s, and is asked", cache.role, cache.folder)
+            return None
     names = {place: kept_as(place, cache) for place in wanted}
     if lacking := [place.path for place, name in names.items() if name is None]:
         raise ValueError(
@@ -158,24 +154,36 @@ def facts_of(teacher: Frozen, task: Task) -> dict[str, Any]:
     }
 
 
-def another_teacher(cache: Cache, teacher: Any, task: Task) -> tuple[str, Any, Any] | None:
+def another_teacher(cache: Cache, teacher: Frozen, task: Task) -> tuple[str, Any, Any] | None:
     """Return the first thing in which a teacher differs from the one of whom a cache is; one from elsewhere is anybody."""
     was = cache.made_with.get("teacher")
-    if not isinstance(was, Mapping) or not isinstance(teacher, Frozen):
-        return None
-    return next(differences(was, facts_of(teacher, task)), None)
+    return next(differences(was, facts_of(teacher, task)), None) if isinstance(was, Mapping) else None
+
+
+def refuse_another_teacher(cache: Cache, teacher: Frozen, task: Task) -> None:
+    """See that a cache is of a teacher.
+
+    Raises:
+        ValueError: It is of another.
+    """
+    if (other := another_teacher(cache, teacher, task)) is not None:
+        what, before, after = other
+        raise ValueError(
+            f"the cache in {cache.folder} is of another teacher: its {what} was {before}, and is {after}. Take that one, "
+            "or `limbeck cache build` another cache, in a folder of its own"
+        )
 
 
 @contextmanager
-def absent(method: Method, role: str) -> Iterator[None]:
-    """Let a teacher stay where it is while a method trains by what batches bring along: a device needs no room for it."""
-    held = [(part.teachers, part.teachers[role]) for part in readers(method, role)]
-    for teachers, _ in held:
+def absent(method: Method, roles: Collection[str]) -> Iterator[None]:
+    """Let teachers stay where they are while a method trains by what batches bring along: they need no room on a device."""
+    held = [(part.teachers, role, part.teachers[role]) for role in roles for part in readers(method, role)]
+    for teachers, role, _ in held:
         teachers[role] = Frozen(Elsewhere())
     try:
         yield
     finally:
-        for teachers, teacher in held:
+        for teachers, role, teacher in held:
             teachers[role] = teacher
 
 
@@ -258,9 +266,9 @@ def some(loader: Epochs | Repeatable, count: int, number: int = 0) -> tuple[Batc
         batch = take(loader.first, slice(count))
         ids = loader.ids(batch)
         return batch, ids, numbers_of(batch, ids)
-    spread = torch.linspace(0, len(loader.ids) - 1, min(count, len(loader.ids)), dtype=torch.float64).long()
-    batch = next(loader.seen(number, [loader.ids[spread]]))
-    ids = identified(batch, loader.ids[spread])
+    wanted = loader.spread(count)
+    batch = next(loader.seen(number, [wanted]))
+    ids = identified(batch, wanted)
     return batch, ids, torch.full_like(ids, number)
 
 

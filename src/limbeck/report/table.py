@@ -297,6 +297,14 @@ def size(count: int) -> str:
     return f"{quantity(count)}B" if count >= 1000 else f"{count} B"
 
 
+def duration(seconds: float) -> str:
+    """Return a length of time in its largest unit of which there are two: 45 s, 3.3 min, 11.0 h."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s"
+
+
 def milliseconds(value: float) -> str:
     """Return a time in three digits: 0.43 ms, 12.5 ms."""
     return _three_digits(value) + " ms"

@@ -26,17 +26,17 @@ from limbeck.data.cached import made_with, refuse_other_data, uncached
 from limbeck.data.epochs import Epochs
 from limbeck.data.identity import of_loader
 from limbeck.data.repeatable import Repeatable, splits
-from limbeck.engine.asking import Asked, Asking, asked_of, smallest, unsure
+from limbeck.engine.asking import Asked, Asking, asked_of, smallest
 from limbeck.engine.fit import task_of
 from limbeck.engine.named import Namer, data_of
 from limbeck.engine.taught import (
     MEASURED,
     NEAR,
     alike,
-    another_teacher,
     apart,
     facts_of,
     places,
+    refuse_another_teacher,
     said,
     shown_at,
     some,
@@ -62,16 +62,19 @@ class Estimate:
     Args:
         samples: N.
         views: V.
-        bytes: On the disk.
         seconds: Of the teacher, in one process here.
         places: The bytes of a sample in a view, by place.
     """
 
     samples: int
     views: int
-    bytes: int
     seconds: float
     places: Mapping[str, int]
+
+    @property
+    def bytes(self) -> int:
+        """On the disk."""
+        return self.samples * self.views * sum(self.places.values())
 
 
 @dataclass(frozen=True)
@@ -162,10 +165,13 @@ def build_cache(
         raise ValueError(f"top={top} keeps the likeliest of classes of which one is right, and in {task.name} none is")
     asked.to(device_of(accelerator))
     batch, _, _ = some(of.loader, of.batch_size)
-    wanted = smallest(asked, task, batch, _wanted(methods, layers, task))
-    kept = _kept(asked, task, batch, wanted, numbers, top)
+    found = smallest(asked, task, batch, _wanted(methods, layers, task))
+    wanted = {name: place for name, (place, _) in found.items()}
+    kept = [Kept(name, tuple(shown.shape[1:]), numbers, None if name else top) for name, (_, shown) in found.items()]
+    _refuse_fickle(asked, task, batch, found)
+    _refuse_rounded(kept, found)
     ask, each = Asking(asked, task, wanted, of), sum(one.bytes for one in kept)
-    tell(Estimate(of.samples, of.views, each * of.samples * of.views, ask.seconds(batch), _by_place(kept)))
+    tell(Estimate(of.samples, of.views, ask.seconds(batch), {one.place: one.bytes for one in kept}))
     cache = Cache.create(
         folder,
         samples=of.samples,
@@ -175,7 +181,6 @@ def build_cache(
         view_seed=of.seed,
         rows=_rows(of, each),
     )
-    _refuse_another(cache, of, asked, task)
     _refuse_no_room(cache, each)
     with progress_bar(progress) as bar:
         missing = sum(len(cache.ids_of(shard)) for _, shard in cache.missing())
@@ -226,7 +231,7 @@ def verify_cache(
     if teacher is None:
         return []
     _, task, asked = _given(teacher, data, task)
-    _refuse_another(cache, of, asked, task)
+    refuse_another_teacher(cache, asked, task)
     asked.to(device_of(accelerator))
     named = {place.after(done): place for place in _wanted(methods, (), task) for done in range(len(place.steps) + 1)}
     seen = {name: named.get(name) or (T[name] if " > " not in name else None) for name in cache.places}
@@ -245,10 +250,13 @@ def _given(teacher: nn.Module | str, data: Any, task: Task | None) -> tuple[Any,
     """Return data, task and teacher as they are meant; the teacher moves alone."""
     data = uncached(data_of(data, seed=0))
     task = task or task_of(data)
-    net = Namer(data, task).teacher(teacher)
-    if (why := unsure(net)) is not None:
-        raise ValueError(f"what the teacher says cannot be kept: {why}")
-    return data, task, frozen(net).again()
+    asked = frozen(Namer(data, task).teacher(teacher)).again()
+    if asked.mode != "eval":
+        raise ValueError(
+            f"what the teacher says cannot be kept: it teaches in the mode {asked.mode!r}, in which answers depend on the "
+            "batch or on chance: take mode='eval'"
+        )
+    return data, task, asked
 
 
 def _wanted(methods: Iterable[Method | Iterable[Stage]], layers: Sequence[str], task: Task) -> list[Source]:
@@ -275,48 +283,34 @@ def _stages(method: Method | Iterable[Stage]) -> Iterable[Stage]:
     return [Stage(method)] if isinstance(method, Method) else method
 
 
-def _kept(
-    teacher: Frozen, task: Task, batch: Batch, wanted: Mapping[str, Source], numbers: Numbers, top: int | None
-) -> list[Kept]:
-    """Return how places are kept, if what a sample shows there depends on that sample alone."""
-    shown = shown_at(teacher, task, batch, wanted)
-    few = list(range(max(1, len(next(iter(shown.values()))) // 2)))
-    alone = shown_at(teacher, task, take(batch, few), wanted)
-    for name, values in shown.items():
+def _refuse_fickle(teacher: Frozen, task: Task, batch: Batch, found: Mapping[str, tuple[Source, Tensor]]) -> None:
+    """See that what the teacher shows of a sample depends on that sample alone."""
+    _, whole = next(iter(found.values()))
+    few = list(range(max(1, len(whole) // 2)))
+    alone = shown_at(teacher, task, take(batch, few), {name: place for name, (place, _) in found.items()})
+    for name, (_, values) in found.items():
         if alone[name].shape[1:] != values.shape[1:] or apart(alone[name], values[few]) > SAME:
             raise ValueError(
                 f"the teacher's {name or 'answer'!r} of a sample depends on what else is in the batch, or on chance, and "
                 "cannot be kept: batch norm without its statistics, noise, padding to the longest"
             )
-    kept = [Kept(name, tuple(shown[name].shape[1:]), numbers, None if name else top) for name in wanted]
+
+
+def _refuse_rounded(kept: Sequence[Kept], found: Mapping[str, tuple[Source, Tensor]]) -> None:
+    """See that the type on disk leaves what the teacher shows."""
     for one in kept:
-        if one.top is None and (lost := apart(shown[one.place], one.again(shown[one.place]))) > SAME:
+        _, shown = found[one.place]
+        if one.top is None and (lost := apart(shown, one.again(shown))) > SAME:
             raise ValueError(
-                f"{numbers} leaves too little of the teacher's {one.place or 'answer'!r}, {lost:.0%} of its spread is "
+                f"{one.numbers} leaves too little of the teacher's {one.place or 'answer'!r}, {lost:.0%} of its spread is "
                 "lost: take numbers='float32'"
             )
-    return kept
 
 
 def _rows(of: Asked, each: int) -> int:
     """Return the samples of a shard: whole batches."""
     rows = min(max(ROWS, of.samples // SHARDS), SHARD // each)
     return max(1, rows // of.batch_size) * of.batch_size
-
-
-def _by_place(kept: Sequence[Kept]) -> dict[str, int]:
-    return {one.place: one.bytes for one in kept}
-
-
-def _refuse_another(cache: Cache, of: Asked, teacher: Frozen, task: Task) -> None:
-    """See that a cache is of this teacher and of these samples."""
-    refuse_other_data(cache, of.loader)
-    if (other := another_teacher(cache, teacher, task)) is not None:
-        path, before, after = other
-        raise ValueError(
-            f"the cache in {cache.folder} is of another teacher: its {path} was {before}, and is {after}. Take that "
-            "one, or another folder"
-        )
 
 
 def _refuse_no_room(cache: Cache, each: int) -> None:
@@ -351,9 +345,9 @@ def _values(teacher: Frozen, task: Task, loader: Epochs | Repeatable) -> dict[st
     except (ValueError, IndexError, RuntimeError) as error:  # its answers are none to these targets
         logger.info("the teacher was not measured, and each training tries it: %s", error)
         return None
-    values = measurement.compute()
     if not measurement.samples:
         return None
+    values = measurement.compute()
     if measurement.guess is not None and no_better(
         task.score, values[task.score.name], measurement.guess, measurement.samples
     ):

@@ -17,6 +17,7 @@ from limbeck.core.task import Batch
 from limbeck.data import Epochs
 from limbeck.data.repeatable import Repeatable
 from limbeck.engine.learner import teachers_of
+from limbeck.report.table import duration
 from limbeck.verbs.check.findings import Finding
 from limbeck.verbs.check.setup import Setup
 from limbeck.verbs.check.terms import PROGRESS
@@ -38,12 +39,12 @@ def cost(setup: Setup, epochs: int | None) -> Iterator[Finding]:
     if val is not None:
         epoch += len(val) * _seconds(setup, val, _measure(setup))
     values = {"seconds a step": step, "seconds an epoch": epoch}
-    message = f"an epoch of {len(train)} batches takes about {_duration(epoch)} on {setup.device.type}"
+    message = f"an epoch of {len(train)} batches takes about {duration(epoch)} on {setup.device.type}"
     if val is not None:
         message += ", its validation included"
     if epochs is not None:
         values["seconds"] = epoch * epochs
-        message += f"; {epochs} epochs, {_duration(epoch * epochs)}, if all stages are alike"
+        message += f"; {epochs} epochs, {duration(epoch * epochs)}, if all stages are alike"
     yield Finding("time", "ok", message, values)
     what = "estimated: weights, gradients, Adam's state, and what backward keeps of a batch"
     if on_gpu:
@@ -98,10 +99,3 @@ def _memory(setup: Setup) -> float:
             turns.append(turn.total)
     trained = sum(p.nbytes for own in parameters(method, setup.stage.trains).values() for p in own)
     return float(sum(kept.values()) + 3 * trained)
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.2g} s"
