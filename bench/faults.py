@@ -361,7 +361,8 @@ def _read_back(run: Path) -> dict[str, list[Path]]:
     """The files that limbeck reads back, by their kind."""
     found: dict[str, list[Path]] = {}
     for path in sorted(run.rglob("*")):
-        if path.suffix in READ_BACK and path.name not in NOT_READ:
+        left = path.name.startswith(".")  # by a kill in the middle of a write
+        if path.suffix in READ_BACK and path.name not in NOT_READ and not left:
             found.setdefault(path.suffix if path.suffix == ".safetensors" else path.name, []).append(path)
     return found
 

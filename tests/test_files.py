@@ -1,6 +1,7 @@
 """What is written is read back, or refused by name: one bit is enough."""
 
 import json
+import os
 import random
 import re
 
@@ -11,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_flatten
 
+from limbeck.core import files
 from limbeck.core.files import Damaged, digest, keep, packed, read, sha256_of, write
 
 KEPT = {
@@ -123,6 +125,29 @@ def test_a_full_disk_costs_no_file(tmp_path, monkeypatch):
         keep(tmp_path / "result.json", {"values": [2]})
     assert read(tmp_path / "result.json", "") == {"values": [1]}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_what_killed_writes_left_is_swept_and_nothing_else(tmp_path):
+    class Killed(BaseException):
+        """Ends a write as SIGKILL does, with nothing cleaned up."""
+
+    left = []
+
+    def half(beside):
+        beside.touch()
+        left.append(os.link(beside, beside.with_name(beside.name.replace(".", ".0", 1))))
+        raise Killed
+
+    for name in ("last.ckpt", "table", "a.b.csv"):
+        with pytest.raises(Killed):
+            files.write(tmp_path / name, half)
+    kept = [".lock", ".last.ckpt", "last.0123456789ab.ckpt", ".gitignore"]
+    for name in kept:
+        (tmp_path / name).touch()
+    assert len([*tmp_path.iterdir()]) == len(left) + len(kept)
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    files.sweep(tmp_path / "none")
 
 
 def test_a_digest_tells_weights_apart():

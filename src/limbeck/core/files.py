@@ -23,6 +23,8 @@ SEAL, FORMAT = "sha256", "limbeck_format"
 VERSION = 1
 """Of the files' format; a file of a later one is refused by name."""
 _FIRST_LINE = "# sealed: the last line is the checksum of those before it\n"
+_BESIDE = re.compile(r"\..*\.[0-9a-f]{12}(\.[^.]*)?")
+"""What `write` calls a file that is not yet in its place."""
 _LAST_LINE = re.compile(r"# sha256 ([0-9a-f]{64})\n?\Z")
 
 
@@ -56,6 +58,13 @@ def write(path: Path, content: str | bytes | Callable[[Path], object]) -> Path:
     with suppress(OSError):  # folders cannot be flushed everywhere
         _flush(path.parent)
     return path
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote left in a folder; nobody else may be writing there."""
+    for path in folder.glob(".*"):
+        if _BESIDE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def keep(path: Path, value: Any) -> Path:

@@ -182,6 +182,7 @@ class Run:
         with hold(self.folder / ".lock") as mine:
             if not mine:
                 raise Occupied(f"another process trains in {self.folder}: wait for it, or {ANOTHER}")
+            files.sweep(self.last.parent)  # checkpoints are large, and kills many where machines are lent
             yield
 
     def begin(self, settings: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
