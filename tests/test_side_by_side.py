@@ -122,6 +122,48 @@ def test_the_run_of_a_killed_process_is_gone_on_with_by_the_others(other, tmp_pa
         ]
 
 
+def array_task(folder, script):
+    """What a task of a job array runs, whose processes know nothing of each other."""
+    Learner.on_train_batch_end = script(Learner.on_train_batch_end)
+    engine.run_report = undrawn
+    os.environ |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "1"}
+    os.environ |= {"SLURM_JOB_NAME": "compare", "SLURM_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "1"}
+    found = run(folder)
+    (folder / "task.json").write_text(json.dumps(records(found.candidates)))
+
+
+def killed_in_its_second_epoch(original):
+    def kill(self, *args):
+        if self.step == len(DATA.train) + 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, *args)
+
+    return kill
+
+
+def undisturbed(original):
+    return original
+
+
+@pytest.mark.filterwarnings("ignore::limbeck.ChanceWarning")
+def test_tasks_of_a_slurm_array_of_which_one_is_killed_make_the_table_of_one(tmp_path, alone, processes):
+    dies, stays = (
+        processes.Process(target=array_task, args=(tmp_path, script), daemon=True)
+        for script in (killed_in_its_second_epoch, undisturbed)
+    )
+    dies.start()
+    until(lambda: (tmp_path / "plain/seed-0/train.log").exists() or not dies.is_alive())
+    stays.start()
+    found = run(tmp_path)
+    for process in (dies, stays):
+        process.join(60)
+    assert (dies.exitcode, stays.exitcode) == (-signal.SIGKILL, 0)
+    assert [candidate.values for candidate in found.candidates] == alone
+    assert [tuple(row["values"]) for row in json.loads((tmp_path / "task.json").read_text())] == alone
+    assert sorted(sessions(tmp_path)) == [1, 1, 1, 2]
+    assert (tmp_path / "report.html").exists()
+
+
 def test_runs_on_several_devices_each_are_made_by_one_process_at_a_time(tmp_path):
     with hold(tmp_path / ".lock"), pytest.raises(ValueError, match="another process makes the comparison"):
         run(tmp_path, devices=2)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,26 +16,52 @@ TRAINING = {"lightning", "pytorch_lightning", "torchmetrics", "torchvision", "tr
 PICTURES = {"matplotlib", "matplotlib.pyplot", "PIL", "scipy", "sklearn", "pandas", "pyarrow"}
 HEAVY = TRAINING | PICTURES
 TELLING = """
-import json, sys
-from contextlib import redirect_stdout
+import json, os, sys
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from limbeck.cli import main
-with redirect_stdout(StringIO()) as said:
-    try:
-        code = main(sys.argv[1:])
-    except SystemExit as end:
-        code = end.code or 0
-print(json.dumps([code, said.getvalue(), sorted(sys.modules)]))
+import {ready}
+
+ready = len(sys.modules)
+for line in json.load(sys.stdin):
+    there, here = os.pipe()
+    if not os.fork():
+        with redirect_stdout(StringIO()) as said, redirect_stderr(StringIO()) as complained:
+            from limbeck.cli import main
+            try:
+                code = main(line.split())
+            except SystemExit as end:
+                code = end.code or 0
+        with os.fdopen(here, "w") as answer:
+            json.dump([code, said.getvalue(), complained.getvalue(), sorted(sys.modules), ready], answer)
+        os._exit(0)
+    os.close(here)
+    with os.fdopen(there) as answer:
+        print(answer.read())
+    os.wait()
 """
 
 
-def told(line: str) -> tuple[str, set[str]]:
-    """What a command says, and which modules that took."""
-    words = [sys.executable, "-c", TELLING, *line.split()]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    code, said, modules = json.loads(done.stdout)
-    assert (code, done.stderr) == (0, "")
-    return said, set(modules)
+@dataclass(frozen=True)
+class Told:
+    """What a command said, which modules were there at its end, and how many before limbeck was imported."""
+
+    code: int
+    said: str
+    complained: str
+    modules: set[str]
+    ready: int
+
+
+def tell(lines: list[str], ready: str) -> dict[str, Told]:
+    """Give each command to a fork of one process that has imported ``ready``, which takes longer than what they do."""
+    words = [sys.executable, "-c", TELLING.format(ready=ready)]
+    done = subprocess.run(words, input=json.dumps(lines), capture_output=True, text=True, check=True)
+    assert not done.stderr, done.stderr
+    answers = map(json.loads, done.stdout.splitlines())
+    return {
+        line: Told(code, said, complained, set(modules), before)
+        for line, (code, said, complained, modules, before) in zip(lines, answers, strict=True)
+    }
 
 
 def imported(code: str) -> set[str]:
@@ -45,76 +71,74 @@ def imported(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.fixture(scope="module")
-def parsing() -> int:
-    """How many modules the parser is made of."""
-    return len(imported("import jsonargparse, rich, yaml"))
+PARSER = "jsonargparse, rich, yaml"
+WITHOUT_TORCH = ["--help", "-h", "--version", "list --help", "list methods", "cite --help", "cite kd+at"]
+WITH_TORCH = [
+    "distill kd --help",
+    "distill kd+at --help",
+    "distill --help",
+    "check crd --help",
+    "list data",
+    "list networks",
+    "list tasks",
+    "tune --help",
+    "table --help",
+    "initialize --help",
+    "report --help",
+    "compare --help",
+    "train --help",
+    "eval --help",
+    "export --help",
+    "layers --help",
+]
+REFUSED = [
+    "train --network mlp-8 --epochs 0",
+    "distill kd+at --student mlp-8 --teacher mlp-8@random --kd.temperature -1",
+    "compare kd --student mlp-8 --teacher mlp-8@nowhere.safetensors",
+    "eval --network nonet@random",
+    "train --network mlp-8 --data imagefolder --root nowhere",
+    f"train --network mlp-8 --run-dir {Path(__file__).as_posix()}",
+]
 
 
 @pytest.fixture(scope="module")
-def torch_alone() -> int:
-    return len(imported("import torch, jsonargparse, rich.table, yaml"))
+def without_torch() -> dict[str, Told]:
+    return tell(WITHOUT_TORCH, PARSER)
 
 
-@pytest.mark.parametrize(
-    "line", ["--help", "-h", "--version", "list --help", "list methods", "cite --help", "cite kd+at"]
-)
-def test_what_only_tells_needs_no_torch(line, parsing):
-    said, modules = told(line)
-    assert said
-    assert not modules & {"torch", "numpy", *HEAVY}
-    assert len(modules) < parsing + 100
+@pytest.fixture(scope="module")
+def with_torch() -> dict[str, Told]:
+    return tell([*WITH_TORCH, *REFUSED], f"torch, rich.table, {PARSER}")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "distill kd --help",
-        "distill kd+at --help",
-        "distill --help",
-        "check crd --help",
-        "list data",
-        "list networks",
-        "list tasks",
-        "tune --help",
-        "table --help",
-        "initialize --help",
-        "report --help",
-        "compare --help",
-        "train --help",
-        "eval --help",
-        "export --help",
-        "layers --help",
-    ],
-)
-def test_help_needs_at_most_torch(line, torch_alone):
-    said, modules = told(line)
-    assert said
-    assert not modules & HEAVY
-    assert len(modules) < torch_alone + 250
+@pytest.mark.parametrize("line", WITHOUT_TORCH)
+def test_what_only_tells_needs_no_torch(line, without_torch):
+    told = without_torch[line]
+    assert (told.code, told.complained) == (0, "")
+    assert told.said
+    assert not told.modules & {"torch", "numpy", *HEAVY}
+    assert len(told.modules) < told.ready + 100
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "train --network mlp-8 --epochs 0",
-        "distill kd+at --student mlp-8 --teacher mlp-8@random --kd.temperature -1",
-        "compare kd --student mlp-8 --teacher mlp-8@nowhere.safetensors",
-        "eval --network nonet@random",
-        "train --network mlp-8 --data imagefolder --root nowhere",
-        f"train --network mlp-8 --run-dir {Path(__file__).as_posix()}",
-    ],
-)
-def test_what_cannot_be_is_said_before_anything_heavy_is_loaded(line):
-    done = subprocess.run([sys.executable, "-c", TELLING, *line.split()], capture_output=True, text=True, check=True)
-    code, _, modules = json.loads(done.stdout)
-    assert code == 2, done.stderr
-    assert "limbeck: error: " in done.stderr
-    assert not set(modules) & {"lightning", "pytorch_lightning", "transformers", "timm"}
+@pytest.mark.parametrize("line", WITH_TORCH)
+def test_help_needs_at_most_torch(line, with_torch):
+    told = with_torch[line]
+    assert (told.code, told.complained) == (0, "")
+    assert told.said
+    assert not told.modules & HEAVY
+    assert len(told.modules) < told.ready + 250
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_what_cannot_be_is_said_before_anything_heavy_is_loaded(line, with_torch):
+    told = with_torch[line]
+    assert told.code == 2
+    assert "limbeck: error: " in told.complained
+    assert not told.modules & {"lightning", "pytorch_lightning", "transformers", "timm"}
 
 
 def test_help_of_a_method_reads_that_one_alone():
-    _, modules = told("distill kd --help")
+    modules = tell(["distill kd --help"], "torch")["distill kd --help"].modules
     assert "limbeck.methods.kd" in modules
     assert not modules & {"limbeck.methods.rkd", "limbeck.zoo", "limbeck.data", "limbeck.engine.fit", "rich.table"}
 

@@ -24,7 +24,7 @@ from limbeck.cli import main
 from limbeck.cli.case import Case
 from limbeck.cli.tune import _with_pairs
 from limbeck.cli.words import entries_of, search_of
-from limbeck.core.files import Damaged, hold, keep, read
+from limbeck.core.files import Damaged, keep, read
 from limbeck.data import Data
 from limbeck.engine import fit as engine
 from limbeck.engine.learner import Learner
@@ -35,8 +35,10 @@ from limbeck.report.redraw import redraw
 from limbeck.report.table import Candidate
 from limbeck.report.tuning import Trial, Tuning, console_table, tuning_findings
 from limbeck.verbs import tune as tuning
+from limbeck.verbs.journal import Journal
 from limbeck.verbs.runs import Outcome, Runs
 from limbeck.verbs.tune import Range, tune
+from test_side_by_side import until
 
 DATA = limbeck.data.load("digits", labels=100, batch_size=128)
 EPOCHS, BATCHES = 2, len(DATA.train)
@@ -287,6 +289,86 @@ def test_a_second_look_at_the_test_data_is_told(found, tmp_path, no_training, mo
 
 CONCLUDE = tuning._conclude
 
+# several processes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_round_is_suggested_and_stopped_by_those_before_it_alone(tmp_path, no_training):
+    whole = no_training(tmp_path / "a", trials=18, at_once=4, epochs=4)
+    assert {trial.state for trial in whole} == {"complete", "stopped"}
+    no_training(tmp_path / "b", trials=3, at_once=4, epochs=4)
+    no_training(tmp_path / "b", trials=14, at_once=4, epochs=4)
+    assert no_training(tmp_path / "b", trials=18, at_once=4, epochs=4) == whole
+    alone = no_training(tmp_path / "c", trials=18, epochs=4)
+    options = [[trial.options for trial in trials] for trials in (whole, alone)]
+    assert options[0][:10] == options[1][:10]  # at random
+    assert options[0] != options[1]
+
+
+def test_a_few_choices_are_all_tried_once_at_once(tmp_path, no_training):
+    choices = {"temperature": [1.0, 4.0, 9.0], "alpha": [0.5, 0.9]}
+    one, four = (no_training(tmp_path / str(n), search=choices, trials=20, at_once=n) for n in (1, 4))
+    assert [trial.options for trial in one] == [trial.options for trial in four]
+
+
+TOGETHER = {"trials": 3, "at_once": 2, "final_seeds": 1}
+
+
+def helper(folder, killed):
+    """Another process of the search: killed in the second epoch of its first trial, once others are at one, or not."""
+    left, original = [BATCHES + 3], Learner.on_train_batch_end
+
+    def kill(self, *args):
+        left[0] -= 1
+        if killed and left[0] == 0:
+            until(lambda: len(list(folder.glob("trials/*/*/train.log"))) > 1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(self, *args)
+
+    Learner.on_train_batch_end, engine.run_report = kill, undrawn
+    (folder / "helper.json").write_text(json.dumps(told(run(folder, **TOGETHER))))
+
+
+def told(result):
+    """What a search came to."""
+    trials = [[dict(trial.options), trial.state, list(trial.values)] for trial in result.trials]
+    return [trials, [list(candidate.values) for candidate in result.comparison.candidates], list(result.looks)]
+
+
+def test_three_processes_of_which_one_is_killed_come_to_what_one_comes_to(
+    tmp_path, search_alone, monkeypatch, processes
+):
+    alone, folder = search_alone(tmp_path / "alone", **TOGETHER), tmp_path / "together"
+    monkeypatch.undo()
+    dies, stays = (processes.Process(target=helper, args=(folder, killed), daemon=True) for killed in (True, False))
+    dies.start()
+    until(lambda: any(folder.glob("trials/*/*/train.log")) or not dies.is_alive())
+    stays.start()
+    found = run(folder, **TOGETHER)
+    for process in (dies, stays):
+        process.join(60)
+    assert (dies.exitcode, stays.exitcode) == (-signal.SIGKILL, 0)
+    assert list(found.trials) == alone
+    assert json.loads((folder / "helper.json").read_text()) == told(found)
+    logs = {
+        place: [log.read_text() for log in folder.glob(f"{place}/*/*/train.log")] for place in ("trials", "comparison")
+    }
+    begun = {place: sorted(text.count("stage train:") for text in texts) for place, texts in logs.items()}
+    assert begun == {"trials": [1, 1, 2], "comparison": [1] * len(begun["comparison"])}  # one was gone on with
+    assert (folder / "report.html").exists()
+    Journal(folder / "study.journal")  # every line is what was written
+
+
+def test_a_trial_that_was_being_asked_for_when_its_process_was_killed_is_asked_for_again(tmp_path, no_training):
+    whole = no_training(tmp_path / "a", trials=4)
+    folder = shutil.copytree(tmp_path / "a", tmp_path / "b")
+    lines = (folder / "study.journal").read_bytes().splitlines(keepends=True)
+    asked = [index for index, line in enumerate(lines) if json.loads(line)["op_code"] == SET_TRIAL_PARAM]
+    (folder / "study.journal").write_bytes(b"".join(lines[: asked[4] + 1]))  # the third trial has one of two parameters
+    assert no_training(folder, trials=4) == whole
+
+
+SET_TRIAL_PARAM = 5
+
 # what is refused -----------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +388,7 @@ CONCLUDE = tuning._conclude
         ("ban", {"generations": Range(1.5, 3)}, {}, "generations of ban is a whole number"),
         ("kd", SEARCH, {"options": {"alpha": 0.5}}, "alpha is fixed, at 0.5, and searched"),
         ("kd", SEARCH, {"trials": 0}, "trials must be at least 1"),
+        ("kd", SEARCH, {"at_once": 0}, "at_once must be at least 1"),
         (
             "kd",
             SEARCH,
@@ -345,16 +428,12 @@ def test_choices_are_a_list(tmp_path):
         ({"clip": 1.0}, "another clip"),
         ({"seed": 1}, "another seed"),
         ({"seeds": 2}, "another seeds"),
+        ({"at_once": 2}, "another at_once"),
     ],
 )
 def test_another_search_in_the_same_folder_is_refused(found, changed, message):
     with pytest.raises(ValueError, match=message):
         run(found[0], **changed)
-
-
-def test_one_process_at_a_time(tmp_path):
-    with hold(tmp_path / ".lock"), pytest.raises(ValueError, match="another process is at the search"):
-        run(tmp_path)
 
 
 def test_a_journal_that_a_crash_cut_short_is_mended(tmp_path, no_training):
@@ -599,9 +678,22 @@ def test_the_command_searches_and_says_how_to_train_the_best(tmp_path, monkeypat
     assert main([*shlex.split(command)[1:], "--run-dir", "runs/best"]) == 0
 
 
+def test_the_command_searches_in_two_processes_as_in_one(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    words = "tune kd --student mlp-8 --teacher mlp-16@random --samples 200 --epochs 1 --trials 3 --final-seeds 1"
+    words = [*words.split(), "--search", "temperature=1:9", "--run-dir"]
+    assert main([*words, "two", "--jobs", "2"]) == 0
+    assert "limbeck distill kd" in capfd.readouterr().out
+    assert main([*words, "one", "--at-once", "2"]) == 0
+    one, two = (json.loads(Path(name, "tuning.json").read_text())["trials"] for name in ("one", "two"))
+    assert one == two
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ("kd --search alpha=0:1 --jobs 0", "at least 1 job, each with one device"),
         ("kd --search temprature=1:2", "did you mean temperature"),
         ("kd:alpha=0.1,0.5 --search temperature=1:2", "goes to --search"),
         ("kd --search temperature=1:2 --devices 2", "a search trains on one device"),

@@ -4,6 +4,7 @@ from . import data as data
 from . import losses as losses
 from . import measure as measure
 from . import zoo as zoo
+from .core.compiled import compiled as compiled
 from .core.exhibits import Exhibit as Exhibit
 from .core.finding import Finding as Finding
 from .core.frozen import Frozen as Frozen
@@ -37,6 +38,7 @@ from .core.trace import record as record
 from .data.cache import Cache as Cache
 from .data.cache import Kept as Kept
 from .data.cached import cached as cached
+from .engine.fit import NotCompiledWarning as NotCompiledWarning
 from .engine.fit import Result as Result
 from .engine.fit import fit as fit
 from .engine.learner import ChanceWarning as ChanceWarning

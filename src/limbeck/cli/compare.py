@@ -64,6 +64,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
     from rich.console import Console
 
     from limbeck.cli.case import case_of
+    from limbeck.cli.jobs import share_out
     from limbeck.cli.networks import network, taught_by, with_networks
     from limbeck.cli.words import entries_of
     from limbeck.report.comparison import opening, remarks
@@ -72,7 +73,7 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
 
     run_dir = leaf.run_dir or fresh_folder("compare", leaf.student, leaf.data)
     if leaf.jobs != 1:
-        return _share_out(leaf, config, run_dir)
+        return share_out("compare", config["compare"] | {"run_dir": run_dir}, leaf.jobs, leaf.devices * leaf.nodes)
     case = case_of(leaf)
     entries = [with_networks(entry, case, leaf.seed) for words in leaf.methods for entry in entries_of(words)]
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher in every process, and when the command goes on
@@ -105,17 +106,3 @@ def _compare(leaf: Namespace, config: Mapping[str, Any]) -> int:
         console.print(f"  {plain(sentence)}")
     console.print(plain(str(Path(run_dir) / "report.html")))
     return 0
-
-
-def _share_out(leaf: Namespace, config: Mapping[str, Any], run_dir: str) -> int:
-    """Make the comparison in several processes, all of this same command."""
-    from limbeck.cli.jobs import side_by_side
-
-    if leaf.jobs < 1 or leaf.devices > 1:
-        raise ValueError(f"expected at least 1 job, each with one device, got jobs={leaf.jobs}, devices={leaf.devices}")
-    own = config["compare"] | {"jobs": 1, "run_dir": run_dir}
-    return side_by_side(
-        {"compare": own, "subcommand": "compare"},
-        {"compare": own | {"progress": False}, "subcommand": "compare"},
-        leaf.jobs,
-    )

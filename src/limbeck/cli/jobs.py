@@ -30,6 +30,31 @@ WORKER = "import sys; from limbeck.cli.jobs import work; sys.exit(work(sys.argv[
 """What a process runs: a file of its own would be left behind where all of them are killed."""
 
 
+def share_out(command: str, own: Mapping[str, Any], jobs: int, devices: int) -> int:
+    """Let several processes make the work of one command, each by the same words and in the same folder.
+
+    Args:
+        command: Its name.
+        own: What was said of it, as ``--config`` takes it, with a folder.
+        jobs: How many processes.
+        devices: How many each would train on.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ValueError: Fewer than one process, or several devices each.
+    """
+    if jobs < 1 or devices > 1:
+        raise ValueError(f"expected at least 1 job, each with one device, got jobs={jobs}, devices={devices}")
+    own = {**own, "jobs": 1}
+    return side_by_side(
+        {command: own, "subcommand": command},
+        {command: own | {"progress": False}, "subcommand": command},
+        jobs,
+    )
+
+
 def side_by_side(first: Mapping[str, Any], others: Mapping[str, Any], jobs: int) -> int:
     """Run a command in several processes, of which the first tells the user how it goes and what comes out.
 

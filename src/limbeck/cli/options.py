@@ -19,7 +19,7 @@ from jsonargparse import Namespace
 from limbeck.cli.help import NETWORKS, dashed
 from limbeck.core.method import Make
 from limbeck.core.options import ranged, ranges_of, refuse_outside
-from limbeck.engine.precision import Precision
+from limbeck.engine.precision import Precision, Teachers, TeacherType
 
 ELSEWHERE = "elsewhere"
 """The name of a teacher of whom there is nothing but a cache."""
@@ -145,7 +145,13 @@ def training(
     precision: Precision = "32-true",
     accelerator: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
     strategy: str = "auto",
+    sync_batchnorm: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    teachers: Teachers = "whole",
+    teacher_dtype: TeacherType = "own",
     accumulate: int = 1,
     clip: float | None = None,
     run_dir: str | None = None,
@@ -165,8 +171,16 @@ def training(
             cosine; or constant.
         precision: Lightning's name.
         accelerator: Lightning's name.
-        devices: How many, at least 1.
-        strategy: Lightning's name.
+        devices: How many in each machine, at least 1.
+        nodes: How many machines, at least 1, on each of which torchrun or SLURM starts the same command.
+        strategy: ddp, which is that of several devices; fsdp2, which shares out weights, gradients and the optimizers'
+            states; or another of Lightning's names.
+        sync_batchnorm: Let batch norm take its statistics over all processes, on GPUs.
+        channels_last: Lay the weights of convolutions out with channels last.
+        compile: Compile the networks and the losses.
+        teachers: Where the teachers' weights lie: whole on each device; sharded among the devices, or offloaded to the
+            host's memory, and brought together block by block.
+        teacher_dtype: In which numbers teachers compute, whatever the precision is; own is as they come.
         accumulate: Batches whose gradients are averaged before an update, at least 1.
         clip: The largest norm of a player's gradient, above 0; unlimited by default.
         run_dir: The run's folder; by default one in runs/ that says what was run, and when.
@@ -186,7 +200,13 @@ def training(
         "precision": precision,
         "accelerator": accelerator,
         "devices": devices,
+        "nodes": nodes,
         "strategy": strategy,
+        "sync_batchnorm": sync_batchnorm,
+        "channels_last": channels_last,
+        "compile": compile,
+        "teachers": teachers,
+        "teacher_dtype": teacher_dtype,
         "accumulate": accumulate,
         "clip": clip,
         "resume": resume,

@@ -50,13 +50,16 @@ def add(commands: Commands) -> None:
     )
 
 
-def hunt(trials: int = 20, seeds: int = 1, final_seeds: int = 3) -> None:
+def hunt(trials: int = 20, seeds: int = 1, final_seeds: int = 3, at_once: int | None = None, jobs: int = 1) -> None:
     """Say how long to search.
 
     Args:
         trials: How many settings to try.
         seeds: Trainings of each.
         final_seeds: Trainings of the best, of the defaults and of the plain student at the end, on the test data.
+        at_once: Trials of a round, which learn from the rounds before it and not from each other; by default as many as
+            jobs.
+        jobs: Processes that share the trials among themselves, each with a GPU in turn or its share of the cores.
     """
 
 
@@ -66,15 +69,22 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
     from rich.console import Console
 
     from limbeck.cli.case import case_of
+    from limbeck.cli.jobs import share_out
     from limbeck.cli.networks import network, taught_by, with_networks
     from limbeck.cli.words import entries_of, search_of
     from limbeck.engine.assemble import parameters_of
     from limbeck.report.tuning import console_table, tuning_findings
     from limbeck.verbs.tune import tune
 
-    if leaf.devices != 1:
-        raise ValueError(f"a search trains on one device, got devices={leaf.devices}")
-    words = [word for several in leaf.search for word in several]
+    if leaf.devices * leaf.nodes != 1:
+        raise ValueError(f"a search trains on one device, got devices={leaf.devices}, nodes={leaf.nodes}")
+    words = [
+        word for said in leaf.search for word in ([said] if isinstance(said, str) else said)
+    ]  # --config says one each
+    run_dir, at_once = leaf.run_dir or fresh_folder("tune", leaf.student, leaf.data), leaf.at_once or leaf.jobs
+    if leaf.jobs != 1:
+        said = config["tune"] | {"run_dir": run_dir, "at_once": at_once, "search": words}
+        return share_out("tune", said, leaf.jobs, leaf.devices)
     case = case_of(leaf)
     entry, *more = entries_of(leaf.method)
     if more:
@@ -84,8 +94,7 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
         raise ValueError(f"{leaf.method}: all trials have the same teacher, --teacher")
     torch.manual_seed(leaf.seed)  # NAME@random is the same teacher when the command goes on
     teacher = None if leaf.teacher is None else taught_by(leaf.teacher, case)
-    run_dir = leaf.run_dir or fresh_folder("tune", leaf.student, leaf.data)
-    left_out = ("resume", "loggers", "devices", "strategy")
+    left_out = ("resume", "loggers", "devices", "nodes", "strategy", "sync_batchnorm")
     settings = {name: value for name, value in call(training, leaf).items() if name not in left_out}
     console = Console(emoji=False, highlight=False, soft_wrap=True)
     try:
@@ -101,6 +110,7 @@ def _tune(leaf: Namespace, config: Mapping[str, Any]) -> int:
             seeds=leaf.seeds,
             final_seeds=leaf.final_seeds,
             seed=leaf.seed,
+            at_once=at_once,
             run_dir=run_dir,
             **settings,
         )

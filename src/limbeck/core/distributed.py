@@ -6,12 +6,12 @@ all of them. A mean over *labelled* samples is not, where one part has more labe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
 def place() -> tuple[int, int]:
@@ -96,3 +96,53 @@ def across_processes(total: Tensor) -> Tensor:
     total = total.detach().clone()
     distributed.all_reduce(total)
     return total / world
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that is shared out among processes (FSDP2), every one of which must ask; else the tensor."""
+    return tensor.full_tensor() if is_shared_out(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def is_shared_out(tensor: Tensor) -> bool:
+    """Whether each process holds a part of a tensor."""
+    return hasattr(tensor, "full_tensor")
+
+
+def like(tensor: Tensor, value: Tensor) -> Tensor:
+    """Return a whole value as this process's part of it, where a tensor is shared out; else the value.
+
+    Args:
+        tensor: A parameter.
+        value: What is to be written to it, the same in every process.
+    """
+    if not is_shared_out(tensor):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(tensor, DTensor)
+    return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the mean over all processes in place of each gradient; a parameter that has one nowhere keeps none.
+
+    What averaged them already, as ``DistributedDataParallel`` does as they are computed, changes nothing.
+
+    Args:
+        parameters: The same in every process, in the same order; those that are shared out have had their mean.
+    """
+    _, world = place()
+    own = [p for p in parameters if not is_shared_out(p)]
+    if world == 1 or not own:
+        return
+    for device, dtype in {(p.device, p.dtype): None for p in own}:
+        of_kind = [p for p in own if (p.device, p.dtype) == (device, dtype)]
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in of_kind]
+        there = torch.tensor([p.grad is not None for p in of_kind], dtype=dtype, device=device)
+        total = torch.cat([there, *(part.flatten() for part in parts)])  # at once: one message, and not one for each
+        distributed.all_reduce(total)
+        found, *sums = torch.split(total, [len(of_kind), *(part.numel() for part in parts)])
+        for p, some, mean in zip(of_kind, found.tolist(), sums, strict=True):
+            if some:
+                p.grad = (mean / world).view_as(p)

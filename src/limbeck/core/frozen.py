@@ -87,6 +87,7 @@ class Frozen(nn.Module):
         self._origin: Callable[[], nn.Module | None] = (lambda: origin) if known is None else (lambda: known.net)
         self._marks: _Marks | None = None
         self._place: tuple[torch.device | None, torch.dtype | None] = (None, None)
+        self.stays = False
         self._seen = (inputs, output)
         self.classes = None if classes is None else _positions(classes)
         if known is not None:
@@ -129,6 +130,15 @@ class Frozen(nn.Module):
     def again(self, mode: Mode | None = None) -> Frozen:
         """Return another view of the same weights, fed and read alike, which moves alone."""
         return Frozen(self, mode or self.mode)
+
+    def alone(self) -> Frozen:
+        """Return a view of the same weights that neither follows the network nor moves, for those who lay it out anew.
+
+        FSDP2 shares it out among processes, or offloads it, in place: ``fully_shard(teacher.alone().net)``.
+        """
+        view = self.again()
+        view._origin, view._marks, view.stays = _gone, None, True
+        return view
 
     def train(self, mode: bool = True) -> Frozen:
         """Assert the teacher's own mode again, whatever is asked for."""
@@ -182,6 +192,8 @@ class Frozen(nn.Module):
                     module.train()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Frozen:
+        if self.stays:
+            return self
         view, origin = self.net, self._origin()
         former, other = _kind(view)
         view._apply(fn, recurse)  # type: ignore[no-untyped-call]

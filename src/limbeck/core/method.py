@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.core.batches import count
-from limbeck.core.distributed import Counted, place, shares_of, sharing
+from limbeck.core.distributed import Counted, average_gradients, is_shared_out, place, shares_of, sharing
 from limbeck.core.frozen import Frozen, as_teachers, together
 from limbeck.core.objective import Loss, Objective, Scene, Weight, summed
 from limbeck.core.options import refuse_call, shown
@@ -79,6 +79,9 @@ class Method(nn.Module, ABC):
 
     The code after a ``yield`` in `step` is the code after that update. ``a + b`` trains by two methods at once, see `add`.
     """
+
+    differentiates_twice = False
+    """Whether its losses are made of gradients of the networks, which a backward pass then goes through."""
 
     @cached_property
     def task(self) -> Task:
@@ -476,6 +479,9 @@ def _by_name(some: Sequence[nn.Parameter], names: Mapping[int, str]) -> str:
 def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], progress: float = 0.0) -> dict[str, float]:
     """Play one batch in your own loop.
 
+    In a process group a batch is this process's part of the global one, of as many samples as everywhere, and gradients are
+    averaged: networks that begin alike stay alike. Those of `DistributedDataParallel` and FSDP2 have been averaged by then.
+
     Args:
         method: The method.
         batch: ``(inputs, targets)`` on the method's device.
@@ -505,8 +511,10 @@ def play(method: Method, batch: Batch, optimizers: Mapping[str, Optimizer], prog
     _, world = place()
 
     def backward(turn: Turn) -> None:
-        _watch(method, turn, optimizers[turn.player])
+        optimizer = optimizers[turn.player]
+        _watch(method, turn, optimizer)
         _backward(turn)
+        average_gradients(p for group in optimizer.param_groups for p in group["params"])
         logs = log(turn)
         told = dict(zip(logs, torch.stack([v.float() for v in logs.values()]).tolist(), strict=True))  # one transfer
         if broken := [name for name, value in told.items() if not math.isfinite(value)]:
@@ -559,11 +567,15 @@ def _counts(method: Method, batch: Batch) -> dict[Counted, Tensor]:
 def moves(method: Method, loss: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
     """Whether a method's loss gives any of the parameters a gradient that is not 0.
 
+    Of parameters that are shared out (FSDP2) no gradient can be asked for: there it is whether the loss reaches any.
+
     Raises:
         ValueError: The student's layers are compared, and some lie where no loss reaches them.
     """
     if not loss.requires_grad:
         return False
+    if any(is_shared_out(p) for p in parameters):
+        return _reaches_weights(loss)
     try:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
@@ -576,6 +588,20 @@ def moves(method: Method, loss: Tensor, parameters: Sequence[nn.Parameter]) -> b
             ) from error
         return True  # such checkpointing cannot be asked
     return any(bool(gradient.any()) for gradient in gradients if gradient is not None)
+
+
+def _reaches_weights(loss: Tensor) -> bool:
+    """Whether a loss was computed of anything that learns."""
+    waiting, seen = [loss.grad_fn], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _watch(method: Method, turn: Turn, optimizer: Optimizer) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import set_stance
 from torch.jit import ScriptModule
 from torch.nn.parallel import DataParallel
 from torch.utils.hooks import RemovableHandle
@@ -39,8 +40,8 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     as it was: the model goes on with a copy, which it may change in place. On the CPU torch makes that copy when the model
     or whoever reads the trace first writes to it, and never where nobody does; elsewhere it is made at once.
 
-    A compiled model must be recorded at its first call in each mode: code compiled without hooks no longer looks for them,
-    unless ``torch._dynamo.config.skip_nnmodule_hook_guards = False`` was set before.
+    A compiled model runs as it was written while the block lasts, since compiled code looks for no hooks. In
+    `limbeck.fit`, and after `limbeck.compiled`, it has hooks that are compiled with it: then it runs compiled here too.
 
     Args:
         model: Any module; it is not changed.
@@ -52,7 +53,7 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     Raises:
         ValueError: A path that does not exist (with the closest that do), or an entry that the output does not have; a
             layer of a TorchScript network, or of one that ``DataParallel`` runs on several devices.
-        RuntimeError: A path that was not called before the block ended.
+        RuntimeError: A path whose module was not called before the block ended.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -65,18 +66,64 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     places = {path: locate(model, path) for path in paths}  # all of them, before the first hook is set
     for path, (module, _) in places.items():
         _refuse_unseen(model, path, module)
-    handles = [_watch(module, trace, path, entry) for path, (module, entry) in places.items()]
+    taps = vars(model).get(TAPS)
+    if taps is not None:
+        taps.set(places)
+    handles = (
+        [] if taps is not None else [_watch(module, trace, path, entry) for path, (module, entry) in places.items()]
+    )
     try:
-        yield trace
+        with set_stance("force_eager") if handles and is_compiled(model) else nullcontext():
+            yield trace
     finally:
         for handle in handles:
             handle.remove()
+    if taps is not None:
+        trace.update(taps.take(paths))
     if missing := sorted(set(paths) - trace.keys()):
-        raise RuntimeError(
-            f"{type(model).__name__} ran without calling {missing}: either its forward skips them, or it was compiled "
-            "before it was recorded: record it at its first call, compile it after distillation, or set "
-            "torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling"
-        )
+        raise RuntimeError(f"{type(model).__name__} ran without calling {missing}: its forward skips them")
+
+
+TAPS = "_limbeck_taps"
+"""The attribute of a network with hooks that stay."""
+
+
+class Taps:
+    """Hooks that stay on a compiled network: compiled code goes on with those that it saw when it was made."""
+
+    def __init__(self) -> None:
+        self.shown: Trace = {}
+        self.handles: dict[str, RemovableHandle] = {}
+
+    def set(self, places: Mapping[str, tuple[nn.Module, list[str]]]) -> None:
+        """Set the hooks that are not there yet, of which code that is compiled already knows nothing."""
+        new = {path: place for path, place in places.items() if path not in self.handles}
+        for path, (module, entry) in new.items():
+            self.handles[path] = _watch(module, self.shown, path, entry)
+        if new:
+            torch._dynamo.reset()
+
+    def take(self, paths: Collection[str]) -> Trace:
+        """Return what was shown last, which then is kept here no longer."""
+        found = {path: self.shown[path] for path in paths if path in self.shown}
+        self.shown.clear()
+        return found
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles.values():
+            handle.remove()
+        self.handles.clear()
+        self.shown.clear()
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` made something of a network, or of a part of it."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
+        for module in model.modules()
+        if not isinstance(module, ScriptModule)
+    )
 
 
 def _refuse_unseen(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -125,20 +172,32 @@ def submodules(model: nn.Module) -> dict[str, nn.Module]:
 
 def _watch(module: nn.Module, trace: Trace, path: str, entry: list[str]) -> RemovableHandle:
     """Set the hook that keeps what ``path`` shows, and hands the model a copy of a tensor that it could overwrite."""
-
-    def arrive(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        named = dict(enumerate((*args, *kwargs.values()))) | kwargs
-        trace[path] = _entry(path, named, entry[1:] or ["0"])
-        copied = [_apart(value) if value is trace[path] and isinstance(value, Tensor) else value for value in args]
-        return tuple(copied), kwargs
-
-    def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        trace[path] = _entry(path, output, entry)
-        return _apart(output) if isinstance(output, Tensor) else output
-
     if entry[:1] == ["in"]:
-        return module.register_forward_pre_hook(arrive, with_kwargs=True)
-    return module.register_forward_hook(leave)
+        return module.register_forward_pre_hook(_Arriving(trace, path, entry[1:] or ["0"]), with_kwargs=True)
+    return module.register_forward_hook(_Leaving(trace, path, entry))
+
+
+class _Arriving:
+    """Keeps what a module is given; a class, so that a network with hooks that stay can be saved."""
+
+    def __init__(self, trace: Trace, path: str, keys: list[str]) -> None:
+        self.trace, self.path, self.keys = trace, path, keys
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        named = dict(enumerate((*args, *kwargs.values()))) | kwargs
+        shown = self.trace[self.path] = _entry(self.path, named, self.keys)
+        return tuple(_apart(one) if one is shown and isinstance(one, Tensor) else one for one in args), kwargs
+
+
+class _Leaving:
+    """Keeps what a module gives out."""
+
+    def __init__(self, trace: Trace, path: str, keys: list[str]) -> None:
+        self.trace, self.path, self.keys = trace, path, keys
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        self.trace[self.path] = _entry(self.path, output, self.keys)
+        return _apart(output) if isinstance(output, Tensor) else output
 
 
 def _apart(tensor: Tensor) -> Tensor:
@@ -153,7 +212,7 @@ def _apart(tensor: Tensor) -> Tensor:
 
 def _copies_on_write(tensor: Tensor) -> bool:
     """Whether torch can put off the copy of a tensor."""
-    if type(tensor) is not Tensor or tensor.is_quantized or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor or tensor.is_quantized:
         return False
     if torch._C._are_functorch_transforms_active():  # under vmap it would be one sample after the other
         return False

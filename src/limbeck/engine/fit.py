@@ -8,6 +8,7 @@ import inspect
 import io
 import logging
 import os
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,10 +28,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from limbeck.core.compiled import compiling
+from limbeck.core.distributed import gather
 from limbeck.core.exhibits import Exhibit
 from limbeck.core.files import VERSION, keep
 from limbeck.core.heard import shown_once
-from limbeck.core.method import Make, Method, no_method
+from limbeck.core.method import Make, Method, no_method, objectives_of
 from limbeck.core.options import ranged
 from limbeck.core.sound import refuse_unsound
 from limbeck.core.stage import Stage
@@ -42,12 +45,14 @@ from limbeck.data.randomness import random_state, set_random_state
 from limbeck.data.repeatable import Repeatable, Splits, samples_in, splits
 from limbeck.engine.assemble import find
 from limbeck.engine.callbacks import describe_callbacks, keeps_checkpoints, refuse_callbacks
+from limbeck.engine.devices import Devices
 from limbeck.engine.examined import refuse_unfit
 from limbeck.engine.inputs import describe_stage, describe_updates, inputs_of
 from limbeck.engine.interrupt import interruptible
 from limbeck.engine.learner import ChanceWarning, Interrupted, Learner, Row, Schedule, teachers_of
 from limbeck.engine.observe import exhibits_of
 from limbeck.engine.precision import Precision as Precision
+from limbeck.engine.precision import Teachers, TeacherType
 from limbeck.engine.progress import bars
 from limbeck.engine.run import Run, about, kept
 from limbeck.engine.taught import absent, described_cache, known_of, refuse_what_is_not_said, told_to
@@ -61,6 +66,10 @@ from limbeck.report.run import run_report, run_told
 from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")
+
+
+class NotCompiledWarning(UserWarning):
+    """Something that torch runs as it was written, though it was to be compiled."""
 
 
 Trainable = Method | Iterable[Stage]
@@ -128,7 +137,13 @@ def fit(
     precision: Precision = "32-true",
     accelerator: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
     strategy: str = "auto",
+    sync_batchnorm: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    teachers: Teachers = "whole",
+    teacher_dtype: TeacherType = "own",
     accumulate: int = 1,
     clip: float | None = None,
     seed: int = 0,
@@ -168,11 +183,23 @@ def fit(
             player's network as PyTorch's own examples do; with ``mode="max"`` by the task's score, as accuracy.
         precision: Lightning's name.
         accelerator: Lightning's name; the best there is by default.
-        devices: How many, at least 1.
-        strategy: Lightning's name; with several devices ``ddp``. Batch-norm statistics are then each process's own; means
-            over labelled samples, or those that a mask lets count, are those of the whole batch.
+        devices: How many in each machine, at least 1.
+        nodes: How many machines, at least 1, on each of which ``torchrun`` or SLURM starts the same call.
+        strategy: ``"ddp"``, the default of several devices; ``"fsdp2"``, which shares out weights, gradients and the
+            optimizers' states, and trains a twin of the method from which the given networks get their weights at the end;
+            or another of Lightning's names. Means over labelled samples, or those that a mask lets count, are those of the
+            whole batch in each of them, and relations are between all of its samples.
+        sync_batchnorm: Let batch norm take its statistics over all processes, on GPUs; else each has its own, and those of
+            the first are validated and kept.
+        channels_last: Lay the weights of convolutions out with channels last, which many GPUs are faster with.
+        compile: Compile the networks and the losses, see `limbeck.compiled`.
+        teachers: Where the teachers' weights lie while they teach, whatever the strategy is: ``"whole"`` on each device;
+            ``"sharded"`` among the devices, or ``"offloaded"`` in the host's memory, and brought together block by block.
+        teacher_dtype: In which numbers teachers compute, whatever ``precision`` is: ``"own"`` as they come, ``"bfloat16"``
+            or ``"float16"``.
         accumulate: How many batches share an update, at least 1. A mean is then over all of them, as of one large batch,
-            also where they have unequally many samples or labels; losses that compare samples see one batch at a time.
+            also where they have unequally many samples or labels. Losses that compare samples with each other are refused;
+            batch norm and what draws see one batch at a time.
         clip: The largest norm of a player's gradient, above 0; unlimited by default.
         seed: Of everything random but the data, at least 0; theirs is an option of `limbeck.data.load`.
         run_dir: The run's folder; nothing is written without one.
@@ -190,7 +217,8 @@ def fit(
 
     Raises:
         TypeError: An argument of another type; the message says which was expected.
-        ValueError: An argument that makes no sense, empty data, a term that would never run; a method whose task is not
+        ValueError: An argument that makes no sense, empty data, a term that would never run, or that compares
+            samples which ``accumulate`` keeps apart; a method whose task is not
             that of the data, or what the task finds wrong with them; layers whose state no file of weights can hold; a run
             that is there, or one to go on with that depends on something else or is damaged; another process that trains
             in its folder.
@@ -212,7 +240,15 @@ def fit(
         True
     """
     seed_everything(seed, workers=True, verbose=False)
-    own = {"epochs": epochs, "seed": seed, "precision": precision, "accumulate": accumulate, "clip": clip}
+    own: dict[str, Any] = {
+        "epochs": epochs,
+        "seed": seed,
+        "precision": precision,
+        "accumulate": accumulate,
+        "clip": clip,
+    }
+    own |= {"sync_batchnorm": sync_batchnorm} if sync_batchnorm else {}
+    own |= {"teacher_dtype": teacher_dtype} if teacher_dtype != "own" else {}
     settings = settings or own
     stages, loaders, run = _stages(method), splits(data, seed), _run(run_dir, resume)
     refuse_callbacks(callbacks, None if run is None else run.last.parent)
@@ -229,9 +265,11 @@ def fit(
             "precision": precision,
             "accelerator": accelerator,
             "devices": devices,
-            "strategy": _strategy(strategy, devices),
+            "num_nodes": nodes,
             "logger": list(loggers) or False,
         },
+        where=Devices(devices, nodes, strategy, sync_batchnorm, channels_last, teachers, teacher_dtype),
+        compile=compile,
         progress=progress,
         callbacks=callbacks,
         copies=None if isinstance(method, Method) else copy.deepcopy(callbacks),
@@ -290,6 +328,8 @@ class _Training:
     accumulate: int
     clip: float | None
     trainer: dict[str, Any]
+    where: Devices
+    compile: bool
     progress: bool | None
     callbacks: Sequence[Callback]
     copies: Sequence[Callback] | None
@@ -325,11 +365,33 @@ class _Training:
             return True
         _refuse_no_task(stage.method.task, self.task)
         refuse_unfit(stage.method, self.loaders, self.trainer["precision"])
+        if self.accumulate > 1:
+            refuse_parts_of_relations(stage.method, self.accumulate)
         if self.run is not None:
             refuse_what_cannot_be_kept(stage.method)
         known = self._bring(stage.method, index)
+        logger.info("stage %s: %d epochs of %d batches", stage.name or "train", epochs, len(self.loaders.train))
+        with absent(stage.method, known), self.where.holding(stage) as own:
+            with compiling(own.method, self.compile) as fell_back:
+                finished = self._descend(own, stage, epochs, index, known, wants_stop)
+            _tell_fallen_back(fell_back, stage.name or "train")
+        if not finished:
+            return False
+        self._keep(stage, index, epochs)
+        return True
+
+    def _descend(
+        self,
+        own: Stage,
+        stage: Stage,
+        epochs: int,
+        index: int,
+        known: Mapping[str, dict[str, float]],
+        wants_stop: Callable[[], bool],
+    ) -> bool:
+        """Train a stage, or a twin of it that lies otherwise on the devices; return False if the user stopped it."""
         learner = Learner(
-            stage,
+            own,
             self.make,
             self.loaders.train,
             epochs,
@@ -342,25 +404,41 @@ class _Training:
             wants_stop=wants_stop,
             save=self._save,
             measured=self.loaders.val is not None,
+            where=self.where,
         )
         learner.teachers |= known
         learner.set_modes()
-        shown, own = bars(self.progress), self.callbacks if self.copies is None else copy.deepcopy(self.copies)
+        shown, heard = bars(self.progress), self.callbacks if self.copies is None else copy.deepcopy(self.copies)
         trainer = Trainer(
             **self.trainer,
+            strategy=self.where.engine(),
             max_epochs=epochs,
-            callbacks=[*shown, *own],
-            plugins=[_Checkpoints(self.run, stage.method)] if self.run is not None else None,
+            callbacks=[*shown, *heard],
+            plugins=[_Checkpoints(self.run, stage.method, own.method)] if self.run is not None else None,
             enable_progress_bar=bool(shown),
-            enable_checkpointing=keeps_checkpoints(own),
+            enable_checkpointing=keeps_checkpoints(heard),
             enable_model_summary=False,
-            num_sanity_val_steps=-1 if {*dict(teachers_of(stage.method))} - {*known} else 0,  # the teachers, before it
+            num_sanity_val_steps=-1 if {*dict(teachers_of(own.method))} - {*known} else 0,  # the teachers, before it
             use_distributed_sampler=False,  # loaders share each batch out themselves
         )
-        logger.info("stage %s: %d epochs of %d batches", learner.name, epochs, learner.batches)
         try:
-            with absent(stage.method, known):
-                trainer.fit(learner, self.loaders.train, self.loaders.val, ckpt_path=self._unfinished(index))
+            finished = self._fit(trainer, learner, index)
+            self.where.bring_back(own, stage)
+            return finished
+        finally:
+            self.device = trainer.strategy.root_device
+            self.teachers |= learner.teachers
+            self.doubts = learner.doubts
+            self.suspects += [told for told in learner.suspects if told not in self.suspects]
+            for part in (own.method, *own.method.networks().values()):  # as they came, what is no submodule too
+                part.cpu()
+                if self.trainer["precision"] in ("bf16-true", "64-true"):
+                    part.float()
+
+    def _fit(self, trainer: Trainer, learner: Learner, index: int) -> bool:
+        """Train what is left of a stage; return False if the user stopped it."""
+        try:
+            trainer.fit(learner, self.loaders.train, self.loaders.val, ckpt_path=self._unfinished(index))
         except Interrupted:
             logger.info(
                 "stopped by the user in stage %s after %d of %d batches", learner.name, learner.step, learner.total
@@ -368,16 +446,6 @@ class _Training:
             return False
         except SystemExit as error:  # what Lightning makes of a second Ctrl-C
             raise KeyboardInterrupt from error
-        finally:
-            self.device = trainer.strategy.root_device
-            self.teachers |= learner.teachers
-            self.doubts = learner.doubts
-            self.suspects += [told for told in learner.suspects if told not in self.suspects]
-            for part in (stage.method, *stage.method.networks().values()):  # as they came, what is no submodule too
-                part.cpu()
-                if self.trainer["precision"] in ("bf16-true", "64-true"):
-                    part.float()
-        self._keep(stage, index, epochs)
         return True
 
     def _bring(self, method: Method, index: int) -> dict[str, dict[str, float]]:
@@ -465,11 +533,14 @@ class _Training:
 class _Checkpoints(TorchCheckpointIO):
     """Keeps checkpoints as all else: beside their place, with checksums; and in them the networks so far, see `Run`."""
 
-    def __init__(self, run: Run, method: Method) -> None:
-        self.run, self.method = run, method
+    def __init__(self, run: Run, method: Method, trained: Method) -> None:
+        self.run, self.method, self.trained = run, method, trained
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Keep a checkpoint."""
+        if self.trained is not self.method:
+            state = checkpoint["state_dict"]
+            self.method.load_state_dict({name.removeprefix("method."): value for name, value in state.items()})
         own = {**checkpoint["limbeck"], **_networks(self.method)}
         keep(Path(path), {**checkpoint, "limbeck": own})
 
@@ -625,9 +696,18 @@ def _sgd(parameters: list[nn.Parameter]) -> Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-def _strategy(strategy: str, devices: int) -> str:
-    """DDP must look for parameters without gradients: a turn is one player's, and the others' have none."""
-    return "ddp_find_unused_parameters_true" if devices > 1 and strategy in ("auto", "ddp") else strategy
+def _tell_fallen_back(fell_back: Mapping[str, int], stage: str) -> None:
+    """Say what a training that was to be compiled ran as it was written."""
+    for reason, times in fell_back.items():
+        logger.info("stage %s: not compiled, %d times: %s", stage, times, reason)
+    if fell_back:
+        first = " ".join(next(iter(fell_back)).split())
+        warnings.warn(
+            f"stage {stage}: torch did not compile all of it, and ran the rest as it was written, {len(fell_back)} reasons "
+            f"in all, which train.log lists: {textwrap.shorten(first, 200)}",
+            NotCompiledWarning,
+            stacklevel=6,
+        )
 
 
 def _run(run_dir: str | os.PathLike[str] | None, resume: bool) -> Run | None:
@@ -644,6 +724,22 @@ def _forgets(run: Run) -> Callable[..., None]:
             run.forget()
 
     return forget
+
+
+def refuse_parts_of_relations(method: Method, accumulate: int) -> None:
+    """Find losses that compare the samples of a batch, of which several small ones do not make a large one.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for objective in objectives_of(method):
+        for weight, term in objective.entries:
+            if (callable(weight) or weight) and any(gather in source.steps for source in term.sources):
+                raise ValueError(
+                    f"accumulate={accumulate}: the term {term.name!r} compares the samples of a batch with each other, and "
+                    "those of several small batches are not those of one large batch. Serve larger batches, with "
+                    "accumulate=1, or train on several devices, whose samples are all compared"
+                )
 
 
 def refuse_what_cannot_be_kept(method: Method) -> None:

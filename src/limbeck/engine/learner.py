@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from limbeck.core.copied import copied
-from limbeck.core.distributed import sharing
+from limbeck.core.distributed import sharing, whole
 from limbeck.core.finding import beside_guessing, diverged, learned_nothing, no_better
 from limbeck.core.frozen import Frozen, frozen
 from limbeck.core.method import (
@@ -41,6 +41,7 @@ from limbeck.core.task import Batch, Score
 from limbeck.data.epochs import Epochs
 from limbeck.data.randomness import random_state, set_random_state
 from limbeck.data.repeatable import Repeatable
+from limbeck.engine.devices import Devices
 from limbeck.engine.schedule import Schedule as Schedule
 from limbeck.engine.schedule import judged, scheduled
 from limbeck.engine.tally import Tally
@@ -78,6 +79,7 @@ class Learner(LightningModule):
         wants_stop: Whether the user asked to stop.
         save: Keeps the row and the state after each epoch, and when the user stops.
         measured: Whether there are validation data, which some schedules look at.
+        where: On which devices.
     """
 
     def __init__(
@@ -96,12 +98,13 @@ class Learner(LightningModule):
         wants_stop: Callable[[], bool] = lambda: False,
         save: Callable[[Learner], None] = lambda learner: None,
         measured: bool = True,
+        where: Devices | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.method, self.stage, self.loader = stage.method, stage, loader
         self.make, self.schedule = stage.optimizer or make, schedule
-        self.accumulate, self.clip = accumulate, clip
+        self.accumulate, self.clip, self.where = accumulate, clip, where or Devices()
         self.batches, self.epochs, self.total = len(loader), epochs, len(loader) * epochs
         self.wants_stop, self.save, self.measured = wants_stop, save, measured
         self._was_stopped = False  # by a callback, in the epoch that a checkpoint is of
@@ -131,6 +134,12 @@ class Learner(LightningModule):
         else:
             super().__setattr__(name, value)
 
+    def configure_model(self) -> None:
+        """Share weights out, now that processes have found each other."""
+        self.where.arrange(self.method, self.trainer.strategy.root_device)
+        if self.where.shares_weights:  # they are others now
+            self._owned = parameters(self.method, self.stage.trains)
+
     def configure_optimizers(self) -> Any:
         """Return one optimizer, and one schedule, for each player."""
         optimizers = assign(self._owned, self.make, self.method)
@@ -148,6 +157,7 @@ class Learner(LightningModule):
         """Bring along what is no submodule: networks made of others, and the data."""
         for net in self.method.networks().values():
             self.trainer.precision_plugin.convert_module(net.to(self.device))
+        self.where.lay_teachers_out(self.method)
         if isinstance(self.loader, Epochs):
             self.loader.to(self.device)
         self._started = time.perf_counter() - self._elapsed
@@ -223,6 +233,7 @@ class Learner(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start anew to measure: the teachers before the training, then the networks that it is for."""
         before = self.trainer.sanity_checking
+        self.where.before_validation(self.method)
         self._measured = dict(teachers_of(self.method)) if before else self.method.networks()
         for net in self._measured.values():
             net.eval()
@@ -232,7 +243,9 @@ class Learner(LightningModule):
         """Measure a batch; but no teacher whose answers are none to these targets, as layers are compared with it."""
         task, inputs = self.method.task, self.method.task.inputs(batch)
         first = self.trainer.sanity_checking and batch_idx == 0
-        own = task.feed(frozen(next(iter(self.method.networks().values()))), inputs) if first else None
+        student = next(iter(self.method.networks().values()))
+        # a view changes nothing of a network that writes to its buffers, but there is none of what is shared out
+        own = task.feed(student if self.where.shares_weights else frozen(student), inputs) if first else None
         for name, net in [*self._measured.items()]:
             answer = task.feed(net, inputs)
             if _comparable(answer, own, task.one_class):
@@ -242,6 +255,7 @@ class Learner(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Keep what was measured for this epoch's row, and doubt a teacher that knows nothing."""
+        self.where.after_validation(self.method)
         values = {name: measurement.compute() for name, measurement in self._measurements.items()}
         if self.trainer.sanity_checking:
             self.teachers |= values
@@ -346,13 +360,14 @@ class Learner(LightningModule):
             limit = self.clip * (scaler.get_scale() if scaler is not None else 1.0)  # gradients are scaled too
             self.clip_gradients(optimizer, gradient_clip_val=limit, gradient_clip_algorithm="norm")
         optimizer.step()
+        self.where.after_update(self.method)
         return True
 
     def _check(self) -> None:
         """Raise before a checkpoint keeps anything that is not finite: a finite loss may have another gradient."""
         self._tally.check()
         for player, own in self._owned.items():
-            if not all(bool(p.isfinite().all()) for p in own):
+            if not all(bool(whole(p).isfinite().all()) for p in own):
                 raise FloatingPointError(
                     f"the parameters of {player!r} are not finite after batch {self.step - 1}, though its losses were: a "
                     "term's gradient is not. Lower the learning rate, or look for a square root or a division at 0"

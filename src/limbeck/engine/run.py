@@ -30,7 +30,10 @@ from limbeck.tasks.classification import classification
 
 logger = logging.getLogger("limbeck")
 
-WHERE = {"run_dir", "resume", "progress", "check", "root", "download", "workers", "accelerator", "devices", "strategy"}
+WHERE = {
+    *("run_dir", "resume", "progress", "check", "root", "download", "workers"),
+    *("accelerator", "devices", "nodes", "strategy", "channels_last", "compile", "teachers"),
+}
 """Settings that say where and how a training runs, and not what it comes to: they may change when it goes on."""
 EXTRA = "extra state"
 """What a file of weights calls the state of layers that is no tensor (``get_extra_state``), as JSON by name."""

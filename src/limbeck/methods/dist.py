@@ -111,9 +111,9 @@ def dist(
         task: How batches are fed and measured.
     """
     refuse_all_zero(inter=inter, intra=intra)
-    outputs, options = task.exclusive(S.via(gather), T.via(gather)), {"temperature": temperature}
-    between = inter * on(dist_inter, *outputs, name="inter", **options)
-    within = intra * on(dist_intra, *outputs, name="intra", **options)
+    options, everyone = {"temperature": temperature}, task.exclusive(S.via(gather), T.via(gather))
+    between = inter * on(dist_inter, *task.exclusive(S, T), name="inter", **options)
+    within = intra * on(dist_intra, *everyone, name="intra", **options)
     return Distill(student, teacher, task.hard + between + within, task)
 
 

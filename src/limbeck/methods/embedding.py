@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from limbeck.core.distributed import like, whole
 from limbeck.core.frozen import bare
 from limbeck.core.layers import embeddings, shape_at
 from limbeck.core.method import Distill, Method, Turn
@@ -119,8 +120,8 @@ class Encoding(Method):
         table = _table(self.distill.student, self.path)
         encoded = self._encoded(self.large)
         if table.padding_idx is not None:
-            encoded[table.padding_idx] = table.weight[table.padding_idx]
-        table.weight.copy_(encoded)
+            encoded[table.padding_idx] = whole(table.weight)[table.padding_idx]
+        table.weight.copy_(like(table.weight, encoded))
 
     @contextmanager
     def _encoding(self) -> Iterator[None]:

@@ -108,6 +108,7 @@ class Gradient(Distill):
     """
 
     shown = Distill.shown | {"flipped", "flipped_input"}
+    differentiates_twice = True
 
     def scene(self, batch: Batch, progress: float = 0.0) -> Scene:
         """Return what the objective sees of a batch: every output depends on the scene's own inputs."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from limbeck.core.distributed import whole
 from limbeck.core.frozen import bare
 from limbeck.core.layers import Layer, Pair, Shape, by_depth, paired, shape_at
 from limbeck.core.layers import layers as table
@@ -197,7 +198,7 @@ def _weight(net: nn.Module, path: str) -> Tensor:
             f"{type(bare(net)).__name__}'s {path!r} has no weight of outputs and inputs to match: name a convolution or a "
             "linear layer (`limbeck layers` lists all)"
         )
-    return weight
+    return whole(weight)
 
 
 def _shapes(student: nn.Module, teacher: nn.Module, s: str, t: str) -> tuple[Shape, Shape]:

@@ -31,6 +31,7 @@ from limbeck.engine.assemble import parts_of
 from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.learner import Schedule
 from limbeck.engine.named import data_of, made_by_name
+from limbeck.engine.precision import Teachers, TeacherType
 from limbeck.engine.run import Run
 from limbeck.measure import Plan
 from limbeck.report.comparison import Comparison, write_comparison
@@ -84,7 +85,13 @@ def compare(
     precision: Precision = "32-true",
     accelerator: str = "auto",
     devices: int = 1,
+    nodes: int = 1,
     strategy: str = "auto",
+    sync_batchnorm: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    teachers: Teachers = "whole",
+    teacher_dtype: TeacherType = "own",
     accumulate: int = 1,
     clip: float | None = None,
     progress: bool | None = None,
@@ -148,7 +155,13 @@ def compare(
         precision: As for `fit`.
         accelerator: As for `fit`.
         devices: As for `fit`, at least 1.
+        nodes: As for `fit`, at least 1.
         strategy: As for `fit`.
+        sync_batchnorm: As for `fit`.
+        channels_last: As for `fit`.
+        compile: As for `fit`.
+        teachers: As for `fit`.
+        teacher_dtype: As for `fit`.
         accumulate: As for `fit`, at least 1.
         clip: As for `fit`, above 0.
         progress: Show a progress bar; by default where standard error is a terminal.
@@ -179,7 +192,7 @@ def compare(
     """
     if match not in ("epochs", "compute"):
         raise ValueError(f"match must be 'epochs' or 'compute', got {match!r}")
-    if match == "compute" and (devices > 1 or not isinstance(data, Data)):
+    if match == "compute" and (devices * nodes > 1 or not isinstance(data, Data)):
         raise ValueError("match='compute' needs one device, and a limbeck.data.Data, whose epochs can be cut short")
     most = _most(most, seeds, decide)
     listed = _line_up(entries)
@@ -196,7 +209,13 @@ def compare(
             "precision": precision,
             "accelerator": accelerator,
             "devices": devices,
+            "nodes": nodes,
             "strategy": strategy,
+            "sync_batchnorm": sync_batchnorm,
+            "channels_last": channels_last,
+            "compile": compile,
+            "teachers": teachers,
+            "teacher_dtype": teacher_dtype,
             "accumulate": accumulate,
             "clip": clip,
         },
@@ -216,7 +235,7 @@ def compare(
     if check and not any((place := runs.place(entry, 0)) is not None and Run(place).begun for entry in listed):
         _look_at_teachers(runs, listed, accelerator)
     budget = {entry.name: epochs for entry in listed}
-    with _together(run_dir, devices), _warnings_kept(run_dir), progress_bar(progress) as bar:
+    with _together(run_dir, devices * nodes), _warnings_kept(run_dir), progress_bar(progress) as bar:
         shown = bar.add_task("timing", total=None)
         if match == "compute":
             budget = {name: max(1, round(epochs / ratio)) for name, ratio in runs.step_times(listed).items()}
@@ -338,15 +357,15 @@ def _tick(bar: Progress, task: TaskID, done: int, batches: int, metrics: Mapping
 
 
 @contextmanager
-def _together(run_dir: str | os.PathLike[str] | None, devices: int) -> Iterator[None]:
+def _together(run_dir: str | os.PathLike[str] | None, processes: int) -> Iterator[None]:
     """Keep other processes out where each run is made by several of its own, which could not agree who takes what."""
-    if run_dir is None or devices == 1 or int(getattr(rank_zero_only, "rank", 0)) > 0:
+    if run_dir is None or processes == 1 or int(getattr(rank_zero_only, "rank", 0)) > 0:
         yield
         return
     with hold(Path(run_dir) / LOCK) as mine:
         if not mine:
             raise ValueError(
-                f"another process makes the comparison in {run_dir}: with devices={devices} one at a time can"
+                f"another process makes the comparison in {run_dir}: with {processes} processes one at a time can"
             )
         yield
 

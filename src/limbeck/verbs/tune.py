@@ -6,15 +6,16 @@ import itertools
 import math
 import os
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.progress import Progress, TaskID
@@ -34,10 +35,11 @@ from limbeck.engine.fit import Precision, task_of
 from limbeck.engine.inputs import refuse_another
 from limbeck.engine.learner import Schedule
 from limbeck.engine.named import data_of, made_by_name
+from limbeck.engine.precision import Teachers, TeacherType
 from limbeck.engine.run import Run
 from limbeck.report.tuning import COMPARED, State, Trial, best_of, write_tuning
 from limbeck.report.tuning import Tuning as Tuning
-from limbeck.verbs.compare import compare, progress_bar
+from limbeck.verbs.compare import LOOK_EVERY, compare, progress_bar
 from limbeck.verbs.runs import BASELINE, LOCK, NETWORKS, Entry, Runs
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 SEARCH_SEEDS = 10_000
 """Where the seeds of a search begin: those of the comparison after it, from 0 on, are fresh."""
-JOURNAL = "study.journal"
+JOURNAL, TRIALS = "study.journal", "trials"
 REMEDY = f"remove {JOURNAL}: the search begins again and reads the trials that are trained"
 LEAST_SAMPLES = 100
 """Validation samples below which a share says little: its standard error is 3 points at 90 %."""
@@ -100,10 +102,15 @@ def tune(
     seeds: int = 1,
     final_seeds: int = 3,
     seed: int = 0,
+    at_once: int = 1,
     optimizer: Make | Mapping[str, Make] | None = None,
     schedule: Schedule | None = None,
     precision: Precision = "32-true",
     accelerator: str = "auto",
+    channels_last: bool = False,
+    compile: bool = False,
+    teachers: Teachers = "whole",
+    teacher_dtype: TeacherType = "own",
     accumulate: int = 1,
     clip: float | None = None,
     progress: bool | None = None,
@@ -121,6 +128,13 @@ def tune(
     Afterwards the best options are trained with fresh seeds, beside the defaults and the plain student, by
     `limbeck.compare`; only that touches the test data. Decide on the number of trials beforehand: who looks at the test
     and searches on has chosen by it, which the findings then say.
+
+    The same call may be made by several processes at once, on machines that share the folder too: each makes the next trial
+    that no other is at, and then a run of the comparison, and all return the same. A process that dies, however it dies,
+    leaves its trial to the others, which go on with it. What is made side by side has to be suggested at once, and
+    ``at_once`` says how much: the trials go in rounds of so many, and each is suggested, and stopped early, by the rounds
+    before it and by nothing else. So a search comes to the same by any number of processes; more of them than ``at_once``
+    make it no faster.
 
     ``run_dir`` holds ``study.journal`` (Optuna's; optuna-dashboard opens it), the trainings in ``trials/`` and
     ``comparison/``, ``tuning.json`` and ``report.html``. The same call goes on where a former one ended, however it ended,
@@ -142,17 +156,23 @@ def tune(
         seeds: Trainings of a trial, whose mean is its score, at least 1.
         final_seeds: Trainings of the best options, of the defaults and of the plain student at the end, at least 1.
         seed: Of the search, at least 0.
+        at_once: Trials of a round, at least 1. With 1, every trial learns from all before it; in a round of 8, none learns
+            from the other 7.
         optimizer: As for `fit`.
         schedule: As for `fit`.
         precision: As for `fit`.
         accelerator: As for `fit`.
+        channels_last: As for `fit`.
+        compile: As for `fit`.
+        teachers: As for `fit`.
+        teacher_dtype: As for `fit`.
         accumulate: As for `fit`, at least 1.
         clip: As for `fit`, above 0.
         progress: Show a progress bar; by default where standard error is a terminal.
 
     Raises:
         ValueError: An option that the method does not have, a range or choices that make no sense or that it refuses, too
-            few validation samples, another search in ``run_dir``, or another process at it.
+            few validation samples, or another search in ``run_dir``.
         TypeError: A search that is neither range nor list, a student that is no function, an argument of another type.
         FloatingPointError: Every trial diverged.
         ModuleNotFoundError: Optuna is not installed.
@@ -169,18 +189,21 @@ def tune(
         "schedule": schedule,
         "precision": precision,
         "accelerator": accelerator,
+        "channels_last": channels_last,
+        "compile": compile,
+        "teachers": teachers,
+        "teacher_dtype": teacher_dtype,
         "accumulate": accumulate,
         "clip": clip,
     }
     alone = {**training, "devices": 1, "strategy": "auto"}
-    runs = Runs(student, teacher, data, folder / "trials", alone, "val", task)
+    runs = Runs(student, teacher, data, folder / TRIALS, alone, "val", task)
     with _quiet():
-        under_way = _Search(runs, method, options or {}, search, epochs, seeds, seed)
+        under_way = _Search(runs, method, options or {}, search, epochs, seeds, seed, at_once, folder)
     runs.check([Entry(method, {**(options or {}), **corner}) for corner in _corners(search)])
-    with _quiet(), hold(folder / LOCK) as mine:
-        if not mine:
-            raise ValueError(f"another process is at the search in {folder}, or one that was killed is still ending")
-        study = under_way.open(folder)
+    with _quiet():
+        with under_way.alone():
+            study = under_way.open()
         with progress_bar(progress) as bar:
             under_way.run(study, trials, bar)
         return _conclude(under_way, study, folder, data, training, samples, final_seeds, progress)
@@ -197,12 +220,18 @@ class _Search:
     epochs: int
     seeds: int
     seed: int
+    at_once: int
+    folder: Path
 
     def __post_init__(self) -> None:
         self.spaces = {name: _space(self.method, name, values) for name, values in self.search.items()}
 
-    def open(self, folder: Path) -> optuna.Study:
-        """Open the study in a folder, or begin one.
+    def alone(self) -> AbstractContextManager[bool]:
+        """Keep other processes of the search waiting, for what takes a moment."""
+        return hold(self.folder / LOCK, wait=True)
+
+    def open(self) -> optuna.Study:
+        """Open the study in the folder, or begin one.
 
         Raises:
             ValueError: There is another, or its journal is damaged, or says other scores than the trials' runs.
@@ -211,12 +240,11 @@ class _Search:
 
         from limbeck.verbs.journal import Journal
 
-        path = folder / JOURNAL
+        path = self.folder / JOURNAL
         study = optuna.create_study(
             study_name=f"limbeck tune {self.method}",
             storage=optuna.storages.JournalStorage(Journal(path)),
-            direction="maximize" if self.runs.score.best == "highest" else "minimize",
-            pruner=optuna.pruners.MedianPruner(UNPRUNED_TRIALS, math.ceil(UNPRUNED_SHARE * self.epochs)),
+            direction=self._direction,
             load_if_exists=True,
         )
         mine, was = self._settings(), study.user_attrs.get("search")
@@ -228,7 +256,7 @@ class _Search:
                 "whether it is this one. Take another run_dir"
             )
         else:
-            refuse_another(folder, was, mine)
+            refuse_another(self.folder, was, mine)
         for trial in finished(study):
             self._see_scores(trial, path)
         return study
@@ -259,20 +287,23 @@ class _Search:
             )
 
     def run(self, study: optuna.Study, trials: int, bar: Progress) -> None:
-        """Make the trials that are missing."""
+        """Make the trials that are missing, or wait for the processes that do, until all are there."""
         first, exhaustive = self._plan(trials)
+        total = len(first) if exhaustive else trials
         prunes = not self.runs.in_stages(self._entry(next(_corners(self.search))))
         each = self.seeds * self.epochs
-        task = bar.add_task("trial 1", total=each * (len(first) if exhaustive else trials))
+        task = bar.add_task("trial 1", total=each * total)
         while True:
-            tried = [trial.params for trial in finished(study)]
-            planned = next((params for params in first if params not in tried), None)
-            if planned is None if exhaustive else len(tried) >= trials:
+            with self.alone():
+                earlier, left = self._round(study, first, total)
+            if not left:
                 return
-            bar.update(task, description=f"trial {len(tried) + 1}", completed=each * len(tried))
-            self._try(
-                study, self._ask(study, planned, len(tried)), prunes, partial(_advance, bar, task, each * len(tried))
-            )
+            done = len(finished(study))
+            bar.update(task, description=f"trial {done + 1}", completed=each * done)
+            advance = partial(_advance, bar, task, each * done)
+            if not any(self._made(study, trial, earlier, prunes, advance) for trial in left):
+                bar.update(task, description="waiting for other processes")
+                time.sleep(LOOK_EVERY)
 
     def trial(self, frozen: optuna.trial.FrozenTrial) -> Trial:
         """Return a finished trial as the report has it."""
@@ -310,51 +341,120 @@ class _Search:
                 return None
         return found
 
-    def _ask(self, study: optuna.Study, planned: Mapping[str, Any] | None, done: int) -> optuna.Trial:
-        """Begin a trial, or once more the one that a process was at when it died.
+    def _round(
+        self, study: optuna.Study, first: Sequence[Mapping[str, Any]], total: int
+    ) -> tuple[list[optuna.trial.FrozenTrial], list[optuna.trial.FrozenTrial]]:
+        """Return the trials of the rounds before the one that is open, and those of that one which are not finished.
 
-        The sampler is made anew for each, so that what it suggests depends on the seed and the finished trials alone, and a
-        search that goes on suggests what it would have.
+        Those of the round that nobody has asked for yet are asked for, so this is for one process at a time.
         """
-        import optuna
+        while True:
+            asked = self._asked(study)
+            open_ = next((index for index, trial in enumerate(asked) if not _is_finished(trial)), len(asked))
+            begin = open_ // self.at_once * self.at_once
+            end = min(begin + self.at_once, total)
+            if len(asked) >= end:
+                return asked[:begin], [trial for trial in asked[open_:end] if not _is_finished(trial)]
+            tried = [trial.params for trial in asked]
+            planned = next((params for params in first if params not in tried), None)
+            self._ask(study, planned or self._suggested(asked[:begin], len(asked)))
+
+    def _asked(self, study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials that count; one that was being asked for as its process was killed is no trial."""
         from optuna.trial import TrialState
 
-        study.sampler = optuna.samplers.TPESampler(seed=seed_of("tune", self.seed, done) % 2**32)
-        dead = study.get_trials(states=(TrialState.RUNNING,))
-        for trial in dead:
-            study.tell(trial.number, state=TrialState.FAIL)
-        params = dead[-1].params if dead else planned
-        if params and not study.get_trials(states=(TrialState.WAITING,)):
-            study.enqueue_trial(dict(params))
-        asked = study.ask(self.spaces)
-        for step, value in dead[-1].intermediate_values.items() if dead else ():
-            asked.report(value, step)
-        return asked
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            if trial.params.keys() != self.spaces.keys():
+                study.tell(trial.number, state=TrialState.FAIL)
+        there = study.get_trials(deepcopy=False)
+        return [trial for trial in there if trial.state == TrialState.RUNNING or _is_finished(trial)]
 
-    def _try(self, study: optuna.Study, trial: optuna.Trial, prunes: bool, advance: Callable[[float], None]) -> None:
-        """Train a trial's seeds, one after the other."""
+    def _ask(self, study: optuna.Study, params: Mapping[str, Any]) -> None:
+        """Begin a trial with these parameters, or with those that a process had as it was killed over this."""
+        from optuna.trial import TrialState
+
+        if not study.get_trials(states=(TrialState.WAITING,)):
+            study.enqueue_trial(dict(params))
+        study.ask(self.spaces)
+
+    def _suggested(self, earlier: Sequence[optuna.trial.FrozenTrial], index: int) -> dict[str, Any]:
+        """Return what TPE suggests for a trial.
+
+        The sampler is made anew for each, so that what it suggests depends on the seed and the trials of earlier rounds
+        alone, and a search that goes on, or that several processes make, suggests what it would have.
+        """
         import optuna
 
-        values: list[float] = []
-        reported = set(study.get_trials()[trial.number].intermediate_values)
+        study = self._of(earlier)
+        study.sampler = optuna.samplers.TPESampler(seed=seed_of("tune", self.seed, index) % 2**32)
+        return study.ask(self.spaces).params
+
+    def _of(self, trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
+        """Return a study of these trials and no others."""
+        import optuna
+
+        study = optuna.create_study(direction=self._direction)
+        study.add_trials(trials)
+        return study
+
+    @property
+    def _direction(self) -> Literal["maximize", "minimize"]:
+        return "maximize" if self.runs.score.best == "highest" else "minimize"
+
+    def _made(
+        self,
+        study: optuna.Study,
+        trial: optuna.trial.FrozenTrial,
+        earlier: Sequence[optuna.trial.FrozenTrial],
+        prunes: bool,
+        advance: Callable[[float], None],
+    ) -> bool:
+        """Make a trial, or go on with one whose process died, unless another process is at it; whether it is made."""
+        entry = self._entry(self._values(trial.params))
+        with hold(self.folder / TRIALS / entry.folder / LOCK) as mine:  # trials alike are made one after the other
+            if not mine:
+                return False
+            now = study.get_trials()[trial.number]
+            return _is_finished(now) or self._try(study, now, entry, self._of(earlier) if prunes else None, advance)
+
+    def _try(
+        self,
+        study: optuna.Study,
+        now: optuna.trial.FrozenTrial,
+        entry: Entry,
+        others: optuna.Study | None,
+        advance: Callable[[float], None],
+    ) -> bool:
+        """Train a trial's seeds, one after the other; return False where some other process trains there.
+
+        Args:
+            study: The search.
+            now: The trial as it stands.
+            entry: What it trains.
+            others: Those by which it is stopped early, if it may be.
+            advance: Is told how many epochs are trained.
+        """
+        import optuna
+
+        trial, values = optuna.Trial(study, now._trial_id), list[float]()
+        pruner = optuna.pruners.MedianPruner(UNPRUNED_TRIALS, math.ceil(UNPRUNED_SHARE * self.epochs))
 
         def report(metrics: Mapping[str, float], step: int) -> None:
             """Tell Optuna how good the seeds are so far."""
             ending = f"/{self.runs.score.name}"
-            now = next(value for name, value in metrics.items() if name.startswith("val/") and name.endswith(ending))
+            reached = next(of for name, of in metrics.items() if name.startswith("val/") and name.endswith(ending))
             epoch = len(values) * self.epochs + step // self.runs.batches
             advance(epoch)
-            if epoch not in reported:  # again, where a process died between this line and its checkpoint
-                trial.report(fmean([*values, now]), epoch)
-            if prunes and trial.should_prune():
+            if epoch not in now.intermediate_values:  # again, where a process died between this line and its checkpoint
+                trial.report(fmean([*values, reached]), epoch)
+            if others is not None and pruner.prune(others, study.get_trials()[now.number]):
                 raise optuna.TrialPruned(f"worse than the median of the others after {epoch} epochs")
 
         try:
-            for offset in range(self.seeds):
-                entry, seed = self._entry(self._values(trial.params)), SEARCH_SEEDS + self.seed + offset
+            for seed in range(SEARCH_SEEDS + self.seed, SEARCH_SEEDS + self.seed + self.seeds):
                 outcome = self.runs.outcome(entry, seed, self.epochs, report)
                 if outcome is None:
-                    raise ValueError(f"another process trains {entry.name} in {self.runs.folder}")
+                    return False
                 values.append(outcome.value)
                 trial.set_user_attr("values", values)
             study.tell(trial, fmean(values))
@@ -363,6 +463,7 @@ class _Search:
         except FloatingPointError as error:
             trial.set_user_attr("diverged", str(error))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return True
 
     def _entry(self, values: Mapping[str, Any]) -> Entry:
         return Entry(self.method, {**self.options, **values})
@@ -375,15 +476,17 @@ class _Search:
         """What tells this search from others; the number of trials does not."""
         ranges = {name: str(values) for name, values in self.search.items()}
         settings = self.runs.settings(self._entry({}), SEARCH_SEEDS + self.seed, self.epochs)
-        return {**settings, "search": ranges, "seeds": self.seeds}
+        return {**settings, "search": ranges, "seeds": self.seeds, "at_once": self.at_once}
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    """Return the trials that need not be made again: of those that failed, the ones that diverged."""
-    from optuna.trial import TrialState
+    """Return the trials that need not be made again."""
+    return [trial for trial in study.get_trials() if _is_finished(trial)]
 
-    ended = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    return [trial for trial in ended if trial.state != TrialState.FAIL or "diverged" in trial.user_attrs]
+
+def _is_finished(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether a trial need not be made again: of those that failed, one that diverged."""
+    return trial.state.is_finished() and (trial.state.name != "FAIL" or "diverged" in trial.user_attrs)
 
 
 def _conclude(
@@ -404,9 +507,10 @@ def _conclude(
             f"all {len(trials)} trials diverged: lower the learning rate, clip gradients, or search smaller weights"
         )
     best = best_of(complete, under_way.runs.score)
-    looks = study.user_attrs.get("looks", [])
-    if len(trials) not in looks:
-        study.set_user_attr("looks", looks := [*looks, len(trials)])
+    with under_way.alone():
+        looks = study.user_attrs.get("looks", [])
+        if len(trials) not in looks:
+            study.set_user_attr("looks", looks := [*looks, len(trials)])
     method, runs = under_way.method, under_way.runs
     entries = [Entry(method, under_way.options, name=f"{method}, defaults")]
     if not _is_default(method, best.options, under_way.search):
@@ -446,7 +550,8 @@ def _conclude(
         "Seed": str(under_way.seed),
         "Versions": ", ".join(map(" ".join, versions.items())),
     }
-    write_tuning(tuning, folder, facts=facts)
+    with under_way.alone():
+        write_tuning(tuning, folder, facts=facts)
     return tuning
 
 
