@@ -149,23 +149,13 @@ def shared_out(facts: Facts) -> Traffic:
 
 def adapters(facts: Facts) -> Traffic:
     """Mean and variance of each channel, and the gradients of both."""
-    values = 2 * FLOAT * facts.normed
-    messages = 2 * facts.norms * (TO_GATHER + TO_SCATTER)
-    return Traffic(gathered=values, scattered=values * facts.world, messages=messages)
+    return Traffic(reduced=4 * FLOAT * facts.normed, messages=4 * facts.norms * TO_SUM)
 
 
 def relations(student: int, teacher: int, times: int = 1) -> Formula:
-    """Rows of both networks, of so many numbers, and the gradients of the student's."""
-
-    def traffic(facts: Facts) -> Traffic:
-        rows = BATCH / facts.world
-        return Traffic(
-            gathered=times * rows * FLOAT * (student + teacher),
-            scattered=times * BATCH * FLOAT * student,
-            messages=times * (2 * TO_GATHER + TO_SCATTER),
-        )
-
-    return traffic
+    """Rows of both networks, of so many numbers; their gradients are known everywhere."""
+    row = FLOAT * (student + teacher)
+    return lambda facts: Traffic(gathered=times * BATCH / facts.world * row, messages=times * 2 * TO_GATHER)
 
 
 def remembered(ids: bool) -> Formula:
@@ -216,7 +206,7 @@ KINDS: dict[str, Kind] = {
     "kd, fsdp2": Kind(lambda s, t, x: limbeck.kd(s, t), "f + c", shared_out, options={"strategy": "fsdp2"}),
     "kd, labels missing": Kind(lambda s, t, x: limbeck.kd(s, t), "g + c", gradients(), unlabelled=True),
     "kd, accumulate=2": Kind(
-        lambda s, t, x: limbeck.kd(s, t), "2g + c, an update", gradients(2), options={"accumulate": 2}
+        lambda s, t, x: limbeck.kd(s, t), "g + c, an update", gradients(), options={"accumulate": 2}
     ),
     "fitnets, the hint": Kind(
         lambda s, t, x: limbeck.fitnets(s, t, example=x),
@@ -248,8 +238,8 @@ KINDS: dict[str, Kind] = {
     ),
     "dist": Kind(
         lambda s, t, x: limbeck.dist(s, t),
-        "g + c + 2 · r(10, 10)",
-        summed(gradients(), relations(CLASSES, CLASSES, times=2)),
+        "g + c + r(10, 10)",
+        summed(gradients(), relations(CLASSES, CLASSES)),
     ),
     "crd, memory": Kind(
         lambda s, t, x: limbeck.crd(s, t, memory=MEMORY, negatives=NEGATIVES, dimensions=DIMENSIONS, example=x),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from limbeck.cli.case import Case
@@ -22,8 +23,7 @@ def fit_and_tell(name: str, network: str, method: Any, case: Case, leaf: Namespa
         raise ValueError("--resume needs the folder of the run to go on with: --run-dir runs/NAME")
     run_dir = leaf.run_dir or fresh_folder(name, network, leaf.data)
     result = fit(method, case.data, run_dir=run_dir, seed=leaf.seed, name=name, settings=config, **call(training, leaf))
-    if rank_zero_only.rank == 0:
-        _tell(result, case, run_dir)
+    rank_zero_only(_tell)(result, case, run_dir)
     return 0 if result.finished else STOPPED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from limbeck.core.trace import TAPS, Taps, is_compiled, locate
 
 Backend = str | Callable[..., Any]
 """What `torch.compile` takes."""
+TWICE = (
+    "the losses are made of gradients, and torch differentiates compiled code once: the method runs as it is written"
+)
 
 
 def compiled(method: Method, backend: Backend = "inductor") -> Method:
@@ -35,6 +38,8 @@ def compiled(method: Method, backend: Backend = "inductor") -> Method:
 
     Raises:
         TypeError: No method.
+        ValueError: A method whose losses are made of gradients (`gradient`, `jacobian`): torch differentiates compiled code
+            once.
 
     Example:
         >>> from limbeck import kd
@@ -44,11 +49,18 @@ def compiled(method: Method, backend: Backend = "inductor") -> Method:
         raise TypeError(
             f"expected a method, got {type(method).__name__}: limbeck.compiled(limbeck.kd(student, teacher))"
         )
+    if differentiates_twice(method):
+        raise ValueError(TWICE)
     _tap(method, {id(net) for net in _networks(method)})
     for part in (*_networks(method), *_terms(method)):
         if not is_compiled(part):
             part.compile(backend=backend)
     return method
+
+
+def differentiates_twice(method: nn.Module) -> bool:
+    """Whether the losses of a method, or of a part of it, are made of gradients."""
+    return any(isinstance(part, Method) and part.differentiates_twice for part in method.modules())
 
 
 def uncompiled(method: Method) -> Method:
@@ -76,8 +88,11 @@ def compiling(method: Method, asked: bool) -> Iterator[Counter[str]]:
     fell_back = Counter[str]()
     own = {id(net): getattr(net, "_compiled_call_impl", None) for net in (*_networks(method), *_terms(method))}
     came = {id(net) for net in _networks(method) if is_compiled(net)}
-    if not asked and not came:
-        yield fell_back
+    twice = differentiates_twice(method)
+    fell_back.update([TWICE] if asked and twice else [])
+    if twice or not (asked or came):
+        with torch.compiler.set_stance("force_eager") if came else nullcontext():
+            yield fell_back
         return
     heard = _Heard()
     dynamo = logging.getLogger("torch._dynamo")

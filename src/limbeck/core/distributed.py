@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd import Function
 
 
 def place() -> tuple[int, int]:
@@ -24,8 +25,9 @@ def place() -> tuple[int, int]:
 def gather(samples: Tensor) -> Tensor:
     """Return this tensor's rows from every process, in the order of the ranks; alone, the tensor itself.
 
-    The gradient of every process's loss flows back to the process that a row came from. Since each process
-    computes the same loss of the global batch and DDP averages the gradients, the result is that of one process.
+    What is made of them must be the same in every process, as a loss of the global batch is: then each has the gradient of
+    all rows, takes that of its own as often as there are processes, and sends nothing. Gradients are averaged over the
+    processes, so that the result is that of one process. A mean of what differs is `mean_over_processes`.
 
     Args:
         samples: (N, ...), the same N everywhere.
@@ -33,13 +35,36 @@ def gather(samples: Tensor) -> Tensor:
     _, world = place()
     if world == 1:
         return samples
-    if not samples.requires_grad:
-        rows = [torch.empty_like(samples) for _ in range(world)]
+    gathered: Tensor = _Gathered.apply(samples)
+    return gathered
+
+
+class _Gathered(Function):
+    @staticmethod
+    def forward(ctx: Any, samples: Tensor) -> Tensor:
+        rows = [torch.empty_like(samples, memory_format=torch.contiguous_format) for _ in range(place()[1])]
         distributed.all_gather(rows, samples.contiguous())
         return torch.cat(rows)
-    from torch.distributed.nn.functional import all_gather
 
-    return torch.cat(all_gather(samples.contiguous()))  # type: ignore[no-untyped-call]
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        rank, world = place()
+        return upstream.chunk(world)[rank] * world
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Return the mean over all processes, each of which makes something else of it: their gradients are added up.
+
+    Args:
+        values: Of the same shape everywhere.
+    """
+    _, world = place()
+    if world == 1:
+        return values
+    from torch.distributed.nn.functional import all_reduce
+
+    total: Tensor = all_reduce(values.contiguous())  # type: ignore[no-untyped-call]
+    return total / world
 
 
 Counted = Literal["labels", "samples", "mask"]
@@ -86,16 +111,6 @@ def shares_of(counts: Tensor, samples: Tensor) -> Tensor:
         distributed.all_reduce(total)
     # whole numbers first, so that the share of equal parts is exactly 1
     return (counts * (world * samples.sum()) / (samples * total).clamp(min=1)).float()
-
-
-def across_processes(total: Tensor) -> Tensor:
-    """Return the mean over all processes of a sum that means are divided by; alone, the tensor itself."""
-    _, world = place()
-    if world == 1:
-        return total
-    total = total.detach().clone()
-    distributed.all_reduce(total)
-    return total / world
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -567,15 +567,17 @@ def _counts(method: Method, batch: Batch) -> dict[Counted, Tensor]:
 def moves(method: Method, loss: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
     """Whether a method's loss gives any of the parameters a gradient that is not 0.
 
-    Of parameters that are shared out (FSDP2) no gradient can be asked for: there it is whether the loss reaches any.
+    Of parameters that are shared out (FSDP2) no gradient can be asked for, and of compiled code none that is asked for
+    again: there it is whether the loss reaches any.
 
     Raises:
         ValueError: The student's layers are compared, and some lie where no loss reaches them.
     """
     if not loss.requires_grad:
         return False
-    if any(is_shared_out(p) for p in parameters):
-        return _reaches_weights(loss)
+    reaches, compiled = _traced(loss)
+    if compiled or any(is_shared_out(p) for p in parameters):
+        return reaches
     try:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
@@ -590,18 +592,19 @@ def moves(method: Method, loss: Tensor, parameters: Sequence[nn.Parameter]) -> b
     return any(bool(gradient.any()) for gradient in gradients if gradient is not None)
 
 
-def _reaches_weights(loss: Tensor) -> bool:
-    """Whether a loss was computed of anything that learns."""
+def _traced(loss: Tensor) -> tuple[bool, bool]:
+    """Return whether a loss was computed of anything that learns, and whether by code that was compiled."""
+    reaches = compiled = False
     waiting, seen = [loss.grad_fn], set[Any]()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if isinstance(getattr(node, "variable", None), nn.Parameter):
-            return True
         seen.add(node)
+        reaches |= isinstance(getattr(node, "variable", None), Tensor)
+        compiled |= type(node).__name__ == "CompiledFunctionBackward"
         waiting += [before for before, _ in node.next_functions]
-    return False
+    return reaches, compiled
 
 
 def _watch(method: Method, turn: Turn, optimizer: Optimizer) -> None:

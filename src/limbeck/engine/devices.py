@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import Strategy
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from limbeck.core.compiled import differentiates_twice
 from limbeck.core.copied import copied
 from limbeck.core.distributed import place
 from limbeck.core.frozen import Frozen
@@ -113,13 +114,13 @@ class Devices:
         if self.shares_weights:
             mesh = _mesh(device)
             for own in _parts(method):
-                shard(own, mesh, together=_differentiates_twice(method))
+                shard(own, mesh, together=differentiates_twice(method))
         for teacher in _stand_ins(method):
             shard(teacher.net, _mesh(device), teaches=True, offloaded=self.teachers == "offloaded")
 
     def after_update(self, method: Method) -> None:
         """Let weights go that were kept together."""
-        if self.shares_weights and _differentiates_twice(method):
+        if self.shares_weights and differentiates_twice(method):
             part(method)
 
     def before_validation(self, method: Method) -> None:
@@ -232,10 +233,6 @@ def _parts(method: Method) -> Iterator[nn.Module]:
     for modules in method.players().values():
         for module in modules:
             yield from module.children() if isinstance(module, CONTAINERS) else [module]
-
-
-def _differentiates_twice(method: Method) -> bool:
-    return any(isinstance(own, Method) and own.differentiates_twice for own in method.modules())
 
 
 def _stand_ins(method: Method) -> list[Frozen]:

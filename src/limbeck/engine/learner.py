@@ -6,12 +6,14 @@ import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -350,7 +352,14 @@ class Learner(LightningModule):
 
     def _backward(self, turn: Turn) -> None:
         self._look_for_effect(turn)
-        self.manual_backward(turn.total if self._parts == 1 else turn.total / self._parts)
+        with self._unsent():
+            self.manual_backward(turn.total if self._parts == 1 else turn.total / self._parts)
+
+    def _unsent(self) -> AbstractContextManager[None]:
+        """Let gradients wait for the last batch of an update before DDP sends them."""
+        model: Any = self.trainer.model
+        waits = isinstance(model, DistributedDataParallel) and not self._group_ends(self.step)
+        return cast("AbstractContextManager[None]", model.no_sync()) if waits else nullcontext()
 
     def _update(self, optimizer: Optimizer) -> bool:
         if not self._group_ends(self.step):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from limbeck.core.copied import copied
-from limbeck.core.distributed import across_processes, gather
+from limbeck.core.distributed import gather
 from limbeck.core.method import Distill, Method, Turn
 from limbeck.core.numerics import full_precision, same_shape
 from limbeck.core.objective import M, Objective, S, T, Y, on
@@ -222,4 +222,4 @@ def _weighted_by(student: Tensor, confidence: Tensor, targets: Tensor) -> Tensor
         )
     sure = confidence.where(targets != UNLABELLED, 0.0)
     hard = F.cross_entropy(student.flatten(0, -2), targets.flatten(), ignore_index=UNLABELLED, reduction="none")
-    return (sure.flatten() * hard).sum() / across_processes(sure.sum()).clamp(min=1e-12)
+    return (sure.flatten() * hard).sum() / sure.sum().clamp(min=1e-12)

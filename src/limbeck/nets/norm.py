@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.distributed import gather, place
+from limbeck.core.distributed import mean_over_processes, place
 
 
 class GlobalBatchNorm(nn.BatchNorm2d):
@@ -24,9 +24,9 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         if not self.training or world == 1:
             return super().forward(maps)
         wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
-        mean = gather(wide.mean((0, 2, 3))[None]).mean(0)
+        mean = mean_over_processes(wide.mean((0, 2, 3)))
         centred = wide - mean[:, None, None]
-        variance = gather(centred.square().mean((0, 2, 3))[None]).mean(0)
+        variance = mean_over_processes(centred.square().mean((0, 2, 3)))
         self._remember(mean.detach(), variance.detach(), world * maps.numel() // maps.shape[1])
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(maps.dtype)
