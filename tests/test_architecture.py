@@ -49,6 +49,7 @@ CORE = [
     "method",
     "stage",
     "layers",
+    "compiled",
 ]
 """The core's files, in their order: each imports only files before it."""
 METHODS = sorted(path for path in (HOUSE / "methods").glob("*.py") if not path.stem.startswith("_"))

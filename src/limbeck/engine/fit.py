@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer, seed_everything
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.warnings import PossibleUserWarning
@@ -421,6 +422,8 @@ class _Training:
             num_sanity_val_steps=-1 if {*dict(teachers_of(own.method))} - {*known} else 0,  # the teachers, before it
             use_distributed_sampler=False,  # loaders share each batch out themselves
         )
+        if isinstance(around := getattr(trainer.strategy, "cluster_environment", None), SLURMEnvironment):
+            around.auto_requeue = False  # its checkpoints are Lightning's, in the working directory
         try:
             finished = self._fit(trainer, learner, index)
             self.where.bring_back(own, stage)
