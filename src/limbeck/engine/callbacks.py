@@ -25,21 +25,26 @@ INSTEAD: Mapping[type[Callback], str] = {
 """Callbacks that would change how a training descends, which is limbeck's own, and what to take instead."""
 
 
-def refuse_callbacks(callbacks: Sequence[Callback], checkpoints: Path | None) -> None:
+def refuse_callbacks(callbacks: Sequence[Callback], checkpoints: Path | None, *, shares_weights: bool = False) -> None:
     """Find callbacks that cannot do here what they are for.
 
     Args:
         callbacks: What the user gave.
         checkpoints: Where a run has its own checkpoints, if there is one.
+        shares_weights: Whether the weights are shared out among processes.
 
     Raises:
-        ValueError: One that would descend otherwise; one that writes among the run's own checkpoints, or nobody knows
+        ValueError: One that would descend otherwise; one that copies weights which are shared out; one that writes among the run's own checkpoints, or nobody knows
             where; one whose state no checkpoint can hold.
     """
     for one in callbacks:
         name = type(one).__name__
         if instead := next((other for kind, other in INSTEAD.items() if isinstance(one, kind)), None):
             raise ValueError(f"{name} cannot change this training, which descends by itself: take {instead}")
+        if shares_weights and isinstance(one, theirs.WeightAveraging):
+            raise ValueError(
+                f"{name} copies the network, and torch copies none whose weights are shared out: take 'ddp'"
+            )
         if isinstance(one, ModelCheckpoint) and _among(one.dirpath, checkpoints):
             raise ValueError(
                 f"{name} must say where it writes, dirpath='best', and not among the run's own checkpoints, got "

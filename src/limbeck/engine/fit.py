@@ -252,7 +252,8 @@ def fit(
     own |= {"teacher_dtype": teacher_dtype} if teacher_dtype != "own" else {}
     settings = settings or own
     stages, loaders, run = _stages(method), splits(data, seed), _run(run_dir, resume)
-    refuse_callbacks(callbacks, None if run is None else run.last.parent)
+    where = Devices(devices, nodes, strategy, sync_batchnorm, channels_last, teachers, teacher_dtype)
+    refuse_callbacks(callbacks, None if run is None else run.last.parent, shares_weights=where.shares_weights)
     training = _Training(
         loaders,
         loaders.train.answers,
@@ -269,7 +270,7 @@ def fit(
             "num_nodes": nodes,
             "logger": list(loggers) or False,
         },
-        where=Devices(devices, nodes, strategy, sync_batchnorm, channels_last, teachers, teacher_dtype),
+        where=where,
         compile=compile,
         progress=progress,
         callbacks=callbacks,
