@@ -90,7 +90,7 @@ def test_train_distill_eval(run):
     assert accuracy in measured.out
 
 
-ORDINARY = "--student resnet8 --teacher resnet14@random"
+ORDINARY = "--student resnet8 --teacher resnet8@random"
 STAGED = f"{ORDINARY} --epochs 2"
 EVERY = dict.fromkeys(methods.__all__, ORDINARY) | {
     "plain": "--student mlp-16",
@@ -410,7 +410,7 @@ def config(text: str) -> Callable[[], object]:
 
 ABSENT = "cuda" if sys.platform == "darwin" else "mps"
 FILE = "--teacher mlp-16@weights.safetensors"
-PAIR = "--student resnet8 --teacher resnet14@random"
+PAIR = "--student resnet8 --teacher resnet8@random"
 WRONG: dict[str, tuple[Callable[[], object], str, list[str]]] = {
     # networks and layers
     "unknown network": (list, "train --network resnt8", ["unknown network 'resnt8'", "resnet8"]),

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from limbeck.core.copied import copied
+from limbeck.core.distributed import is_shared_out
 from limbeck.core.sound import FLOATS, no_network
 from limbeck.core.trace import submodules
 from limbeck.core.wrapped import unwrapped, without_splits, without_wrappers
@@ -56,7 +57,8 @@ class Frozen(nn.Module):
 
     Raises:
         TypeError: No network, or one that cannot be copied; the message names the attribute.
-        ValueError: An unknown mode, or another than ``"eval"`` of a TorchScript network; lazy layers without weights.
+        ValueError: An unknown mode, or another than ``"eval"`` of a TorchScript network; lazy layers without weights; weights
+            that are shared out (FSDP2).
 
     Example:
         >>> larger = Frozen(nn.Flatten(), inputs=nn.Upsample(scale_factor=2), classes={0: 3, 1: 0})
@@ -275,6 +277,11 @@ def _view(net: nn.Module) -> nn.Module:
     if lazy := [name for name, value in _tensors(net).items() if is_lazy(value)]:
         raise ValueError(
             f"{type(net).__name__} has lazy layers without weights ({lazy[0]}): run one batch through it first, net(inputs)"
+        )
+    if any(is_shared_out(p) for p in net.parameters()):
+        raise ValueError(
+            f"the weights of {type(net).__name__} are shared out (FSDP2), and torch copies no such network, by which limbeck "
+            "looks at it: freeze it first, teacher = limbeck.Frozen(net).alone(), then share it out, fully_shard(teacher.net)"
         )
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in net.parameters()}
     shared |= {id(buffer): buffer.detach() for buffer in net.buffers()}

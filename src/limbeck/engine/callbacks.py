@@ -34,8 +34,8 @@ def refuse_callbacks(callbacks: Sequence[Callback], checkpoints: Path | None, *,
         shares_weights: Whether the weights are shared out among processes.
 
     Raises:
-        ValueError: One that would descend otherwise; one that copies weights which are shared out; one that writes among the run's own checkpoints, or nobody knows
-            where; one whose state no checkpoint can hold.
+        ValueError: One that would descend otherwise; one that copies weights which are shared out; one that writes among
+            the run's own checkpoints, or nobody knows where; one whose state no checkpoint can hold.
     """
     for one in callbacks:
         name = type(one).__name__

@@ -252,7 +252,15 @@ def fit(
     own |= {"teacher_dtype": teacher_dtype} if teacher_dtype != "own" else {}
     settings = settings or own
     stages, loaders, run = _stages(method), splits(data, seed), _run(run_dir, resume)
-    where = Devices(devices, nodes, strategy, sync_batchnorm, channels_last, teachers, teacher_dtype)
+    where = Devices(
+        devices=devices,
+        nodes=nodes,
+        strategy=strategy,
+        sync_batchnorm=sync_batchnorm,
+        channels_last=channels_last,
+        teachers=teachers,
+        teacher_dtype=teacher_dtype,
+    )
     refuse_callbacks(callbacks, None if run is None else run.last.parent, shares_weights=where.shares_weights)
     training = _Training(
         loaders,
