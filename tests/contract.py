@@ -24,6 +24,7 @@ from torch.nn import functional as F
 import limbeck
 from limbeck import Distill, Frozen, Method, Objective, S, Stage, Turn, classification, on, regression
 from limbeck.core.method import assign, descend, parameters, play
+from limbeck.engine.fit import refuse_parts_of_relations
 
 Built = Method | Iterable[Stage]
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -753,16 +754,34 @@ def test_two_processes_that_share_weights_equal_one_with_missing_labels(name, of
     assert_alike(of_two_processes[name, "fsdp2"], of_one_process(name))
 
 
+RELATIONS = {
+    "dist": "intra",
+    "rkd": "distance",
+    "sp": "similarity.layer2",
+    "cc": "correlation",
+    "pkt": "probability",
+    "ban, cwtm and dkpp": "cwtm",
+}
+"""Rows that compare the samples of a batch with each other, and the first term that does."""
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+def test_accumulation_is_refused_where_samples_are_compared(name):
+    with pytest.raises(ValueError, match=f"accumulate=2: the term '{RELATIONS[name]}' compares the samples"):
+        fit(build(name, *networks()), Served(), accumulate=2)
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in RELATIONS])
+def test_accumulation_is_refused_nowhere_else(name):
+    for part in stages_of(build(name, *networks())):
+        refuse_parts_of_relations(part.method, accumulate=2)
+
+
 COMPARES_SAMPLES = {
+    **dict.fromkeys(RELATIONS, "relations"),
     "crd": "draws negatives from memories that every batch changes",
     "crd, queue": "the same",
     "kd + crd": "the same",
-    "dist": "relations within classes",
-    "rkd": "relations",
-    "sp": "relations",
-    "cc": "relations",
-    "pkt": "relations",
-    "ban, cwtm and dkpp": "each sample's weight is its share of the batch's confidence",
     "adversarial": "the critic has moved when the second batch is played",
     "dml": "the first peer has moved when the second is to",
     "mgd": "draws a mask for each batch",

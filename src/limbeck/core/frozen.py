@@ -57,8 +57,8 @@ class Frozen(nn.Module):
 
     Raises:
         TypeError: No network, or one that cannot be copied; the message names the attribute.
-        ValueError: An unknown mode, or another than ``"eval"`` of a TorchScript network; lazy layers without weights; weights
-            that are shared out (FSDP2).
+        ValueError: An unknown mode, or another than ``"eval"`` of a TorchScript network; lazy layers without
+            weights; weights that are shared out (FSDP2).
 
     Example:
         >>> larger = Frozen(nn.Flatten(), inputs=nn.Upsample(scale_factor=2), classes={0: 3, 1: 0})
@@ -280,8 +280,8 @@ def _view(net: nn.Module) -> nn.Module:
         )
     if any(is_shared_out(p) for p in net.parameters()):
         raise ValueError(
-            f"the weights of {type(net).__name__} are shared out (FSDP2), and torch copies no such network, by which limbeck "
-            "looks at it: freeze it first, teacher = limbeck.Frozen(net).alone(), then share it out, fully_shard(teacher.net)"
+            f"the weights of {type(net).__name__} are shared out (FSDP2), and limbeck looks at teachers through copies, which "
+            "torch then makes none of: freeze it before, teacher = limbeck.Frozen(net).alone(), and fully_shard(teacher.net)"
         )
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in net.parameters()}
     shared |= {id(buffer): buffer.detach() for buffer in net.buffers()}
