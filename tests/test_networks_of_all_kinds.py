@@ -236,6 +236,14 @@ EACH = [
 each_kind = pytest.mark.parametrize("kind", EACH)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def briefly():
+    """Exported files are timed in a moment: nobody looks at their time here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("limbeck.verbs.export.SECONDS", 0.001)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def compiler():
     torch._dynamo.reset()

@@ -23,19 +23,25 @@ Backend = str | Callable[..., Any]
 TWICE = (
     "the losses are made of gradients, and torch differentiates compiled code once: the method runs as it is written"
 )
+AS_WRITTEN = "the term {!r} draws, or makes its gradient itself: torch would compile it anew in every step"
+EARLY = "force_non_lazy_backward_lowering"
+ADVICE = "\n  Hint:"
 
 
 def compiled(method: Method, backend: Backend = "inductor") -> Method:
     """Compile a method's networks, its teachers and the terms of its objectives, in place.
 
     The layers that objectives compare are seen by hooks that are compiled along and stay, so that what is recorded is
-    always that of the latest call. Parameters, state and names stay as they are. What torch cannot compile runs as it was
-    written; `limbeck.fit` says what that was. The first step compiles, which takes seconds to minutes, and so does the
-    first in another mode, or with a batch of another size.
+    always that of the latest call. Parameters, state and names stay as they are. The first step compiles, which takes
+    seconds to minutes, and so does the first in another mode, or with a batch of another size.
+
+    What torch cannot compile runs as it was written, and so do terms that draw random numbers or make their gradient
+    themselves (`crd`, `mgd`, `rkd` with ``anchors``), which torch would compile anew in every step; `limbeck.fit` says what
+    that was. A network of which a part came compiled stays as it is.
 
     Args:
         method: The method, which is returned.
-        backend: As for `torch.compile`; ``"inductor"`` is torch's own default.
+        backend: As for `torch.compile`; ``"inductor"`` is torch's own default, and needs a C++ compiler on the CPU.
 
     Raises:
         TypeError: No method.
@@ -52,27 +58,17 @@ def compiled(method: Method, backend: Backend = "inductor") -> Method:
         )
     if differentiates_twice(method):
         raise ValueError(TWICE)
-    _tap(method, {id(net) for net in _networks(method)})
-    for part in (*_networks(method), *_terms(method)):
-        if not is_compiled(part):
-            part.compile(backend=backend, **_alone())
+    networks = _networks(method)
+    _tap(method, {id(net) for net in networks})
+    for part in (*networks, *_terms(method)):
+        if not is_compiled(part) and not _as_written(part):
+            part.compile(backend=backend, **_apart())
     return method
 
 
 def differentiates_twice(method: nn.Module) -> bool:
     """Whether the losses of a method, or of a part of it, are made of gradients."""
     return any(isinstance(part, Method) and part.differentiates_twice for part in method.modules())
-
-
-def uncompiled(method: Method) -> Method:
-    """Undo `compiled`, but for networks that came compiled."""
-    for net in _networks(method):
-        if (taps := vars(net).pop(TAPS, None)) is not None:
-            taps.remove()
-            torch._dynamo.reset()  # code that was compiled with the hooks goes on with them
-    for part in (*_networks(method), *_terms(method)):
-        part._compiled_call_impl = None
-    return method
 
 
 @contextmanager
@@ -87,7 +83,6 @@ def compiling(method: Method, asked: bool) -> Iterator[Counter[str]]:
         What fell back, and how often: filled when the block ends.
     """
     fell_back = Counter[str]()
-    own = {id(net): getattr(net, "_compiled_call_impl", None) for net in (*_networks(method), *_terms(method))}
     came = {id(net) for net in _networks(method) if is_compiled(net)}
     twice = differentiates_twice(method)
     fell_back.update([TWICE] if asked and twice else [])
@@ -95,36 +90,73 @@ def compiling(method: Method, asked: bool) -> Iterator[Counter[str]]:
         with torch.compiler.set_stance("force_eager") if came else nullcontext():
             yield fell_back
         return
-    heard = _Heard()
-    dynamo = logging.getLogger("torch._dynamo")
+    with _as_it_came(method), _falling_back(fell_back):
+        if asked:
+            fell_back.update(AS_WRITTEN.format(term.name) for term in _terms(method) if _as_written(term))
+            compiled(method)
+        else:
+            _tap(method, came)
+        yield fell_back
+
+
+@contextmanager
+def _as_it_came(method: Method) -> Iterator[None]:
+    """Take off afterwards what a block compiles, and the hooks that it sets."""
+    networks = _networks(method)
+    tapped = {id(net) for net in networks if TAPS in vars(net)}
+    former = [(part, part._compiled_call_impl) for part in (*networks, *_terms(method))]
+    try:
+        yield
+    finally:
+        for part, own in former:
+            part._compiled_call_impl = own
+        new = [vars(net).pop(TAPS) for net in networks if TAPS in vars(net) and id(net) not in tapped]
+        if any(taps.handles for taps in new):
+            torch._dynamo.reset()  # code that was compiled with the hooks goes on with them
+        for taps in new:
+            taps.remove()
+
+
+@contextmanager
+def _falling_back(told: Counter[str]) -> Iterator[None]:
+    """Let what torch cannot compile run as it is written, and count the reasons.
+
+    The backward pass is compiled with the forward pass: later nothing could take its place.
+    """
+    heard, dynamo = _Heard(told), logging.getLogger("torch._dynamo")
+    early = {EARLY: True} if hasattr(torch._functorch.config, EARLY) else {}  # not in torch 2.6
     before = Counter(torch._dynamo.utils.counters["graph_break"])
-    if asked:
-        compiled(method)
-    else:
-        _tap(method, came)
     dynamo.addHandler(heard)
     try:
-        with torch._dynamo.config.patch(suppress_errors=True):
-            yield fell_back
+        with (
+            torch._dynamo.config.patch(suppress_errors=True),
+            torch._functorch.config.patch(early),
+        ):
+            yield
     finally:
         dynamo.removeHandler(heard)
-        uncompiled(method)
-        for part in (*_networks(method), *_terms(method)):
-            part._compiled_call_impl = own[id(part)]
-        fell_back.update(heard.told)
-        fell_back.update(Counter(torch._dynamo.utils.counters["graph_break"]) - before)
+        breaks = Counter(torch._dynamo.utils.counters["graph_break"]) - before
+        for reason, times in breaks.items():
+            told[_in_one_line(reason)] += times
 
 
 class _Heard(logging.Handler):
     """Keeps what torch says of code that it runs as it was written."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Counter[str]) -> None:
         super().__init__(logging.WARNING)
-        self.told = Counter[str]()
+        self.told = told
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a message."""
-        self.told[record.getMessage()] += 1
+        self.told[_in_one_line(record.getMessage())] += 1
+
+
+def _in_one_line(message: str) -> str:
+    """Return a message of torch's without its advice, and of a traceback what was raised."""
+    said, _, trace = message.partition("Traceback (most recent call last):")
+    raised = [line for line in trace.split("\n\n")[0].splitlines() if not line.startswith(" ")]
+    return " ".join(f"{said.split(ADVICE)[0]} {' '.join(raised)}".split())
 
 
 def _tap(method: Method, which: set[int]) -> None:
@@ -149,10 +181,15 @@ def _networks(method: Method) -> list[nn.Module]:
     return [*{id(net): net for net in networks if not isinstance(net, Objective | ScriptModule)}.values()]
 
 
-def _alone() -> dict[str, bool]:
-    """Let each part have a cache of its own, from torch 2.12 on: all terms are one function, whose cache holds eight."""
-    apart = "isolate_recompiles"
-    return {apart: True} if apart in inspect.signature(torch.compile).parameters else {}
+def _apart() -> dict[str, bool]:
+    """Let each part have a cache of its own, where torch can: all terms are one function, whose cache holds eight."""
+    option = "isolate_recompiles"
+    return {option: True} if option in inspect.signature(torch.compile).parameters else {}
+
+
+def _as_written(part: nn.Module) -> bool:
+    """Whether a term holds what torch would compile anew in every step, see `Draws`."""
+    return isinstance(part, Term) and any(getattr(own, "runs_as_written", False) for own in part.modules())
 
 
 def _terms(method: Method) -> list[Term]:

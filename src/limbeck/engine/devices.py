@@ -225,6 +225,8 @@ def _synchronised(module: nn.Module) -> nn.Module | None:
     if not isinstance(module, nn.modules.batchnorm._BatchNorm) or isinstance(module, nn.SyncBatchNorm):
         return None
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    # the very same, or statistics that are taken on a GPU would stay behind: there a module has other buffers
+    converted._parameters, converted._buffers = module._parameters, module._buffers
     return converted
 
 

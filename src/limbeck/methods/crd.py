@@ -225,6 +225,8 @@ class Queue(nn.Module):
 
     queue_s: Tensor
     queue_t: Tensor
+    runs_as_written = True
+    """Its gradient is made in the forward pass, and where the oldest embeddings are is another in each call."""
 
     def __init__(self, length: int, dimensions: int, temperature: float) -> None:
         super().__init__()

@@ -19,6 +19,9 @@ class Draws(nn.Module):
         seed: In [0, 2³¹).
     """
 
+    runs_as_written = True
+    """A term that holds it is not compiled: the number of calls is another in each."""
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.seed, self.calls = seed, 0

@@ -1,0 +1,213 @@
+"""A step of `limbeck.compiled` beside the same step without: time, and how far the losses are apart.
+
+    python bench/compiled.py --write
+
+Both methods are copies of one, begin with the same weights and play the same batches, in float32 and without dropout. The
+first step compiles, with all caches of torch's off; it is timed as a whole. Then both take their steps in turn, so that a
+busy machine slows both alike. A round is a few steps of each; a ratio is that of two rounds side by side, and a cell shows
+the median over the rounds and, in brackets, the quartiles. Below 1 the compiled step is the faster.
+
+It ends with exit code 1 where losses are further apart than 1e-3, or where something ran as it was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # before torch is imported: what it compiled before is no matter
+
+import torch
+from torch import Tensor, nn
+
+import limbeck
+from limbeck.core import files
+from limbeck.core.method import assign, parameters
+from limbeck.engine.devices import laid_out
+
+PAGE = Path(__file__).parents[1] / "docs/devices.md"
+MARKS = r"(<!-- compiled: written by [^\n]*\n).*?(<!-- compiled: end -->)"
+COMPARED = 5
+"""Steps whose losses are compared."""
+ROUND = 3
+"""Steps of each in a round."""
+APART = 1e-3
+HEAD = [
+    "| method | networks | channels last | compiled / eager | eager, ms | first step, s | losses apart | graphs | breaks |",
+    "|---|---|---|---|---|---|---|---|---|",
+]
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method and its batches."""
+
+    method: str
+    networks: str
+    make: Callable[[], limbeck.Stage]
+    batch: Callable[[], Batch]
+    channels_last: bool = False
+
+
+class Classifier(nn.Module):
+    """A small BERT that classifies, of random weights: nothing is fetched."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertForSequenceClassification
+
+        config = BertConfig(
+            vocab_size=1000,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=4 * width,
+            max_position_embeddings=64,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.net = BertForSequenceClassification(config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.net(tokens).logits
+        return logits
+
+
+def cases() -> Iterator[Case]:
+    for channels_last in (False, True):
+        yield Case("kd", "resnet32x4 → resnet8x4, 32×32", lambda: zoo("kd"), lambda: images(64, 32), channels_last)
+    yield Case("at", "resnet32x4 → resnet8x4, 32×32", lambda: zoo("at"), lambda: images(64, 32))
+    yield Case("fitnets, its hint", "torchvision's resnet18, twice, 64×64", hint, lambda: images(16, 64))
+    yield Case("embedding", "BERT of 4 layers × 64 → 2 × 32, 32 tokens", bert, tokens)
+
+
+def zoo(name: str) -> limbeck.Stage:
+    student, teacher = (limbeck.zoo.network(net, 100, (3, 32, 32)) for net in ("resnet8x4", "resnet32x4"))
+    example = torch.randn(4, 3, 32, 32)
+    return limbeck.Stage(
+        limbeck.kd(student, teacher) if name == "kd" else limbeck.at(student, teacher, example=example)
+    )
+
+
+def hint() -> limbeck.Stage:
+    from torchvision.models import resnet18
+
+    student, teacher = (resnet18(num_classes=10) for _ in range(2))
+    return next(iter(limbeck.fitnets(student, teacher, example=torch.randn(4, 3, 64, 64))))
+
+
+def bert() -> limbeck.Stage:
+    layers = ("net.bert.encoder.layer.1", "net.bert.encoder.layer.3")
+    return limbeck.Stage(limbeck.embedding(Classifier(2, 32), Classifier(4, 64), layer=layers, example=tokens()[0]))
+
+
+def images(count: int, size: int) -> Batch:
+    return torch.randn(count, 3, size, size), torch.randint(10, (count,))
+
+
+def tokens() -> Batch:
+    return torch.randint(1000, (64, 32)), torch.randint(2, (64,))
+
+
+def stepping(stage: limbeck.Stage) -> Callable[[Batch], dict[str, float]]:
+    """Return what plays a batch of a stage."""
+    stage.method.train(stage.trains is None)
+    for module in stage.trains or ():
+        module.train()
+    optimizers = assign(parameters(stage.method, stage.trains), lambda own: torch.optim.SGD(own, 0.01, momentum=0.9))
+    return lambda batch: limbeck.play(stage.method, batch, optimizers)
+
+
+def seconds(step: Callable[[Batch], object], batches: Sequence[Batch]) -> float:
+    start = time.perf_counter()
+    for batch in batches:
+        step(batch)
+    return (time.perf_counter() - start) / len(batches)
+
+
+def apart(one: dict[str, float], other: dict[str, float]) -> float:
+    """The largest difference of two losses, relative to the larger."""
+    return max(abs(one[name] - other[name]) / max(abs(other[name]), 1e-8) for name in other)
+
+
+def measure(case: Case, rounds: int) -> tuple[str, bool]:
+    """Return a row of the table, and whether losses are alike and all was compiled."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    eager = case.make()
+    fast = copy.deepcopy(eager)
+    batches = [case.batch() for _ in range(COMPARED)]
+    with laid_out(eager.method) if case.channels_last else nullcontext():
+        with laid_out(fast.method) if case.channels_last else nullcontext():
+            limbeck.compiled(fast.method)
+            steps = {"compiled": stepping(fast), "eager": stepping(eager)}
+            logs = {name: [] for name in steps}
+            first = seconds(lambda batch: logs["compiled"].append(steps["compiled"](batch)), batches[:1])
+            logs["compiled"] += [steps["compiled"](batch) for batch in batches[1:]]
+            logs["eager"] = [steps["eager"](batch) for batch in batches]
+            spent = []
+            for index in range(rounds):
+                order = sorted(steps, reverse=bool(index % 2))  # nobody is always the first
+                spent.append({name: seconds(steps[name], batches[:ROUND]) for name in order})
+    difference = max(map(apart, logs["compiled"], logs["eager"]))
+    low, middle, high = quantiles([each["compiled"] / each["eager"] for each in spent], n=4)
+    breaks = sum(counters["graph_break"].values())
+    cells = [
+        case.method,
+        case.networks,
+        "yes" if case.channels_last else "no",
+        f"{middle:.2f} [{low:.2f}, {high:.2f}]",
+        f"{1e3 * median(each['eager'] for each in spent):.0f}",
+        f"{first:.0f}",
+        f"{difference:.0e}",
+        str(counters["frames"]["ok"]),
+        str(breaks),
+    ]
+    return f"| {' | '.join(cells)} |", difference < APART and not breaks
+
+
+def write(lines: Sequence[str]) -> None:
+    """Put the table between its marks."""
+    text, found = re.subn(MARKS, lambda m: "\n".join([m[1], *lines, "", m[2]]), PAGE.read_text("utf-8"), flags=re.S)
+    if not found:
+        raise ValueError(f"{PAGE} has no marks of 'compiled', between which the table goes")
+    files.write(PAGE, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7, help=f"of {ROUND} steps each")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    lines, good = [*HEAD], True
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rounds} rounds of {ROUND} steps")
+    print("\n".join(HEAD), flush=True)
+    for case in cases():
+        row, alike = measure(case, options.rounds)
+        good &= alike
+        lines.append(row)
+        print(row, flush=True)
+    if options.write:
+        write(lines)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
