@@ -295,7 +295,7 @@ def test_sequential_networks(name):
 
 @every_row
 def test_a_student_compiled_before_its_first_call_trains_alike(name):
-    """It runs compiled where no layer of it is recorded, and else as it was written, since compiled code looks for no hooks."""
+    """It runs compiled where no layer of it is recorded, and else as it was written: compiled code looks for no hooks."""
     torch._dynamo.reset()
     student, teacher = networks()
     twin = copy.deepcopy(student)

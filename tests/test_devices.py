@@ -19,6 +19,7 @@ from operator import is_
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -28,6 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 import limbeck
 from contract import (
@@ -332,7 +334,11 @@ def work(home: Path, rank: int, port: int, results: Queue) -> None:
 
 def packed(value: Any) -> Any:
     """What is found, without memory that dies with its process."""
-    return torch.utils._pytree.tree_map(lambda leaf: leaf.numpy() if isinstance(leaf, Tensor) else leaf, value)
+    return tree_map(lambda leaf: leaf.numpy() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def unpacked(value: Any) -> Any:
+    return tree_map(lambda leaf: torch.from_numpy(leaf) if isinstance(leaf, np.ndarray) else leaf, value)
 
 
 def killed(home: Path, strategy: str) -> Path:
@@ -404,8 +410,7 @@ def of(outcome) -> Callable[[Callable[[Path], Any]], list[Any]]:
     def told(case: Callable[[Path], Any]) -> list[Any]:
         several = outcome[case.__name__]
         assert not any(isinstance(one, str) for one in several), "\n".join(map(str, several))
-        unpack = lambda leaf: torch.from_numpy(leaf) if hasattr(leaf, "__array__") else leaf  # noqa: E731
-        return torch.utils._pytree.tree_map(unpack, several)
+        return unpacked(several)
 
     return told
 
@@ -450,8 +455,9 @@ def steady_alone() -> dict[str, Tensor]:
 
 def shapes(value: Any) -> Any:
     """What a checkpoint is like: its keys, and the shapes and types of its tensors."""
-    like = lambda leaf: (type(leaf), leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else None  # noqa: E731
-    return torch.utils._pytree.tree_map(like, value)
+    return tree_map(
+        lambda leaf: (leaf.shape, leaf.dtype, leaf.device) if type(leaf) is Tensor else type(leaf).__name__, value
+    )
 
 
 def test_a_run_begun_with_shares_goes_on_with_one_process(of, home, tmp_path):

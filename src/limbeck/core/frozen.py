@@ -280,8 +280,9 @@ def _view(net: nn.Module) -> nn.Module:
         )
     if any(is_shared_out(p) for p in net.parameters()):
         raise ValueError(
-            f"the weights of {type(net).__name__} are shared out (FSDP2), and torch copies no such network, as limbeck does "
-            "to look at a teacher: freeze it before, teacher = limbeck.Frozen(net).alone(), and then fully_shard(teacher.net)"
+            f"the weights of {type(net).__name__} are shared out (FSDP2), and torch copies no such network, as limbeck "
+            "does to look at a teacher: freeze it before, teacher = limbeck.Frozen(net).alone(), then "
+            "fully_shard(teacher.net)"
         )
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in net.parameters()}
     shared |= {id(buffer): buffer.detach() for buffer in net.buffers()}
