@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from limbeck.core.compiled import compiling
-from limbeck.core.distributed import gather
+from limbeck.core.distributed import gather, place
 from limbeck.core.exhibits import Exhibit
 from limbeck.core.files import VERSION, keep
 from limbeck.core.heard import shown_once
@@ -848,7 +848,10 @@ def _each(stages: Iterable[Stage]) -> Iterator[Stage]:
 
 
 def _is_main() -> bool:
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+    rank, world = (
+        place()
+    )  # Lightning has read the rank as it was imported, which may have been before there were several
+    return rank == 0 if world > 1 else int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _line(row: Row) -> str:
@@ -870,6 +873,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=PossibleUserWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # lightning 2.6 on torch 2.15
+            warnings.filterwarnings("ignore", message=".*model that overrides the configure_model.*")
             warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
             yield
     finally:

@@ -225,7 +225,7 @@ class Learner(LightningModule):
             return
         at_end = self.step % self.batches == 0
         if self.step % LOOK_EVERY == 0 and not at_end:
-            self._tally.check()
+            self._look()
             self.shown = self._tally.latest()
         if not at_end and not self._waiting and self._stop_here():
             self._check()
@@ -372,9 +372,20 @@ class Learner(LightningModule):
         self.where.after_update(self.method)
         return True
 
+    def _look(self) -> None:
+        """Raise where a loss is not finite, in all processes if in one: the others would wait for it."""
+        broken: FloatingPointError | None = None
+        try:
+            self._tally.check()
+        except FloatingPointError as error:
+            broken = error
+        several = self.trainer.world_size > 1
+        if self.trainer.strategy.reduce_boolean_decision(broken is not None, all=False) if several else broken:
+            raise broken or FloatingPointError("a loss is not finite in another process, whose error names its term")
+
     def _check(self) -> None:
         """Raise before a checkpoint keeps anything that is not finite: a finite loss may have another gradient."""
-        self._tally.check()
+        self._look()
         for player, own in self._owned.items():
             if not all(bool(whole(p).isfinite().all()) for p in own):
                 raise FloatingPointError(

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torchmetrics import MetricCollection
 
 from limbeck.core.batches import samples, tensors
+from limbeck.core.distributed import place
 from limbeck.core.frozen import bare, frozen
 from limbeck.core.task import UNLABELLED, Batch, Task
 from limbeck.tasks.classification import classification
@@ -24,6 +25,8 @@ class Measurement:
         self.guess: float | None = None
         self._metrics: MetricCollection | None = None
         self._labelled: list[Tensor | int] = []
+        self.samples = 0
+        """How many labelled samples were measured, once `compute` has asked all processes."""
 
     def update(self, net: nn.Module, batch: Batch) -> None:
         """Measure one batch."""
@@ -38,11 +41,6 @@ class Measurement:
         self._metrics.update(answer, target)
         self._labelled.append(_labelled(target))
 
-    @property
-    def samples(self) -> int:
-        """How many labelled samples were measured: here, and not by other processes."""
-        return sum(map(int, self._labelled))
-
     def compute(self) -> dict[str, float]:
         """Return each metric that is one number.
 
@@ -51,6 +49,7 @@ class Measurement:
         """
         if self._metrics is None:
             raise ValueError("nothing was measured: the loader gave no batch")
+        self.samples = self._counted()
         values = {name: float(value) for name, value in self._metrics.compute().items() if value.numel() == 1}
         if (score := self.task.score.name) not in values:
             raise ValueError(
@@ -58,6 +57,15 @@ class Measurement:
                 f"these, score=limbeck.Score({next(iter(values), 'loss')!r})"
             )
         return values
+
+    def _counted(self) -> int:
+        here = sum(map(int, self._labelled))
+        if place()[1] == 1:
+            return here
+        assert self._metrics is not None
+        total = torch.tensor(here, device=next(iter(self._metrics.values())).device)
+        distributed.all_reduce(total)
+        return int(total)
 
 
 def _labelled(target: Any) -> Tensor | int:
