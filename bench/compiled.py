@@ -20,8 +20,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -81,31 +82,29 @@ class Classifier(nn.Module):
         self.net = BertForSequenceClassification(config)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits, (N, 2)."""
         logits: Tensor = self.net(tokens).logits
         return logits
 
 
 def cases() -> Iterator[Case]:
-    for channels_last in (False, True):
-        yield Case("kd", "resnet32x4 → resnet8x4, 32×32", lambda: zoo("kd"), lambda: images(64, 32), channels_last)
-    yield Case("at", "resnet32x4 → resnet8x4, 32×32", lambda: zoo("at"), lambda: images(64, 32))
-    yield Case("fitnets, its hint", "torchvision's resnet18, twice, 64×64", hint, lambda: images(16, 64))
     yield Case("embedding", "BERT of 4 layers × 64 → 2 × 32, 32 tokens", bert, tokens)
+    for last in (False, True):
+        yield Case("at", "resnet20 → resnet8, 32×32", partial(zoo, "at", "resnet8", "resnet20"), small, last)
+    yield Case("kd", "resnet32x4 → resnet8x4, 32×32", partial(zoo, "kd", "resnet8x4", "resnet32x4"), small)
+    yield Case("fitnets, its hint", "torchvision's resnet18, twice, 64×64", hint, large)
 
 
-def zoo(name: str) -> limbeck.Stage:
-    student, teacher = (limbeck.zoo.network(net, 100, (3, 32, 32)) for net in ("resnet8x4", "resnet32x4"))
-    example = torch.randn(4, 3, 32, 32)
-    return limbeck.Stage(
-        limbeck.kd(student, teacher) if name == "kd" else limbeck.at(student, teacher, example=example)
-    )
+def zoo(method: str, student: str, teacher: str) -> limbeck.Stage:
+    nets = [limbeck.zoo.network(name, 100, (3, 32, 32)) for name in (student, teacher)]
+    return limbeck.Stage(limbeck.at(*nets, example=small()[0]) if method == "at" else limbeck.kd(*nets))
 
 
 def hint() -> limbeck.Stage:
     from torchvision.models import resnet18
 
     student, teacher = (resnet18(num_classes=10) for _ in range(2))
-    return next(iter(limbeck.fitnets(student, teacher, example=torch.randn(4, 3, 64, 64))))
+    return next(iter(limbeck.fitnets(student, teacher, example=large()[0])))
 
 
 def bert() -> limbeck.Stage:
@@ -113,12 +112,16 @@ def bert() -> limbeck.Stage:
     return limbeck.Stage(limbeck.embedding(Classifier(2, 32), Classifier(4, 64), layer=layers, example=tokens()[0]))
 
 
-def images(count: int, size: int) -> Batch:
-    return torch.randn(count, 3, size, size), torch.randint(10, (count,))
+def small() -> Batch:
+    return torch.randn(16, 3, 32, 32), torch.randint(100, (16,))
+
+
+def large() -> Batch:
+    return torch.randn(8, 3, 64, 64), torch.randint(10, (8,))
 
 
 def tokens() -> Batch:
-    return torch.randint(1000, (64, 32)), torch.randint(2, (64,))
+    return torch.randint(1000, (16, 32)), torch.randint(2, (16,))
 
 
 def stepping(stage: limbeck.Stage) -> Callable[[Batch], dict[str, float]]:
@@ -151,19 +154,22 @@ def measure(case: Case, rounds: int) -> tuple[str, bool]:
     eager = case.make()
     fast = copy.deepcopy(eager)
     batches = [case.batch() for _ in range(COMPARED)]
-    with laid_out(eager.method) if case.channels_last else nullcontext():
-        with laid_out(fast.method) if case.channels_last else nullcontext():
-            limbeck.compiled(fast.method)
-            steps = {"compiled": stepping(fast), "eager": stepping(eager)}
-            logs = {name: [] for name in steps}
-            first = seconds(lambda batch: logs["compiled"].append(steps["compiled"](batch)), batches[:1])
-            logs["compiled"] += [steps["compiled"](batch) for batch in batches[1:]]
-            logs["eager"] = [steps["eager"](batch) for batch in batches]
-            spent = []
-            for index in range(rounds):
-                order = sorted(steps, reverse=bool(index % 2))  # nobody is always the first
-                spent.append({name: seconds(steps[name], batches[:ROUND]) for name in order})
-    difference = max(map(apart, logs["compiled"], logs["eager"]))
+    with ExitStack() as stack:
+        for stage in (eager, fast) if case.channels_last else ():
+            stack.enter_context(laid_out(stage.method))
+        limbeck.compiled(fast.method)
+        steps = {"compiled": stepping(fast), "eager": stepping(eager)}
+        begun = time.perf_counter()
+        logs = [[steps["compiled"](batches[0])]]
+        first = time.perf_counter() - begun
+        logs.append([steps["eager"](batches[0])])
+        for own, step in zip(logs, steps.values(), strict=True):
+            own += [step(batch) for batch in batches[1:]]
+        spent = []
+        for index in range(rounds):
+            order = sorted(steps, reverse=bool(index % 2))  # nobody is always the first
+            spent.append({name: seconds(steps[name], batches[:ROUND]) for name in order})
+    difference = max(map(apart, *logs))
     low, middle, high = quantiles([each["compiled"] / each["eager"] for each in spent], n=4)
     breaks = sum(counters["graph_break"].values())
     cells = [

@@ -115,12 +115,35 @@ def shares_of(counts: Tensor, samples: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor that is shared out among processes (FSDP2), every one of which must ask; else the tensor."""
-    return tensor.full_tensor() if is_shared_out(tensor) else tensor  # type: ignore[attr-defined]
+    if not is_shared_out(tensor):
+        return tensor
+    here: Any = tensor.to(tensor.device_mesh.device_type)  # type: ignore[attr-defined]  # of an offloaded network
+    full: Tensor = here.full_tensor()
+    return full
 
 
 def is_shared_out(tensor: Tensor) -> bool:
     """Whether each process holds a part of a tensor."""
     return hasattr(tensor, "full_tensor")
+
+
+def expect_gradient(net: nn.Module, path: str, value: Any) -> None:
+    """Let a network that is shared out (FSDP2) expect a gradient at an inner layer, which is none of its answers.
+
+    Its weights come together, and their gradients are summed up, as a gradient arrives at an answer of one of its blocks.
+
+    Args:
+        net: The network.
+        path: The layer, as for `limbeck.record`.
+        value: What it showed.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    name, *entry = path.split(":")
+    for own, module in net.named_modules():
+        holds = not own or f"{name}.".startswith(f"{own}.")
+        if holds and hasattr(module, "set_requires_gradient_sync") and not (entry[:1] == ["in"] and own == name):
+            module._get_fsdp_state()._register_pre_backward_hook(value)  # torch has no public name for it
 
 
 def like(tensor: Tensor, value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.jit import ScriptModule
 from torch.nn.parallel import DataParallel
 from torch.utils.hooks import RemovableHandle
 
+from limbeck.core.distributed import expect_gradient
 from limbeck.core.sound import no_network
 from limbeck.core.wrapped import wrapped_in
 
@@ -69,6 +70,7 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
     taps = vars(model).get(TAPS)
     if taps is not None:
         taps.set(places)
+        taps.shown.clear()  # of calls that nobody recorded
     handles = (
         [] if taps is not None else [_watch(module, trace, path, entry) for path, (module, entry) in places.items()]
     )
@@ -80,6 +82,8 @@ def record(model: nn.Module, paths: Collection[str]) -> Iterator[Trace]:
             handle.remove()
     if taps is not None:
         trace.update(taps.take(paths))
+    for path, value in trace.items():
+        expect_gradient(model, path, value)
     if missing := sorted(set(paths) - trace.keys()):
         raise RuntimeError(f"{type(model).__name__} ran without calling {missing}: its forward skips them")
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 
 from limbeck.core.compiled import differentiates_twice
 from limbeck.core.copied import copied
@@ -21,6 +22,7 @@ from limbeck.core.stage import Stage
 from limbeck.engine.precision import Teachers, TeacherType
 from limbeck.engine.sharded import CONTAINERS, FullySharded, gathered, part, shard, unite
 from limbeck.nets.elsewhere import Elsewhere
+from limbeck.nets.norm import GlobalBatchNorm
 
 FSDP2 = "fsdp2"
 
@@ -52,6 +54,8 @@ class Devices:
             raise ValueError(f"teachers must be 'whole', 'sharded' or 'offloaded', got {self.teachers!r}")
         if self.shares_weights and self.channels_last:
             raise ValueError("channels_last=True: FSDP2 shares out weights in torch's own order alone: leave it out")
+        if self.shares_weights and not hasattr(FSDPModule, "set_reshard_after_forward"):
+            raise ValueError(f"strategy='fsdp2' needs torch 2.8 or later, this is {torch.__version__}: take 'ddp'")
         if self.teacher_dtype not in ("own", "bfloat16", "float16"):
             raise ValueError(f"teacher_dtype must be 'own', 'bfloat16' or 'float16', got {self.teacher_dtype!r}")
 
@@ -151,6 +155,10 @@ class Devices:
             alike(trained.method)
             stage.method.load_state_dict(gathered(trained.method.state_dict()))
 
+    def seen(self, teacher: Frozen) -> Frozen:
+        """Return a teacher in the numbers in which it computes."""
+        return teacher if self.teacher_dtype == "own" else teacher.to(getattr(torch, self.teacher_dtype))
+
     def _stand_in(self, module: nn.Module) -> nn.Module | None:
         """Return what takes a teacher's place while it lies elsewhere, or computes in other numbers."""
         if not isinstance(module, Frozen) or isinstance(module.net, Elsewhere):
@@ -158,7 +166,7 @@ class Devices:
         if not any(True for _ in module.net.parameters()):
             return None
         moves = self.teachers == "offloaded" or (self.teachers == "sharded" and self.processes > 1)
-        other = module.again() if self.teacher_dtype == "own" else module.again().to(getattr(torch, self.teacher_dtype))
+        other = self.seen(module.again())
         return other.alone() if moves else other if self.teacher_dtype != "own" else None
 
 
@@ -222,8 +230,15 @@ def alike(method: Method) -> None:
 
 def _synchronised(module: nn.Module) -> nn.Module | None:
     """Return batch norm over all processes, of the same weights and buffers."""
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or isinstance(module, nn.SyncBatchNorm):
+    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or isinstance(
+        module, nn.SyncBatchNorm | GlobalBatchNorm
+    ):
         return None
+    if type(module).forward is not nn.modules.batchnorm._BatchNorm.forward:
+        raise ValueError(
+            f"sync_batchnorm=True: torch would leave out what {type(module).__name__} adds to batch norm: leave it out, or "
+            "convert the network before (of timm's, timm.layers.convert_sync_batchnorm)"
+        )
     converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     # the very same, or statistics that are taken on a GPU would stay behind: there a module has other buffers
     converted._parameters, converted._buffers = module._parameters, module._buffers
@@ -245,7 +260,7 @@ def _mesh(device: torch.device) -> DeviceMesh:
     """Return all processes, of which there may be but this one."""
     if not distributed.is_initialized():
         backend = distributed.get_default_backend_for_device(device)
-        distributed.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     return init_device_mesh(device.type, (place()[1],))
 
 

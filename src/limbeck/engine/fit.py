@@ -261,6 +261,8 @@ def fit(
         teachers=teachers,
         teacher_dtype=teacher_dtype,
     )
+    if where.shares_weights and precision in ("16-mixed", "64-true"):
+        raise ValueError(f"strategy='fsdp2' computes in 32-true, bf16-mixed or bf16-true, got precision={precision!r}")
     refuse_callbacks(callbacks, None if run is None else run.last.parent, shares_weights=where.shares_weights)
     training = _Training(
         loaders,
@@ -352,6 +354,11 @@ class _Training:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
+    def asks_teachers(self) -> bool:
+        """Whether teachers are measured on the test data: not those that have no room on a device as a whole."""
+        return self.where.teachers == "whole" and not _teachers_known.get()
+
+    @property
     def kept(self) -> Run | None:
         """The run, in the process that writes it."""
         return self.run if _is_main() else None
@@ -415,6 +422,7 @@ class _Training:
             save=self._save,
             measured=self.loaders.val is not None,
             where=self.where,
+            given=None if own is stage else stage,
         )
         learner.teachers |= known
         learner.set_modes()
@@ -623,9 +631,9 @@ def _finish(
         answers = taught[name]["val"]  # else it has none to these targets
         if finished and training.tested.get(name):
             taught[name]["test"] = training.tested[name]
-        elif finished and training.loaders.test is not None and answers and not _teachers_known.get():
+        elif finished and training.loaders.test is not None and answers and training.asks_teachers:
             with training.may_miss(f"the test metrics of {name}"):
-                view = teacher.again("eval").to(training.device)  # which moves alone
+                view = training.where.seen(teacher.again("eval")).to(training.device)  # which moves alone
                 taught[name]["test"] = evaluate(view, training.loaders.test, task)
         with training.may_miss(f"the cost of {name}"):
             taught[name] |= asdict(cost(teacher.again("eval"), task.inputs(training.loaders.few()), task))

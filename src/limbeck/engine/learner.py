@@ -82,6 +82,7 @@ class Learner(LightningModule):
         save: Keeps the row and the state after each epoch, and when the user stops.
         measured: Whether there are validation data, which some schedules look at.
         where: On which devices.
+        given: The stage of which this one is a twin.
     """
 
     def __init__(
@@ -101,12 +102,14 @@ class Learner(LightningModule):
         save: Callable[[Learner], None] = lambda learner: None,
         measured: bool = True,
         where: Devices | None = None,
+        given: Stage | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.method, self.stage, self.loader = stage.method, stage, loader
         self.make, self.schedule = stage.optimizer or make, schedule
         self.accumulate, self.clip, self.where = accumulate, clip, where or Devices()
+        self.given = given
         self.batches, self.epochs, self.total = len(loader), epochs, len(loader) * epochs
         self.wants_stop, self.save, self.measured = wants_stop, save, measured
         self._was_stopped = False  # by a callback, in the epoch that a checkpoint is of
@@ -144,12 +147,24 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer, and one schedule, for each player."""
-        optimizers = assign(self._owned, self.make, self.method)
+        optimizers = self._assigned()
         if self.schedule is None:
             return list(optimizers.values())
         updates = -(-self.batches // self.accumulate) * self.epochs
         schedules = [scheduled(self.schedule, own, updates, self.measured) for own in optimizers.values()]
         return list(optimizers.values()), schedules
+
+    def _assigned(self) -> dict[str, Optimizer]:
+        """Make the optimizers; of what is shared out by the parameters that were given, which who makes groups may know."""
+        if self.given is None:
+            return assign(self._owned, self.make, self.method)
+        known = parameters(self.given.method, self.given.trains)
+        optimizers = assign(known, self.make, self.given.method)
+        pairs = [pair for player in known for pair in zip(known[player], self._owned[player], strict=True)]
+        own = {id(theirs): mine for theirs, mine in pairs}
+        for group in (group for each in optimizers.values() for group in each.param_groups):
+            group["params"] = [own.get(id(p), p) for p in group["params"]]
+        return optimizers
 
     def configure_callbacks(self) -> list[Callback]:
         """Return what ends each epoch, after all callbacks of the user's."""
@@ -168,7 +183,17 @@ class Learner(LightningModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
         """Copy what trains, as a callback does that averages weights: data, teachers and records are the same."""
         teachers = [part for part in self.method.modules() if isinstance(part, Frozen)]
-        same = (self.loader, self.stage, self.make, self.schedule, self.wants_stop, self.save, self.history, *teachers)
+        same = (
+            self.loader,
+            self.stage,
+            self.given,
+            self.make,
+            self.schedule,
+            self.wants_stop,
+            self.save,
+            self.history,
+            *teachers,
+        )
         memo |= {id(one): one for one in same}
         twin = memo[id(self)] = Learner.__new__(Learner)
         twin.__dict__.update(copied(self.__getstate__(), memo))

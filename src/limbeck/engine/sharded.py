@@ -88,7 +88,7 @@ def shard(
     for block in (*([] if isinstance(net, Objective) else blocks(net)), net):
         if not isinstance(block, FSDPModule) and any(True for _ in block.parameters()):
             unit = fully_shard(
-                block, mesh=mesh, reshard_after_forward=True if teaches else None, offload_policy=offload
+                block, mesh=mesh, reshard_after_forward=teaches or block is not net, offload_policy=offload
             )
             if together:
                 unit.set_reshard_after_forward(False, recurse=False)

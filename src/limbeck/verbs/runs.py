@@ -60,6 +60,8 @@ from limbeck.verbs.doubts import measured, of_students, of_teacher
 
 BASELINE = "plain"
 LOCK = ".lock"
+USUAL = {"sync_batchnorm": False, "teacher_dtype": "own"}
+"""What else of a training changes what it comes to, as it is where nobody says."""
 Tell = Callable[[Mapping[str, float], int], None]
 NETWORKS = ("peers", "assistants")
 """Options that are networks, which a run trains."""
@@ -162,6 +164,7 @@ class Runs:
         return {
             "limbeck": importlib.metadata.version("limbeck"),
             **{name: self.training[name] for name in ("precision", "accumulate", "clip")},
+            **{name: self.training.get(name, usual) for name, usual in USUAL.items()},
             "optimizer": describe_optimizer(self.training["optimizer"]),
             "schedule": describe_schedule(self.training["schedule"]),
             "data": self._describe_data(),
