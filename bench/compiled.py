@@ -129,7 +129,7 @@ def stepping(stage: limbeck.Stage) -> Callable[[Batch], dict[str, float]]:
     stage.method.train(stage.trains is None)
     for module in stage.trains or ():
         module.train()
-    optimizers = assign(parameters(stage.method, stage.trains), lambda own: torch.optim.SGD(own, 0.01, momentum=0.9))
+    optimizers = assign(parameters(stage.method, stage.trains), lambda own: torch.optim.SGD(own, 1e-3, momentum=0.9))
     return lambda batch: limbeck.play(stage.method, batch, optimizers)
 
 
