@@ -13,6 +13,9 @@ else
   INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
 
+# compiled once, not in each of the processes that tests start, whatever the machine says of bytecode
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo docs readme test lint clean
 
 demo: $(VENV)/.train  ## a small network learns from a large one, on real digits
@@ -26,7 +29,7 @@ readme: $(VENV)/.docs  ## the table of methods in README.md
 	$(BIN)/python docs/generate.py --readme
 
 test: lint  ## everything that CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

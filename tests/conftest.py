@@ -20,6 +20,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", metavar="DIR", help="run tests/parity on this folder of vectors instead of our own")
 
 
+LONG = (
+    "contract.py",
+    "test_faults.py",
+    "test_docs.py",
+    "test_side_by_side.py",
+    "test_devices.py",
+    "test_export.py",
+    "test_compare.py",
+    "test_cli.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, since two processes take files in this order and the last should end together."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 def undrawn(folder: Path) -> None:
     (folder / "report.html").touch()
 

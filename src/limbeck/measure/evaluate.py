@@ -25,8 +25,7 @@ class Measurement:
         self.guess: float | None = None
         self._metrics: MetricCollection | None = None
         self._labelled: list[Tensor | int] = []
-        self.samples = 0
-        """How many labelled samples were measured, once `compute` has asked all processes."""
+        self._everywhere: int | None = None
 
     def update(self, net: nn.Module, batch: Batch) -> None:
         """Measure one batch."""
@@ -41,6 +40,11 @@ class Measurement:
         self._metrics.update(answer, target)
         self._labelled.append(_labelled(target))
 
+    @property
+    def samples(self) -> int:
+        """How many labelled samples were measured: by all processes once `compute` has asked them, before that here."""
+        return sum(map(int, self._labelled)) if self._everywhere is None else self._everywhere
+
     def compute(self) -> dict[str, float]:
         """Return each metric that is one number.
 
@@ -49,7 +53,7 @@ class Measurement:
         """
         if self._metrics is None:
             raise ValueError("nothing was measured: the loader gave no batch")
-        self.samples = self._counted()
+        self._everywhere = self._counted()
         values = {name: float(value) for name, value in self._metrics.compute().items() if value.numel() == 1}
         if (score := self.task.score.name) not in values:
             raise ValueError(
@@ -59,7 +63,8 @@ class Measurement:
         return values
 
     def _counted(self) -> int:
-        here = sum(map(int, self._labelled))
+        self._everywhere = None
+        here = self.samples
         if place()[1] == 1:
             return here
         assert self._metrics is not None
