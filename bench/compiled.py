@@ -7,7 +7,8 @@ first step compiles, with all caches of torch's off; it is timed as a whole. The
 busy machine slows both alike. A round is a few steps of each; a ratio is that of two rounds side by side, and a cell shows
 the median over the rounds and, in brackets, the quartiles. Below 1 the compiled step is the faster.
 
-It ends with exit code 1 where losses are further apart than 1e-3, or where something ran as it was written.
+It takes about seven minutes on two busy cores, nearly all of it to compile. It ends with exit code 1 where losses are
+further apart than 5e-3, or where a graph broke.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ COMPARED = 5
 """Steps whose losses are compared."""
 ROUND = 3
 """Steps of each in a round."""
-APART = 1e-3
+APART = 5e-3
+"""Rounding grows from step to step, about tenfold in each for attention maps."""
 HEAD = [
     "| method | networks | channels last | compiled / eager | eager, ms | first step, s | losses apart | graphs | breaks |",
     "|---|---|---|---|---|---|---|---|---|",
@@ -92,7 +94,7 @@ def cases() -> Iterator[Case]:
     for last in (False, True):
         yield Case("at", "resnet20 → resnet8, 32×32", partial(zoo, "at", "resnet8", "resnet20"), small, last)
     yield Case("kd", "resnet32x4 → resnet8x4, 32×32", partial(zoo, "kd", "resnet8x4", "resnet32x4"), small)
-    yield Case("fitnets, its hint", "torchvision's resnet18, twice, 64×64", hint, large)
+    yield Case("vid", "torchvision's resnet18, twice, 64×64", vid, large)
 
 
 def zoo(method: str, student: str, teacher: str) -> limbeck.Stage:
@@ -100,11 +102,10 @@ def zoo(method: str, student: str, teacher: str) -> limbeck.Stage:
     return limbeck.Stage(limbeck.at(*nets, example=small()[0]) if method == "at" else limbeck.kd(*nets))
 
 
-def hint() -> limbeck.Stage:
+def vid() -> limbeck.Stage:
     from torchvision.models import resnet18
 
-    student, teacher = (resnet18(num_classes=10) for _ in range(2))
-    return next(iter(limbeck.fitnets(student, teacher, example=large()[0])))
+    return limbeck.Stage(limbeck.vid(*(resnet18(num_classes=10) for _ in range(2)), example=large()[0]))
 
 
 def bert() -> limbeck.Stage:
@@ -197,7 +198,7 @@ def write(lines: Sequence[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7, help=f"of {ROUND} steps each")
+    parser.add_argument("--rounds", type=int, default=5, help=f"of {ROUND} steps each")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

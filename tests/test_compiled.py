@@ -132,6 +132,26 @@ def test_losses_and_weights_are_those_of_the_eager_method(name):
     assert list(student.state_dict()) == list(eager.state_dict())
 
 
+def decaying(own):
+    return torch.optim.SGD(own, 0.05, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("made", [lambda net: net, lambda net: torch.compile(net, backend="aot_eager")])
+def test_what_has_no_gradient_is_not_shrunk(backend, made):
+    """Compiled code has gradients of 0 there: a student of which a layer alone is compared runs as it is written."""
+    backend("aot_eager")
+    (student, teacher), twins = both(), both()
+    alone = on(between, S["layer1.0"], T["layer1.0"])
+    options = {"epochs": 1, "optimizer": decaying, "accelerator": "cpu", "progress": False}
+    with pytest.warns(NotCompiledWarning, match="no term reads its answer"):
+        limbeck.fit(limbeck.Distill(made(student), teacher, alone), Served(2), compile=True, **options)
+    limbeck.fit(limbeck.Distill(made(twins[0]), twins[1], alone), Served(2), **options)
+    assert torch.equal(student.fc.weight, tiny(0).fc.weight)
+    assert torch.equal(twins[0].fc.weight, student.fc.weight)
+    assert not torch.equal(student.layer1[0].weight, tiny(0).layer1[0].weight)
+    same_weights(student, twins[0])
+
+
 def test_no_step_compiles_anew():
     """Also where a weight is a function of the progress, and where negatives are drawn."""
     counter, seen = CompileCounterWithBackend("eager"), []

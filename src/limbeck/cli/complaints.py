@@ -108,6 +108,7 @@ SAID: Sequence[tuple[str, Say]] = (
     (r'^expected "([\w.+]+)" to be one of', _needs_word),
     (r"invalid choice: '(.*?)' \(", _no_such_word),
     (r"^unrecognized arguments: ([^\s=]+)", _unexpected),
+    (r"^ambiguous option: ([^\s=]+) could match", _unexpected),
     (r"^Subcommand '(.*?)' does not accept option '(.*?)'", _not_in_file),
     (r'^Parser key "([\w.+]+)":.*(?:Got|Given) value: (.*)', _wrong_type),
     (r"^argument (\S+): expected (?:one|at least one) argument", _no_value),

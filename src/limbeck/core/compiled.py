@@ -24,6 +24,7 @@ TWICE = (
     "the losses are made of gradients, and torch differentiates compiled code once: the method runs as it is written"
 )
 AS_WRITTEN = "the term {!r} draws, or makes its gradient itself: torch would compile it anew in every step"
+UNREAD = "the student, as no term reads its answer: its compiled backward pass would run through all of it"
 EARLY = "force_non_lazy_backward_lowering"
 ADVICE = "\n  Hint:"
 
@@ -37,7 +38,9 @@ def compiled(method: Method, backend: Backend = "inductor") -> Method:
 
     What torch cannot compile runs as it was written, and so do terms that draw random numbers or make their gradient
     themselves (`crd`, `mgd`, `rkd` with ``anchors``), which torch would compile anew in every step; `limbeck.fit` says what
-    that was. A network of which a part came compiled stays as it is.
+    that was. So does a student of which no term reads the answer, as in stages that learn a layer alone: compiled, its
+    whole backward pass would run, with gradients of 0 where there are none, and weight decay would shrink what learns
+    nothing. A network of which a part came compiled stays as it is.
 
     Args:
         method: The method, which is returned.
@@ -58,7 +61,8 @@ def compiled(method: Method, backend: Backend = "inductor") -> Method:
         )
     if differentiates_twice(method):
         raise ValueError(TWICE)
-    networks = _networks(method)
+    unread = _unread(method)
+    networks = [net for net in _networks(method) if id(net) not in unread]
     _tap(method, {id(net) for net in networks})
     for part in (*networks, *_terms(method)):
         if not is_compiled(part) and not _as_written(part):
@@ -86,16 +90,18 @@ def compiling(method: Method, asked: bool) -> Iterator[Counter[str]]:
     came = {id(net) for net in _networks(method) if is_compiled(net)}
     twice = differentiates_twice(method)
     fell_back.update([TWICE] if asked and twice else [])
-    if twice or not (asked or came):
+    seen = came - _unread(method)
+    if twice or not (asked or seen):
         with torch.compiler.set_stance("force_eager") if came else nullcontext():
             yield fell_back
         return
     with _as_it_came(method), _falling_back(fell_back):
         if asked:
             fell_back.update(AS_WRITTEN.format(term.name) for term in _terms(method) if _as_written(term))
+            fell_back.update([UNREAD] if _unread(method) else [])
             compiled(method)
         else:
-            _tap(method, came)
+            _tap(method, seen)
         yield fell_back
 
 
@@ -179,6 +185,17 @@ def _networks(method: Method) -> list[nn.Module]:
     taught = [part.net for part in method.modules() if isinstance(part, Frozen)]
     networks = [*inside, *method.networks().values(), *taught]
     return [*{id(net): net for net in networks if not isinstance(net, Objective | ScriptModule)}.values()]
+
+
+def _unread(method: Method) -> set[int]:
+    """Return the students of which no term reads the answer."""
+    distills = [part for part in method.modules() if isinstance(part, Distill)]
+    read = {
+        id(part.student)
+        for part in distills
+        if any(source.role == "student" and not source.path for source in part.objective.sources())
+    }
+    return {id(part.student) for part in distills} - read
 
 
 def _apart() -> dict[str, bool]:
