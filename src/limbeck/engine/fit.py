@@ -723,7 +723,7 @@ def _tell_fallen_back(fell_back: Mapping[str, int], stage: str) -> None:
     if fell_back:
         first = " ".join(next(iter(fell_back)).split())
         warnings.warn(
-            f"stage {stage}: torch did not compile all of it, and ran the rest as it was written, {len(fell_back)} reasons "
+            f"stage {stage}: torch did not compile all of it, and ran the rest as it was written, {len(fell_back)} reason{'s' * (len(fell_back) != 1)} "
             f"in all, which train.log lists: {textwrap.shorten(first, 200)}",
             NotCompiledWarning,
             stacklevel=6,
