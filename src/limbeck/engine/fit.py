@@ -721,10 +721,10 @@ def _tell_fallen_back(fell_back: Mapping[str, int], stage: str) -> None:
     for reason, times in fell_back.items():
         logger.info("stage %s: not compiled, %d times: %s", stage, times, reason)
     if fell_back:
-        first = " ".join(next(iter(fell_back)).split())
+        first, others = " ".join(next(iter(fell_back)).split()), len(fell_back) - 1
         warnings.warn(
-            f"stage {stage}: torch did not compile all of it, and ran the rest as it was written, {len(fell_back)} reason{'s' * (len(fell_back) != 1)} "
-            f"in all, which train.log lists: {textwrap.shorten(first, 200)}",
+            f"stage {stage}: torch did not compile all of it, and ran the rest as it was written: "
+            f"{textwrap.shorten(first, 200)}; with {others} other reasons, which train.log lists",
             NotCompiledWarning,
             stacklevel=6,
         )
