@@ -22,7 +22,6 @@ import argparse
 import math
 import multiprocessing
 import os
-import re
 import socket
 import sys
 import time
@@ -40,6 +39,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its threads
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from marks import write_between
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -496,13 +496,7 @@ def rows(of: Mapping[int, Mapping[str, Measured]]) -> Iterator[str]:
 
 def write(lines: Sequence[str]) -> None:
     """Put the table between its marks."""
-    marks = r"(<!-- communication: written by [^\n]*\n).*?(<!-- communication: end -->)"
-    page, found = re.subn(
-        marks, lambda m: f"{m[1]}\n{chr(10).join(lines)}\n\n{m[2]}", PAGE.read_text(encoding="utf-8"), flags=re.S
-    )
-    if not found:
-        raise ValueError(f"{PAGE} has no marks of 'communication', between which the table goes")
-    PAGE.write_text(page, encoding="utf-8")
+    write_between("communication", lines, PAGE)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import re
 import sys
 import time
 import warnings
@@ -30,15 +29,14 @@ from statistics import median, quantiles
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # before torch is imported: what it compiled before is no matter
 
 import torch
+from marks import write_between
 from torch import Tensor, nn
 
 import limbeck
-from limbeck.core import files
 from limbeck.core.method import assign, parameters
 from limbeck.engine.devices import laid_out
 
 PAGE = Path(__file__).parents[1] / "docs/devices.md"
-MARKS = r"(<!-- compiled: written by [^\n]*\n).*?(<!-- compiled: end -->)"
 COMPARED = 5
 """Steps whose losses are compared."""
 ROUND = 3
@@ -187,14 +185,6 @@ def measure(case: Case, rounds: int) -> tuple[str, bool]:
     return f"| {' | '.join(cells)} |", difference < APART and not breaks
 
 
-def write(lines: Sequence[str]) -> None:
-    """Put the table between its marks."""
-    text, found = re.subn(MARKS, lambda m: "\n".join([m[1], *lines, "", m[2]]), PAGE.read_text("utf-8"), flags=re.S)
-    if not found:
-        raise ValueError(f"{PAGE} has no marks of 'compiled', between which the table goes")
-    files.write(PAGE, text)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -212,7 +202,7 @@ def main() -> int:
         lines.append(row)
         print(row, flush=True)
     if options.write:
-        write(lines)
+        write_between("compiled", lines, PAGE)
     return 0 if good else 1
 
 

@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "bench/communication.py"
 
 
 def load():
+    sys.path.append(str(SCRIPT.parent))  # where what it imports lies
     spec = importlib.util.spec_from_file_location("communication_bench", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

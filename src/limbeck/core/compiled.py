@@ -14,7 +14,7 @@ from torch import nn
 from torch.jit import ScriptModule
 
 from limbeck.core.frozen import Frozen
-from limbeck.core.method import Distill, Method
+from limbeck.core.method import Distill, Method, called
 from limbeck.core.objective import Objective, Term
 from limbeck.core.trace import TAPS, Taps, is_compiled, locate
 
@@ -180,10 +180,8 @@ def _tap(method: Method, which: set[int]) -> None:
 
 def _networks(method: Method) -> list[nn.Module]:
     """Return all that is run: what players are made of, and teachers."""
-    players = [part for parts in method.players().values() for part in parts]
-    inside = [child for part in players for child in (part.children() if isinstance(part, nn.ModuleList) else [part])]
     taught = [part.net for part in method.modules() if isinstance(part, Frozen)]
-    networks = [*inside, *method.networks().values(), *taught]
+    networks = [*called(method), *method.networks().values(), *taught]
     return [*{id(net): net for net in networks if not isinstance(net, Objective | ScriptModule)}.values()]
 
 

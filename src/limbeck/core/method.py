@@ -634,6 +634,13 @@ def warn_of(term: str, when: str) -> None:
     )
 
 
+def called(method: Method) -> Iterator[nn.Module]:
+    """Yield what players call: networks and objectives; of lists and dictionaries, which nobody calls, the members."""
+    for modules in method.players().values():
+        for module in modules:
+            yield from module.children() if isinstance(module, nn.ModuleList | nn.ModuleDict) else [module]
+
+
 def reads(method: nn.Module) -> set[str]:
     """Return the roles that a method reads in a batch; what has no objective to tell may read targets and masks."""
     objectives = objectives_of(method)

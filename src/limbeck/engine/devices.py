@@ -17,10 +17,10 @@ from limbeck.core.compiled import differentiates_twice
 from limbeck.core.copied import copied
 from limbeck.core.distributed import place
 from limbeck.core.frozen import Frozen
-from limbeck.core.method import Method
+from limbeck.core.method import Method, called
 from limbeck.core.stage import Stage
 from limbeck.engine.precision import Teachers, TeacherType
-from limbeck.engine.sharded import CONTAINERS, FullySharded, gathered, part, shard, unite
+from limbeck.engine.sharded import FullySharded, gathered, part, shard, unite
 from limbeck.nets.elsewhere import Elsewhere
 from limbeck.nets.norm import GlobalBatchNorm
 
@@ -117,7 +117,7 @@ class Devices:
             )
         if self.shares_weights:
             mesh = _mesh(device)
-            for own in _parts(method):
+            for own in called(method):
                 shard(own, mesh, together=differentiates_twice(method))
         for teacher in _stand_ins(method):
             shard(teacher.net, _mesh(device), teaches=True, offloaded=self.teachers == "offloaded")
@@ -138,9 +138,9 @@ class Devices:
 
     def _unite(self, method: Method, *, stay: bool) -> None:
         """Let networks run that are made of parts of what players call."""
-        called = {id(own) for own in _parts(method)}
-        if self.shares_weights and any(id(net) not in called for net in method.networks().values()):
-            for own in _parts(method):
+        roots = {id(own) for own in called(method)}
+        if self.shares_weights and any(id(net) not in roots for net in method.networks().values()):
+            for own in called(method):
                 unite(own, stay=stay)
 
     def lay_teachers_out(self, method: Method) -> None:
@@ -243,13 +243,6 @@ def _synchronised(module: nn.Module) -> nn.Module | None:
     # the very same, or statistics that are taken on a GPU would stay behind: there a module has other buffers
     converted._parameters, converted._buffers = module._parameters, module._buffers
     return converted
-
-
-def _parts(method: Method) -> Iterator[nn.Module]:
-    """Yield what players call: networks, objectives, and the members of lists."""
-    for modules in method.players().values():
-        for module in modules:
-            yield from module.children() if isinstance(module, CONTAINERS) else [module]
 
 
 def _stand_ins(method: Method) -> list[Frozen]:

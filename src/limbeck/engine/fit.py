@@ -721,7 +721,7 @@ def _tell_fallen_back(fell_back: Mapping[str, int], stage: str) -> None:
     for reason, times in fell_back.items():
         logger.info("stage %s: not compiled, %d times: %s", stage, times, reason)
     if fell_back:
-        first, others = " ".join(next(iter(fell_back)).split()), len(fell_back) - 1
+        first, others = next(iter(fell_back)), len(fell_back) - 1
         warnings.warn(
             f"stage {stage}: torch did not compile all of it, and ran the rest as it was written: "
             f"{textwrap.shorten(first, 200)}; with {others} other reasons, which train.log lists",
@@ -856,9 +856,8 @@ def _each(stages: Iterable[Stage]) -> Iterator[Stage]:
 
 
 def _is_main() -> bool:
-    rank, world = (
-        place()
-    )  # Lightning has read the rank as it was imported, which may have been before there were several
+    rank, world = place()
+    # Lightning has read the rank as it was imported, which may have been before there were several
     return rank == 0 if world > 1 else int(getattr(rank_zero_only, "rank", 0)) == 0
 
 

@@ -183,17 +183,8 @@ class Learner(LightningModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
         """Copy what trains, as a callback does that averages weights: data, teachers and records are the same."""
         teachers = [part for part in self.method.modules() if isinstance(part, Frozen)]
-        same = (
-            self.loader,
-            self.stage,
-            self.given,
-            self.make,
-            self.schedule,
-            self.wants_stop,
-            self.save,
-            self.history,
-            *teachers,
-        )
+        stages, calls = (self.stage, self.given), (self.make, self.schedule, self.wants_stop, self.save)
+        same = (self.loader, self.history, *stages, *calls, *teachers)
         memo |= {id(one): one for one in same}
         twin = memo[id(self)] = Learner.__new__(Learner)
         twin.__dict__.update(copied(self.__getstate__(), memo))

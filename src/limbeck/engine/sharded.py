@@ -16,9 +16,6 @@ from torch.utils._pytree import tree_map
 from limbeck.core.distributed import is_shared_out, like, whole
 from limbeck.core.objective import Objective
 
-CONTAINERS = (nn.ModuleList, nn.ModuleDict)
-"""Modules that are never called."""
-
 
 class FullySharded(ModelParallelStrategy):
     """Lightning's FSDP2 over all processes, with the checkpoints of every other strategy: whole tensors by plain names."""
