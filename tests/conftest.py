@@ -87,6 +87,8 @@ def together(processes: ForkServerContext) -> Callable[[Callable[[int, int, Queu
         finally:
             for rank in ranks:
                 rank.kill()  # Lightning would not let go at a word
+            for rank in ranks:
+                rank.join(10)
         return told
 
     return run

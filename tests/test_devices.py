@@ -390,6 +390,7 @@ def end(processes: Any, home: Path, strategy: str) -> End:
     codes, waited = (dead.exitcode, other.exitcode), time.monotonic() - then
     for one in pair:
         one.kill()
+        one.join(10)
     run = Run(killed(home, strategy))
     return End(*codes, waited, run.checkpoint(run.last)["limbeck"]["step"])
 
@@ -587,8 +588,10 @@ def test_what_no_device_can_do_is_refused(options, told):
 
 
 def test_a_single_process_may_share_weights_with_nobody():
+    before = dict(os.environ)
     several = [trained({"strategy": "fsdp2"}), trained({"strategy": "fsdp2", "teachers": "sharded"})]
     assert not distributed.is_initialized()
+    assert dict(os.environ) == before  # or a later training would wait for others
     alike(several, trained_alone())
 
 

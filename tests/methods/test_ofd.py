@@ -220,7 +220,7 @@ def test_of_two_processes_the_global_batch_norm_is_that_of_both_batches(monkeypa
     mean = torch.cat([mine, other]).mean((0, 2, 3)).detach()
     theirs = iter([other.mean((0, 2, 3)), (other - mean.view(3, 1, 1)).square().mean((0, 2, 3))])
     monkeypatch.setattr(norm, "place", lambda: (0, 2))
-    monkeypatch.setattr(norm, "gather", lambda rows: torch.cat([rows, next(theirs)[None]]))
+    monkeypatch.setattr(norm, "mean_over_processes", lambda values: (values + next(theirs)) / 2)
     out, whole = ours(mine), torchs(torch.cat([mine, other]))[:4]
     torch.testing.assert_close(out, whole)
     torch.testing.assert_close(ours.running_mean, torchs.running_mean)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from limbeck.nets.elsewhere import Elsewhere
 from limbeck.nets.norm import GlobalBatchNorm
 
 FSDP2 = "fsdp2"
+LAUNCHED = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""What Lightning tells processes of their place, in the environment."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class Devices:
         """
         with ExitStack() as stack:
             if self.processes == 1 and not distributed.is_initialized():
-                stack.callback(_leave)
+                stack.callback(_leave, {name: os.environ.get(name) for name in LAUNCHED})
             stack.enter_context(replaced(stage.method, self._stand_in))
             own = stage
             if self.shares_weights:
@@ -257,7 +260,15 @@ def _mesh(device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (place()[1],))
 
 
-def _leave() -> None:
-    """End the group that a single process was in."""
+def _leave(before: Mapping[str, str | None]) -> None:
+    """End the group that a single process was in, and take back what Lightning says of it to processes that follow.
+
+    Args:
+        before: The environment as it was; a later training would wait for processes that it takes to be started.
+    """
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
